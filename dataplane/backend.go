@@ -1,0 +1,114 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+)
+
+// Backend makes one kernel mechanism forward what a Snapshot describes. It
+// keeps these clauses, and package conformance tests each of them:
+//
+//  1. Sync(nil, w) leads to the same forwarding whatever was there before,
+//     leftovers of a crash included.
+//  2. Sync(a, b) equals Sync(nil, b).
+//  3. Sync(w, w) writes nothing.
+//  4. Foreign objects (another program's rules, IPVS services, tc filters, BPF
+//     programs) stay as they were.
+//  5. A connection to an endpoint that stays in the pool survives any Sync, a
+//     restart and an upgrade of the agent.
+//  6. A frontend is never empty or half-written in between: add before delete,
+//     and switch each Service in one atomic step.
+//  7. Close keeps forwarding, Driver.Cleanup clears it; both may run after a crash.
+//  8. What a kernel cannot do is an error that names the Service and the
+//     reason, never silence.
+//
+// Its methods are called by one goroutine at a time.
+type Backend interface {
+	// Sync makes the kernel forward exactly what want describes. prev is what
+	// the kernel holds: the last want that this Backend accepted, less what it
+	// refused. nil means that the kernel's state is unknown: read it back,
+	// repair, prune.
+	//
+	// A *PartialError says that the ServicePorts which it names are still as
+	// they were in prev (or absent) and that all else is as in want. After any
+	// other error the kernel's state is unknown, though forwarding what it did.
+	Sync(ctx context.Context, prev, want *Snapshot) error
+	// Observe reads the kernel back, for status and verification.
+	Observe(ctx context.Context) (*Observation, error)
+	// Close frees what the process holds and leaves forwarding in place.
+	Close() error
+}
+
+// Driver opens one kind of Backend. Package catalog lists them.
+type Driver struct {
+	Name string // as given to --backend
+	// Probe tells whether Open would work here: nil, an error that wraps
+	// ErrUnsupported and says what is missing, or a fault that says nothing of
+	// the machine. It changes nothing.
+	Probe func(context.Context, Config) error
+	// Open readies a Backend and leaves what forwards now alone until its first Sync.
+	Open func(context.Context, Config) (Backend, error)
+	// Cleanup removes all that Switchyard put into the kernel with this
+	// mechanism, and nothing else. It needs no Backend and succeeds where there
+	// is nothing to remove.
+	Cleanup func(context.Context, Config) error
+}
+
+// ErrUnsupported marks what this kernel or system cannot do, as against a
+// fault. Wrap it with what is missing.
+var ErrUnsupported = errors.New("not supported here")
+
+// Config is what every backend is told. What only one backend has is given to
+// the function that makes its Driver.
+type Config struct {
+	Log *slog.Logger // never nil
+	// Families to program; at least one. Ports of another family are an error.
+	Families []Family
+	// MasqueradeBit is the bit of the packet mark that means "masquerade", 0 to
+	// 31; kube-proxy's default is 14.
+	MasqueradeBit int
+	// LocalhostNodePorts lets IPv4 NodePorts answer on 127.0.0.0/8, where
+	// Node.NodePorts has it too (KUBE-PROXY §1.10).
+	LocalhostNodePorts bool
+}
+
+// PartialError is Sync's word that some ServicePorts could not be programmed
+// and that everything else was.
+type PartialError struct {
+	Failed []PortError // sorted by ID, at least one
+}
+
+// PortError is why one ServicePort could not be programmed.
+type PortError struct {
+	ID  PortID
+	Err error
+}
+
+func (e PortError) Error() string { return fmt.Sprintf("Service port %s: %v", e.ID, e.Err) }
+func (e PortError) Unwrap() error { return e.Err }
+
+func (e *PartialError) Error() string {
+	const most = 3
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d Service ports could not be programmed", len(e.Failed))
+	for i, f := range e.Failed {
+		if i == most {
+			fmt.Fprintf(&b, "; and %d more", len(e.Failed)-most)
+			break
+		}
+		b.WriteString("; " + f.Error())
+	}
+	return b.String()
+}
+
+// Unwrap gives each port's error.
+func (e *PartialError) Unwrap() []error {
+	errs := make([]error, len(e.Failed))
+	for i, f := range e.Failed {
+		errs[i] = f
+	}
+	return errs
+}
