@@ -1,0 +1,317 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Times of the Syncer that no flag sets.
+const (
+	backOffFirst = 50 * time.Millisecond // before the first retry
+	backOffMost  = 10 * time.Second      // between later retries, jitter apart
+	// pokedBackOff is how soon after a failure a new Snapshot is tried: it may be
+	// the remedy, but must not make a failing backend run without a pause.
+	pokedBackOff = time.Second
+)
+
+// SyncerConfig is what a Syncer is told.
+type SyncerConfig struct {
+	Log *slog.Logger
+	// MinInterval is the least time from the end of one Sync to the start of the
+	// next: Snapshots that come meanwhile are one Sync. A first Snapshot after a
+	// quiet time is taken at once. Default 20 ms.
+	MinInterval time.Duration
+	// AuditInterval is how often the kernel is read back and repaired, whatever
+	// changed (Sync with prev nil). Default 1 minute; negative: never.
+	AuditInterval time.Duration
+	// Report is called after every Sync, from the Syncer's goroutine: it must not
+	// block. nil: nobody is told.
+	Report func(SyncReport)
+}
+
+// SyncReport tells of one Sync.
+type SyncReport struct {
+	Want  *Snapshot     // what was asked for
+	Err   error         // nil: all of Want is in the kernel
+	Audit bool          // the kernel was read back
+	Took  time.Duration // of the Sync alone
+	// InForce is what the kernel forwards now; nil: not known.
+	InForce *Snapshot
+}
+
+// SyncStatus is how the kernel stands to what is wanted.
+type SyncStatus struct {
+	Wanted   uint64    // revision of the newest Snapshot; 0: none yet
+	InForce  uint64    // newest revision that is wholly in the kernel; 0: none yet
+	Behind   time.Time // since when the kernel lacks something wanted; zero: it does not
+	LastSync time.Time // end of the last Sync that succeeded wholly; zero: none yet
+	Err      error     // of the last Sync
+}
+
+// Syncer gives the newest Snapshot to a Backend: at once, many changes as one,
+// again after a failure with growing pauses, and every now and then against
+// the kernel's real state. A ServicePort that the Backend refuses waits on its
+// own and holds up no other.
+type Syncer struct {
+	backend Backend
+	cfg     SyncerConfig
+
+	mu     sync.Mutex
+	want   *Snapshot
+	status SyncStatus
+
+	poke chan struct{} // one slot: there is a new Snapshot
+
+	// Of Run's goroutine alone:
+	inForce  *Snapshot // what the kernel holds; nil: unknown
+	lastGood *Snapshot // what it held when that was last known; nil: never
+	refused  map[PortID]refusal
+	failures int // failed Syncs in a row, refusals included
+	lastEnd  time.Time
+	audited  time.Time
+}
+
+// refusal is a ServicePort that the Backend could not program.
+type refusal struct {
+	port  *ServicePort // as it was refused
+	tries int
+	again time.Time // not before
+}
+
+// NewSyncer readies a Syncer; Run starts it.
+func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
+	if cfg.MinInterval == 0 {
+		cfg.MinInterval = 20 * time.Millisecond
+	}
+	if cfg.AuditInterval == 0 {
+		cfg.AuditInterval = time.Minute
+	}
+	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), refused: map[PortID]refusal{}}
+}
+
+// Submit makes s the wanted state. It never blocks; the newest wins.
+func (s *Syncer) Submit(want *Snapshot) {
+	s.mu.Lock()
+	s.want = want
+	s.status.Wanted = want.Revision
+	if s.status.Behind.IsZero() {
+		s.status.Behind = time.Now()
+	}
+	s.mu.Unlock()
+	select {
+	case s.poke <- struct{}{}:
+	default:
+	}
+}
+
+// Status tells how the kernel stands to what is wanted.
+func (s *Syncer) Status() SyncStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
+// Run syncs until ctx ends. It does not start a Sync before the first Submit.
+func (s *Syncer) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	due := time.Time{} // when the next Sync must be; zero: not before a Submit
+	for {
+		wake := timer.C
+		if due.IsZero() {
+			wake = nil
+		} else {
+			timer.Reset(time.Until(due))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.poke:
+			due = s.afterPoke(due)
+			continue
+		case <-wake:
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		s.syncOnce(ctx)
+		due = s.nextDue(time.Now())
+	}
+}
+
+// afterPoke is when to sync now that there is a new Snapshot and a Sync was due
+// at a time already.
+func (s *Syncer) afterPoke(due time.Time) time.Time {
+	pause := s.cfg.MinInterval
+	if s.inForce == nil && s.failures > 0 {
+		pause = pokedBackOff
+	}
+	soonest := s.lastEnd.Add(pause)
+	if due.IsZero() || soonest.Before(due) {
+		return soonest
+	}
+	return due
+}
+
+// nextDue is when to sync though nothing changes: a retry or an audit.
+func (s *Syncer) nextDue(now time.Time) time.Time {
+	if s.inForce == nil {
+		return now.Add(backOff(s.failures))
+	}
+	var due time.Time
+	if s.cfg.AuditInterval > 0 {
+		due = s.audited.Add(s.cfg.AuditInterval)
+	}
+	for _, r := range s.refused {
+		if due.IsZero() || r.again.Before(due) {
+			due = r.again
+		}
+	}
+	return due
+}
+
+// backOff is the pause after so many failures in a row: doubling, with up to a
+// quarter of jitter so that the nodes of a cluster do not retry in step.
+func backOff(failures int) time.Duration {
+	d := backOffMost
+	if shift := failures - 1; shift < 16 {
+		d = min(backOffFirst<<max(shift, 0), backOffMost)
+	}
+	return d + rand.N(d/4)
+}
+
+// syncOnce gives the Backend the newest Snapshot.
+func (s *Syncer) syncOnce(ctx context.Context) {
+	s.mu.Lock()
+	want := s.want
+	s.mu.Unlock()
+
+	start := time.Now()
+	audit := s.inForce == nil || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
+	prev := s.inForce
+	if audit {
+		prev = nil
+	}
+	held := s.heldBack(want, start)
+	target := s.without(want, held)
+	err := s.backend.Sync(ctx, prev, target)
+	end := time.Now()
+	if ctx.Err() != nil { // stopped in the middle: no failure, and nobody waits for it
+		return
+	}
+
+	s.settle(target, held, err, end)
+	if audit && s.inForce != nil {
+		s.audited = end
+	}
+	s.lastEnd = end
+	if err == nil {
+		err = s.waiting()
+	}
+	s.record(want, err, end)
+	if s.cfg.Report != nil {
+		s.cfg.Report(SyncReport{Want: want, Err: err, Audit: audit, Took: end.Sub(start), InForce: s.inForce})
+	}
+}
+
+// heldBack are the refused ServicePorts whose pause is not over. They stay as
+// the kernel has them, so that one which cannot be programmed costs the others
+// nothing.
+func (s *Syncer) heldBack(want *Snapshot, now time.Time) []PortID {
+	var held []PortID
+	for id, r := range s.refused {
+		switch cur := want.Ports.Get(id); {
+		case cur != r.port: // gone, or another wish: try it
+			delete(s.refused, id)
+		case now.Before(r.again):
+			held = append(held, id)
+		}
+	}
+	return held
+}
+
+// without is want with some ServicePorts as the kernel was last known to have them.
+func (s *Syncer) without(want *Snapshot, ids []PortID) *Snapshot {
+	if len(ids) == 0 {
+		return want
+	}
+	var put []*ServicePort
+	var remove []PortID
+	for _, id := range ids {
+		var old *ServicePort
+		if s.lastGood != nil {
+			old = s.lastGood.Ports.Get(id)
+		}
+		if old == nil {
+			remove = append(remove, id)
+		} else {
+			put = append(put, old)
+		}
+	}
+	out := *want
+	out.Ports = want.Ports.With(put, remove)
+	return &out
+}
+
+// settle notes what the kernel holds after a Sync of target, in which held
+// stayed as it was, ended with err.
+func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Time) {
+	var partial *PartialError
+	switch {
+	case err == nil:
+		for id := range s.refused {
+			if !slices.Contains(held, id) {
+				delete(s.refused, id)
+			}
+		}
+		s.inForce, s.failures = target, 0
+	case errors.As(err, &partial):
+		ids := make([]PortID, 0, len(partial.Failed))
+		for _, f := range partial.Failed {
+			tries := s.refused[f.ID].tries + 1
+			s.refused[f.ID] = refusal{port: target.Ports.Get(f.ID), tries: tries, again: now.Add(backOff(tries))}
+			ids = append(ids, f.ID)
+		}
+		s.inForce, s.failures = s.without(target, ids), 0
+		s.cfg.Log.Warn("some Services are not programmed; the others are", "error", err)
+	default:
+		s.inForce = nil
+		s.failures++
+		s.cfg.Log.Error("programming the kernel failed; what it forwarded stays, and the next try repairs it", "error", err, "failures", s.failures)
+	}
+	if s.inForce != nil {
+		s.lastGood = s.inForce
+	}
+}
+
+// errRefused stands for refused ServicePorts that wait for their next try.
+var errRefused = errors.New("some Services are refused by the backend and wait for the next try")
+
+func (s *Syncer) waiting() error {
+	if len(s.refused) > 0 {
+		return errRefused
+	}
+	return nil
+}
+
+func (s *Syncer) record(want *Snapshot, err error, end time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.Err = err
+	if err != nil {
+		if s.status.Behind.IsZero() { // an audit failed
+			s.status.Behind = end
+		}
+		return
+	}
+	s.status.InForce, s.status.LastSync = want.Revision, end
+	s.status.Behind = time.Time{}
+	if s.want != want { // a newer one came during the Sync
+		s.status.Behind = end
+	}
+}

@@ -1,0 +1,310 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// kernel is a Backend that keeps the state in memory and fails on demand.
+type kernel struct {
+	mu     sync.Mutex
+	syncs  []call
+	holds  *Snapshot
+	fail   error           // every Sync fails wholly
+	refuse map[string]bool // Services that cannot be programmed
+	takes  time.Duration
+}
+
+type call struct {
+	at       time.Time
+	readBack bool
+	revision uint64
+	services []string // as wanted in this Sync
+}
+
+func (k *kernel) Sync(_ context.Context, prev, want *Snapshot) error {
+	time.Sleep(k.takes)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.syncs = append(k.syncs, call{time.Now(), prev == nil, want.Revision, names(want)})
+	if k.fail != nil {
+		return k.fail
+	}
+	partial := &PartialError{}
+	for _, port := range Diff(prevPorts(prev), want.Ports) {
+		if port != nil && k.refuse[port.ID.Service] {
+			partial.Failed = append(partial.Failed, PortError{port.ID, errors.New("no room")})
+		}
+	}
+	k.holds = want
+	if len(partial.Failed) > 0 {
+		return partial
+	}
+	return nil
+}
+
+// meet changes how the kernel meets the Syncs to come.
+func (k *kernel) meet(fail error, refuse ...string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fail, k.refuse = fail, map[string]bool{}
+	for _, name := range refuse {
+		k.refuse[name] = true
+	}
+}
+
+func (k *kernel) Observe(context.Context) (*Observation, error) { return Expect(k.holds), nil }
+func (k *kernel) Close() error                                  { return nil }
+
+func prevPorts(s *Snapshot) Ports {
+	if s == nil {
+		return Ports{}
+	}
+	return s.Ports
+}
+
+func names(s *Snapshot) []string {
+	var out []string
+	for p := range s.Ports.All() {
+		out = append(out, p.ID.Service)
+	}
+	return out
+}
+
+func snapshot(revision uint64, ports ...*ServicePort) *Snapshot {
+	return &Snapshot{Revision: revision, Node: &Node{}, Ports: MakePorts(ports...)}
+}
+
+func service(name string) *ServicePort {
+	return &ServicePort{
+		ID: PortID{Namespace: "ns", Service: name, Protocol: TCP, Family: IPv4},
+		Frontends: []Frontend{{
+			Kind: ClusterIP, Addr: netip.MustParseAddrPort("10.96.0.1:80"), Pool: &Pool{},
+		}},
+	}
+}
+
+// run starts a Syncer on k in a bubble of fake time and stops it at the end of do.
+func run(t *testing.T, k *kernel, cfg SyncerConfig, do func(s *Syncer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg.Log = slog.New(slog.DiscardHandler)
+		s := NewSyncer(k, cfg)
+		done := make(chan struct{})
+		go func() { s.Run(ctx); close(done) }()
+		do(s)
+		cancel()
+		<-done
+	})
+}
+
+// pass lets time pass and the Syncer come to rest.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestSyncerTakesTheFirstSnapshotAtOnceAndReadsTheKernelBack(t *testing.T) {
+	k := &kernel{}
+	run(t, k, SyncerConfig{}, func(s *Syncer) {
+		pass(time.Hour)
+		if len(k.syncs) != 0 {
+			t.Fatal("a Sync before any Snapshot")
+		}
+		start := time.Now()
+		s.Submit(snapshot(1, service("a")))
+		pass(0)
+		if len(k.syncs) != 1 || !k.syncs[0].readBack || k.syncs[0].at != start {
+			t.Fatalf("got %+v, want one Sync with prev nil at once", k.syncs)
+		}
+		if st := s.Status(); st.InForce != 1 || !st.Behind.IsZero() || st.Err != nil {
+			t.Fatalf("status %+v", st)
+		}
+	})
+}
+
+func TestSyncerMakesOneSyncOfManySnapshots(t *testing.T) {
+	k := &kernel{takes: 5 * time.Millisecond}
+	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+		for i := range 100 { // one a millisecond
+			s.Submit(snapshot(uint64(i+1), service("a")))
+			pass(time.Millisecond)
+		}
+		pass(time.Second)
+		if n := len(k.syncs); n < 3 || n > 6 {
+			t.Errorf("%d Syncs for 100 Snapshots in 100 ms; a Sync takes 5 ms and 20 ms lie between two", n)
+		}
+		if last := k.syncs[len(k.syncs)-1]; last.revision != 100 || last.readBack {
+			t.Errorf("the last Sync was %+v, want revision 100 as a change to what the kernel holds", last)
+		}
+		for i := 1; i < len(k.syncs); i++ {
+			if gap := k.syncs[i].at.Sub(k.syncs[i-1].at); gap < 20*time.Millisecond {
+				t.Errorf("Syncs %d and %d are %v apart", i-1, i, gap)
+			}
+		}
+	})
+}
+
+func TestSyncerRetriesWithGrowingPauses(t *testing.T) {
+	k := &kernel{fail: errors.New("netlink: no buffer space")}
+	run(t, k, SyncerConfig{}, func(s *Syncer) {
+		s.Submit(snapshot(1, service("a")))
+		pass(time.Minute)
+		for i := 1; i < len(k.syncs); i++ {
+			gap := k.syncs[i].at.Sub(k.syncs[i-1].at)
+			least := min(backOffFirst<<(i-1), backOffMost)
+			if gap < least || gap > least+least/4 {
+				t.Errorf("retry %d after %v, want %v and up to a quarter more", i, gap, least)
+			}
+			if !k.syncs[i].readBack {
+				t.Errorf("retry %d took the kernel's state for known", i)
+			}
+		}
+		if st := s.Status(); st.Err == nil || st.Behind.IsZero() || st.InForce != 0 {
+			t.Errorf("status %+v", st)
+		}
+
+		k.meet(nil)
+		pass(15 * time.Second)
+		if st := s.Status(); st.Err != nil || !st.Behind.IsZero() || st.InForce != 1 {
+			t.Errorf("after the fault: status %+v", st)
+		}
+	})
+}
+
+func TestSyncerTriesANewSnapshotSoonThoughItBacksOff(t *testing.T) {
+	k := &kernel{fail: errors.New("fault")}
+	run(t, k, SyncerConfig{}, func(s *Syncer) {
+		s.Submit(snapshot(1))
+		pass(time.Minute) // pauses are 10 s now
+		k.meet(nil)
+		s.Submit(snapshot(2, service("a")))
+		pass(pokedBackOff)
+		if s.Status().InForce != 2 {
+			t.Error("a new Snapshot waited for the old one's pause")
+		}
+	})
+}
+
+func TestSyncerReadsTheKernelBackEveryAuditInterval(t *testing.T) {
+	k := &kernel{}
+	run(t, k, SyncerConfig{AuditInterval: time.Minute}, func(s *Syncer) {
+		s.Submit(snapshot(1, service("a")))
+		pass(10 * time.Minute)
+		if n := len(k.syncs); n < 10 || n > 11 {
+			t.Errorf("%d Syncs in 10 minutes", n)
+		}
+		for i, c := range k.syncs {
+			if !c.readBack {
+				t.Errorf("Sync %d was no audit", i)
+			}
+		}
+	})
+}
+
+func TestSyncerKeepsARefusedServiceFromHoldingUpTheRest(t *testing.T) {
+	good, bad := service("good"), service("bad")
+	k := &kernel{refuse: map[string]bool{"bad": true}}
+	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+		s.Submit(snapshot(1, good, bad))
+		pass(0)
+		if st := s.Status(); st.Err == nil || st.Behind.IsZero() {
+			t.Errorf("a refused Service is hidden: %+v", st)
+		}
+		// While it waits, others are programmed without it, as changes.
+		pass(20 * time.Second)
+		seen := len(k.syncs)
+		for i := range 10 {
+			s.Submit(snapshot(uint64(i+2), good, bad, service("new")))
+			pass(50 * time.Millisecond)
+		}
+		without := 0
+		for _, c := range k.syncs[seen:] {
+			if c.readBack {
+				t.Error("a refused Service made the Syncer read the whole kernel back")
+			}
+			if !slices.Contains(c.services, "bad") {
+				without++
+			}
+			if !slices.Contains(c.services, "new") {
+				t.Errorf("a Sync lacks the new Service: %v", c.services)
+			}
+		}
+		if without < 9 {
+			t.Errorf("the refused Service was tried in %d of 10 Syncs", len(k.syncs)-seen-without)
+		}
+		// It is tried again without any event, and taken when it can be.
+		k.meet(nil)
+		pass(15 * time.Second)
+		if st := s.Status(); st.Err != nil || !st.Behind.IsZero() || !slices.Contains(names(k.holds), "bad") {
+			t.Errorf("never taken: %+v, kernel %v", st, names(k.holds))
+		}
+	})
+}
+
+func TestSyncerLeavesARefusedChangeAsItWas(t *testing.T) {
+	v1 := service("a")
+	v2 := service("a")
+	k := &kernel{}
+	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+		s.Submit(snapshot(1, v1))
+		pass(0)
+		k.meet(nil, "a")
+		s.Submit(snapshot(2, v2))
+		pass(100 * time.Millisecond)
+		s.Submit(snapshot(3, v2, service("b")))
+		pass(30 * time.Millisecond)
+		if got := k.holds.Ports.Get(v1.ID); got != v1 {
+			t.Errorf("while it waits the Service is %p in what the Backend is told; want the old %p", got, v1)
+		}
+		s.Submit(snapshot(4)) // the Service goes: that is no longer its old wish
+		pass(time.Second)
+		if st := s.Status(); st.Err != nil || k.holds.Ports.Len() != 0 {
+			t.Errorf("a refused Service that was deleted stays: %+v", st)
+		}
+	})
+}
+
+func TestSyncerTriesARefusedServiceAtOnceWhenItChanges(t *testing.T) {
+	k := &kernel{refuse: map[string]bool{"a": true}}
+	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+		s.Submit(snapshot(1, service("a")))
+		pass(time.Minute)
+		k.meet(nil)
+		s.Submit(snapshot(2, service("a")))
+		pass(30 * time.Millisecond)
+		if st := s.Status(); st.InForce != 2 {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestSyncerReports(t *testing.T) {
+	k := &kernel{takes: 3 * time.Millisecond}
+	var reports []SyncReport
+	run(t, k, SyncerConfig{AuditInterval: -1, Report: func(r SyncReport) { reports = append(reports, r) }}, func(s *Syncer) {
+		first := snapshot(1, service("a"))
+		s.Submit(first)
+		pass(time.Second)
+		k.meet(errors.New("fault"))
+		s.Submit(snapshot(2, service("a")))
+		pass(10 * time.Millisecond)
+		if len(reports) != 2 {
+			t.Fatalf("%d reports", len(reports))
+		}
+		if r := reports[0]; r.Err != nil || !r.Audit || r.Took != k.takes || r.InForce != first {
+			t.Errorf("first report %+v", r)
+		}
+		if r := reports[1]; r.Err == nil || r.Audit || r.InForce != nil {
+			t.Errorf("second report %+v", r)
+		}
+	})
+}
