@@ -1,0 +1,140 @@
+// Package status tells people and machines how the agent is doing: /healthz, /livez, /readyz and /metrics.
+package status
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// BehindLimit is how long the kernel may lack something wanted before the
+// agent calls itself unhealthy: twice kube-proxy's default sync period, its own
+// limit (KUBE-PROXY §2.3).
+const BehindLimit = 60 * time.Second
+
+// Health answers for the agent's state. Its handlers serve any method.
+type Health struct {
+	Families []dataplane.Family
+	Sync     func() dataplane.SyncStatus
+	// NodeEligible is whether load balancers should send traffic to this node:
+	// it is known, not being deleted, and not marked for removal by the cluster
+	// autoscaler (KEP-3836).
+	NodeEligible func() bool
+	Now          func() time.Time
+}
+
+// answer is kube-proxy's body, field for field (KUBE-PROXY §2.3). Unlike
+// kube-proxy's, lastUpdated is the time when the kernel last agreed with what
+// is wanted, in good health too.
+type answer struct {
+	LastUpdated  time.Time               `json:"lastUpdated"`
+	CurrentTime  time.Time               `json:"currentTime"`
+	NodeEligible *bool                   `json:"nodeEligible,omitempty"`
+	Ready        *bool                   `json:"ready,omitempty"`
+	Healthy      bool                    `json:"healthy"`
+	Reason       string                  `json:"reason,omitempty"` // why not healthy, or not ready
+	Status       map[string]familyAnswer `json:"status"`
+}
+
+type familyAnswer struct {
+	LastUpdated time.Time `json:"lastUpdated"`
+	Healthy     bool      `json:"healthy"`
+}
+
+// Healthy is false while the kernel lacks something wanted for longer than
+// BehindLimit.
+func (h *Health) Healthy() bool {
+	ok, _ := h.healthy(h.Sync())
+	return ok
+}
+
+func (h *Health) healthy(s dataplane.SyncStatus) (ok bool, why string) {
+	if s.Behind.IsZero() || h.Now().Sub(s.Behind) <= BehindLimit {
+		return true, ""
+	}
+	why = "the kernel lacks something wanted since " + s.Behind.UTC().Format(time.RFC3339)
+	if s.Err != nil {
+		why += ": " + s.Err.Error()
+	}
+	return false, why
+}
+
+// Healthz is 200 while the agent is healthy and the node may take traffic from
+// load balancers.
+func (h *Health) Healthz() http.Handler {
+	return h.handler(func(a *answer, s dataplane.SyncStatus) int {
+		eligible := h.NodeEligible()
+		a.NodeEligible = &eligible
+		return codeFor(a.Healthy && eligible)
+	})
+}
+
+// Livez is 200 while the agent is healthy.
+func (h *Health) Livez() http.Handler {
+	return h.handler(func(a *answer, s dataplane.SyncStatus) int { return codeFor(a.Healthy) })
+}
+
+// Readyz is 200 once the kernel held all that was wanted, and while it does not
+// fall behind for longer than BehindLimit.
+func (h *Health) Readyz() http.Handler {
+	return h.handler(func(a *answer, s dataplane.SyncStatus) int {
+		ready := a.Healthy && s.InForce > 0
+		a.Ready = &ready
+		switch {
+		case s.InForce > 0 || a.Reason != "":
+		case s.Wanted == 0:
+			a.Reason = "Services and EndpointSlices are not known yet"
+		case s.Err != nil:
+			a.Reason = "nothing is programmed yet: " + s.Err.Error()
+		default:
+			a.Reason = "the first programming of the kernel goes on"
+		}
+		return codeFor(ready)
+	})
+}
+
+func codeFor(ok bool) int {
+	if ok {
+		return http.StatusOK
+	}
+	return http.StatusServiceUnavailable
+}
+
+func (h *Health) handler(judge func(*answer, dataplane.SyncStatus) int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s := h.Sync()
+		a := answer{LastUpdated: s.LastSync, CurrentTime: h.Now(), Status: map[string]familyAnswer{}}
+		a.Healthy, a.Reason = h.healthy(s)
+		for _, f := range h.Families {
+			a.Status[f.String()] = familyAnswer{LastUpdated: s.LastSync, Healthy: a.Healthy}
+		}
+		code := judge(&a, s)
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(a) // the client may be gone
+	})
+}
+
+// counted counts the answers of a handler by code.
+func counted(c *prometheus.CounterVec, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rec := &codeRecorder{ResponseWriter: w, code: http.StatusOK}
+		next.ServeHTTP(rec, r)
+		c.WithLabelValues(codeLabel(rec.code)).Inc()
+	})
+}
+
+type codeRecorder struct {
+	http.ResponseWriter
+	code int
+}
+
+func (r *codeRecorder) WriteHeader(code int) {
+	r.code = code
+	r.ResponseWriter.WriteHeader(code)
+}

@@ -1,0 +1,170 @@
+package status
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// namespace is kube-proxy's, so that its dashboards and alerts go on working
+// (KUBE-PROXY §2.4). What only Switchyard has is under ownNamespace.
+const (
+	namespace    = "kubeproxy"
+	ownNamespace = "switchyard"
+)
+
+// Metrics is all that the agent counts.
+type Metrics struct {
+	registry *prometheus.Registry
+	families []dataplane.Family
+	inForce  atomic.Pointer[dataplane.Snapshot]
+
+	syncDuration, fullDuration, partialDuration *prometheus.HistogramVec
+	lastSync, lastQueued                        *prometheus.GaugeVec
+	serviceChanges, endpointChanges             *prometheus.CounterVec
+	conntrackDuration                           *prometheus.HistogramVec
+	conntrackDeleted                            *prometheus.CounterVec
+	healthz, livez                              *prometheus.CounterVec
+	syncErrors                                  *prometheus.CounterVec
+}
+
+// NewMetrics makes the metrics of an agent that programs these families with a
+// backend.
+func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
+	reg := prometheus.NewRegistry()
+	m := &Metrics{registry: reg, families: families}
+	perFamily := []string{"ip_family"}
+	seconds := prometheus.ExponentialBuckets(0.001, 2, 15)
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: seconds}, perFamily)
+		reg.MustRegister(v)
+		return v
+	}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, perFamily)
+		reg.MustRegister(v)
+		return v
+	}
+	counter := func(ns, name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: name, Help: help}, labels)
+		reg.MustRegister(v)
+		return v
+	}
+
+	m.syncDuration = histogram("sync_proxy_rules_duration_seconds", "Time of one Sync of the kernel.")
+	m.fullDuration = histogram("sync_full_proxy_rules_duration_seconds", "Time of one Sync that read the kernel back.")
+	m.partialDuration = histogram("sync_partial_proxy_rules_duration_seconds", "Time of one Sync of just what changed.")
+	m.lastSync = gauge("sync_proxy_rules_last_timestamp_seconds", "When the kernel last agreed with what is wanted.")
+	m.lastQueued = gauge("sync_proxy_rules_last_queued_timestamp_seconds", "When something was last wanted anew.")
+	m.serviceChanges = counter(namespace, "sync_proxy_rules_service_changes_total", "Changes of Services seen.")
+	m.endpointChanges = counter(namespace, "sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices seen.")
+	m.conntrackDuration = histogram("conntrack_reconciler_sync_duration_seconds", "Time of one pass over the conntrack table.")
+	m.conntrackDeleted = counter(namespace, "conntrack_reconciler_deleted_entries_total", "Conntrack entries deleted because their endpoint is gone.", "ip_family")
+	m.healthz = counter(namespace, "proxy_healthz_total", "Answers of /healthz.", "code")
+	m.livez = counter(namespace, "proxy_livez_total", "Answers of /livez.", "code")
+	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that did not bring the kernel to what is wanted.", "backend")
+	m.syncErrors.WithLabelValues(backend)
+
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
+	info.WithLabelValues(version, backend).Set(1)
+	reg.MustRegister(info, noLocalEndpoints{m},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Queued notes that something new is wanted.
+func (m *Metrics) Queued() {
+	for _, f := range m.families {
+		m.lastQueued.WithLabelValues(f.String()).SetToCurrentTime()
+	}
+}
+
+// ServiceChanged and EndpointsChanged count what the watcher saw.
+func (m *Metrics) ServiceChanged() { m.serviceChanges.WithLabelValues().Inc() }
+
+// EndpointsChanged counts a change of an EndpointSlice.
+func (m *Metrics) EndpointsChanged() { m.endpointChanges.WithLabelValues().Inc() }
+
+// Synced notes a Sync by a backend. The backend programs the families at the
+// same time, so each is given the whole of it.
+func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
+	for _, f := range m.families {
+		m.syncDuration.WithLabelValues(f.String()).Observe(r.Took.Seconds())
+		kind := m.partialDuration
+		if r.Audit {
+			kind = m.fullDuration
+		}
+		kind.WithLabelValues(f.String()).Observe(r.Took.Seconds())
+		if r.Err == nil {
+			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
+		}
+	}
+	if r.Err != nil {
+		m.syncErrors.WithLabelValues(backend).Inc()
+	}
+	if r.InForce != nil {
+		m.inForce.Store(r.InForce)
+	}
+}
+
+// ConntrackCleaned notes a pass over one family's conntrack table.
+func (m *Metrics) ConntrackCleaned(f dataplane.Family, deleted int, took time.Duration) {
+	m.conntrackDuration.WithLabelValues(f.String()).Observe(took.Seconds())
+	m.conntrackDeleted.WithLabelValues(f.String()).Add(float64(deleted))
+}
+
+// noLocalEndpoints counts, when asked, the Service ports whose policy is Local
+// and that have endpoints, but none here (KUBE-PROXY §1.6).
+type noLocalEndpoints struct{ m *Metrics }
+
+func (noLocalEndpoints) desc() *prometheus.Desc {
+	return prometheus.NewDesc(namespace+"_sync_proxy_rules_no_local_endpoints_total",
+		"Service ports with traffic policy Local that have endpoints, but none on this node.",
+		[]string{"traffic_policy", "ip_family"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c noLocalEndpoints) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc() }
+
+// Collect implements prometheus.Collector.
+func (c noLocalEndpoints) Collect(ch chan<- prometheus.Metric) {
+	type key struct {
+		policy string
+		family dataplane.Family
+	}
+	count := map[key]int{}
+	for _, f := range c.m.families {
+		count[key{"internal", f}], count[key{"external", f}] = 0, 0
+	}
+	if s := c.m.inForce.Load(); s != nil {
+		for p := range s.Ports.All() {
+			for policy := range dropping(p) {
+				count[key{policy, p.ID.Family}]++
+			}
+		}
+	}
+	for k, n := range count {
+		ch <- prometheus.MustNewConstMetric(c.desc(), prometheus.GaugeValue, float64(n), k.policy, k.family.String())
+	}
+}
+
+// dropping is the traffic policies for which a port has no endpoint here but
+// has some elsewhere.
+func dropping(p *dataplane.ServicePort) map[string]bool {
+	policies := map[string]bool{}
+	for _, f := range p.Frontends {
+		if len(f.Pool.Endpoints) > 0 || f.Pool.IfEmpty != dataplane.Drop {
+			continue
+		}
+		if f.Kind == dataplane.ClusterIP {
+			policies["internal"] = true
+		} else {
+			policies["external"] = true
+		}
+	}
+	return policies
+}

@@ -1,0 +1,88 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// retryListen is how long to wait before another try at an address in use.
+const retryListen = 5 * time.Second
+
+// HealthMux serves the health paths (kube-proxy's port 10256).
+func HealthMux(h *Health, m *Metrics) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/healthz", counted(m.healthz, h.Healthz()))
+	mux.Handle("/livez", counted(m.livez, h.Livez()))
+	mux.Handle("/readyz", h.Readyz())
+	return mux
+}
+
+// MetricsMux serves the metrics paths (kube-proxy's port 10249).
+func MetricsMux(m *Metrics, backend string) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", text("ok"))
+	mux.HandleFunc("/proxyMode", text(backend))
+	return mux
+}
+
+func text(s string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, _ = fmt.Fprint(w, s) // the client may be gone
+	}
+}
+
+// Server is one address that answers HTTP.
+type Server struct {
+	Name     string // for messages: "health", "metrics"
+	Addr     string // host:port
+	Handler  http.Handler
+	HardFail bool // an address that cannot be had ends Run with an error, instead of another try
+	Log      *slog.Logger
+}
+
+// Run serves until ctx ends. Without HardFail it returns nil then, and only then.
+func (s *Server) Run(ctx context.Context) error {
+	for {
+		err := s.serve(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if s.HardFail {
+			return err
+		}
+		s.Log.Error("an address cannot be served; the next try is in "+retryListen.String(), "server", s.Name, "address", s.Addr, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retryListen):
+		}
+	}
+}
+
+func (s *Server) serve(ctx context.Context) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Addr)
+	if err != nil {
+		return fmt.Errorf("the %s server cannot listen on %s: %w", s.Name, s.Addr, err)
+	}
+	srv := &http.Server{Handler: s.Handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("the %s server on %s: %w", s.Name, s.Addr, err)
+	}
+	return nil
+}
+
+// codeLabel is kube-proxy's label for an HTTP status: its number.
+func codeLabel(code int) string { return strconv.Itoa(code) }
