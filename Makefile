@@ -1,0 +1,84 @@
+# Switchyard. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BACKEND ?= auto
+CACHE   := $(CURDIR)/.cache
+GO      := CGO_ENABLED=0 go
+LINT    := go tool -modfile=tools/go.mod golangci-lint
+
+# Debian packages, by what needs them. iptables brings the nft and the legacy variant.
+PACKAGES_TEST := iptables iproute2 strace kmod
+PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install the Debian packages that the tests, the demo and the end-to-end lab need
+	@deploy/packages $(sort $(PACKAGES_E2E))
+
+.PHONY: deps-test
+deps-test:
+	@deploy/packages $(PACKAGES_TEST)
+
+.PHONY: build
+build: ## build bin/switchyard
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard ./cmd/switchyard
+
+.PHONY: generate
+generate: ## make anew what is generated and committed
+	go generate ./...
+
+.PHONY: lint
+lint: ## check style, imports and go.mod; change nothing
+	go mod tidy -diff
+	$(LINT) run ./...
+
+.PHONY: test
+test: test-unit test-conformance ## run all tests; the last part prints the conformance table
+
+# Everything but conformance, with the race detector (which needs cgo).
+.PHONY: test-unit
+test-unit: deps-test
+	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /dataplane/conformance)
+
+# The test binary runs by itself so that its table is printed whatever the result.
+.PHONY: test-conformance
+test-conformance: deps-test
+	@mkdir -p bin
+	$(GO) test -c -o bin/conformance.test ./dataplane/conformance
+	cd dataplane/conformance && $(CURDIR)/bin/conformance.test $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-test.run '$(RUN)')
+
+.PHONY: test-kernel
+test-kernel: deps-test ## run just the tests that need root and this kernel (BACKEND=..., RUN=...)
+	go test ./dataplane/... ./internal/...
+	@$(MAKE) --no-print-directory test-conformance
+
+.PHONY: test-vm
+test-vm: ## run the tests on other kernels (not there yet: it comes with the IPVS backend)
+	@echo "make test-vm: not there yet; it comes with the IPVS backend." >&2; exit 1
+
+.PHONY: e2e
+e2e: build ## run the agent under a real Kubernetes control plane and kubelets (BACKEND=...)
+	@deploy/packages $(PACKAGES_E2E)
+	$(GO) run ./deploy/e2e all --backend $(BACKEND)
+
+.PHONY: demo
+demo: deps-test build ## see it work: two nodes with pods on this machine, no cluster needed (BACKEND=...)
+	@$(GO) build -o bin/demo ./deploy/demo
+	@bin/demo --backend $(BACKEND)
+
+.PHONY: bench
+bench: ## run the Go benchmarks of the watcher and the backends
+	go test -run '^$$' -bench . ./dataplane ./watcher/... ./dataplane/iptables
+
+.PHONY: image
+image: ## build the OCI image (not there yet)
+	@echo "make image: not there yet." >&2; exit 1
+
+.PHONY: clean
+clean: ## remove what the build made; the Go caches stay
+	rm -rf bin .cache
