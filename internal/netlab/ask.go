@@ -1,0 +1,234 @@
+package netlab
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// session is an open connection or UDP socket.
+type session interface {
+	// ask asks once; deadline is for this question.
+	ask(deadline time.Time) (server string, source netip.AddrPort, err error)
+	local() netip.AddrPort
+	io.Closer
+}
+
+// ask does one Request.
+func ask(r Request) Answer {
+	start := time.Now()
+	a := Answer{}
+	server, source, local, err := askOnce(r, start.Add(r.Timeout))
+	a.Took, a.Local = time.Since(start), local
+	if err != nil {
+		a.Outcome, a.Detail = outcomeOf(err), err.Error()
+		return a
+	}
+	a.Outcome, a.Server, a.Source = Answered, server, source
+	return a
+}
+
+func askOnce(r Request, deadline time.Time) (server string, source, local netip.AddrPort, err error) {
+	s, err := open(r, deadline)
+	if err != nil {
+		return "", source, local, err
+	}
+	defer func() { _ = s.Close() }()
+	server, source, err = s.ask(deadline)
+	return server, source, s.local(), err
+}
+
+// outcomeOf tells what an error of a socket means.
+func outcomeOf(err error) Outcome {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return Refused
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return Reset
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EACCES):
+		return Unreachable
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ETIMEDOUT), errors.As(err, &timeout) && timeout.Timeout():
+		return TimedOut
+	}
+	return Failed
+}
+
+// open opens a session. A TCP connection stands when it returns; the others
+// send nothing before the first question.
+func open(r Request, deadline time.Time) (session, error) {
+	switch r.Protocol {
+	case TCP:
+		return openTCP(r, deadline)
+	case UDP:
+		return openUDP(r, deadline)
+	case SCTP:
+		return openSCTP(r, deadline)
+	}
+	return nil, fmt.Errorf("there are no %s requests", r.Protocol)
+}
+
+func dialer(r Request, deadline time.Time) net.Dialer {
+	d := net.Dialer{Deadline: deadline}
+	d.Control = func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = setOptions(int(fd), r) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}
+	if !r.From.Addr().IsValid() && r.From.Port() == 0 {
+		return d
+	}
+	from := r.From
+	if !from.Addr().IsValid() {
+		from = netip.AddrPortFrom(unspecifiedLike(r.To.Addr()), from.Port())
+	}
+	switch r.Protocol {
+	case TCP:
+		d.LocalAddr = net.TCPAddrFromAddrPort(from)
+	case UDP:
+		d.LocalAddr = net.UDPAddrFromAddrPort(from)
+	case SCTP:
+		d.LocalAddr = &net.IPAddr{IP: from.Addr().AsSlice()}
+	}
+	return d
+}
+
+// setOptions readies the socket of a Request.
+func setOptions(fd int, r Request) error {
+	// A chosen port may be used again at once.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	if r.Protocol == TCP {
+		return nil
+	}
+	// "No route" is an error that UDP and raw sockets do not report unasked.
+	if r.To.Addr().Is4() {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+}
+
+func unspecifiedLike(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// tcpSession is a TCP connection to a server of serveTCP.
+type tcpSession struct {
+	conn    *net.TCPConn
+	reader  *bufio.Reader
+	greeted bool
+}
+
+func openTCP(r Request, deadline time.Time) (*tcpSession, error) {
+	d := dialer(r, deadline)
+	c, err := d.Dial("tcp", r.To.String())
+	if err != nil {
+		return nil, err
+	}
+	return &tcpSession{conn: c.(*net.TCPConn), reader: bufio.NewReader(c)}, nil
+}
+
+func (s *tcpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
+	if err := s.conn.SetDeadline(deadline); err != nil {
+		return "", netip.AddrPort{}, err
+	}
+	if s.greeted {
+		if _, err := io.WriteString(s.conn, wordAsk+"\n"); err != nil {
+			return "", netip.AddrPort{}, err
+		}
+	}
+	line, err := s.reader.ReadString('\n')
+	if err != nil {
+		return "", netip.AddrPort{}, err
+	}
+	s.greeted = true
+	return parseGreeting(line[:len(line)-1])
+}
+
+func (s *tcpSession) local() netip.AddrPort { return s.conn.LocalAddr().(*net.TCPAddr).AddrPort() }
+
+// Close implements io.Closer.
+func (s *tcpSession) Close() error { return s.conn.Close() }
+
+// fetch has a server stream bytes over a connection of its own.
+func fetch(r Request, n int64) Answer {
+	start := time.Now()
+	a, err := fetchOnce(r, n, start.Add(r.Timeout))
+	a.Took = time.Since(start)
+	if err != nil {
+		a.Outcome, a.Detail = outcomeOf(err), err.Error()
+		return a
+	}
+	a.Outcome = Answered
+	return a
+}
+
+func fetchOnce(r Request, n int64, deadline time.Time) (Answer, error) {
+	s, err := openTCP(r, deadline)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer func() { _ = s.Close() }()
+	a := Answer{Local: s.local()}
+	if a.Server, a.Source, err = s.ask(deadline); err != nil {
+		return a, err
+	}
+	if _, err := fmt.Fprintf(s.conn, "%s %d\n", wordStream, n); err != nil {
+		return a, err
+	}
+	_, err = io.CopyN(io.Discard, s.reader, n)
+	return a, err
+}
+
+// udpSession is a connected UDP socket, so that ICMP errors reach it.
+type udpSession struct{ conn *net.UDPConn }
+
+func openUDP(r Request, deadline time.Time) (*udpSession, error) {
+	d := dialer(r, deadline)
+	c, err := d.Dial("udp", r.To.String())
+	if err != nil {
+		return nil, err
+	}
+	return &udpSession{c.(*net.UDPConn)}, nil
+}
+
+func (s *udpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
+	if err := s.conn.SetDeadline(deadline); err != nil {
+		return "", netip.AddrPort{}, err
+	}
+	question := []byte(rand.Text())
+	if _, err := s.conn.Write(question); err != nil {
+		return "", netip.AddrPort{}, err
+	}
+	buf := make([]byte, 2048)
+	for {
+		n, err := s.conn.Read(buf)
+		if err != nil {
+			return "", netip.AddrPort{}, err
+		}
+		if bytes.HasSuffix(buf[:n], question) { // not a late answer to an earlier one
+			return parseGreeting(string(buf[:n]))
+		}
+	}
+}
+
+func (s *udpSession) local() netip.AddrPort { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+// Close implements io.Closer.
+func (s *udpSession) Close() error { return s.conn.Close() }

@@ -1,0 +1,197 @@
+package netlab
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// The line protocol of the servers. On TCP the server greets first, "NAME
+// ADDRESS"; then each line "ask" is answered by the greeting again, and a line
+// "stream N" by N bytes. On UDP each datagram is answered by the greeting and,
+// after one more space, the datagram.
+const (
+	wordAsk    = "ask"
+	wordStream = "stream"
+)
+
+// mostStream bounds what one "stream" line asks for, in bytes.
+const mostStream = 1 << 40
+
+func greeting(name string, client netip.AddrPort) string {
+	return name + " " + netip.AddrPortFrom(client.Addr().Unmap(), client.Port()).String()
+}
+
+func parseGreeting(s string) (server string, source netip.AddrPort, err error) {
+	server, rest, ok := strings.Cut(s, " ")
+	if !ok {
+		return "", netip.AddrPort{}, fmt.Errorf("strange answer %q", s)
+	}
+	addr, _, _ := strings.Cut(rest, " ")
+	source, err = netip.ParseAddrPort(addr)
+	if err != nil {
+		return "", netip.AddrPort{}, fmt.Errorf("strange answer %q: %w", s, err)
+	}
+	return server, source, nil
+}
+
+// closers closes several things as one.
+type closers []io.Closer
+
+// Close implements io.Closer.
+func (c closers) Close() error {
+	errs := make([]error, len(c))
+	for i, each := range c {
+		errs[i] = each.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// serve starts a server on each of the addresses.
+func serve(name string, args ServeArgs) (io.Closer, error) {
+	var all closers
+	for _, a := range args.Addrs {
+		var one io.Closer
+		var err error
+		switch at := netip.AddrPortFrom(a, args.Port); args.Protocol {
+		case TCP:
+			one, err = serveTCP(name, at)
+		case UDP:
+			one, err = serveUDP(name, at)
+		case SCTP:
+			one, err = serveSCTP(name, at)
+		default:
+			err = fmt.Errorf("there are no %s servers", args.Protocol)
+		}
+		if err != nil {
+			return nil, errors.Join(err, all.Close())
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+// tcpServer is a listener and its connections.
+type tcpServer struct {
+	listener *net.TCPListener
+	mu       sync.Mutex
+	conns    map[net.Conn]struct{} // nil: closed
+}
+
+func serveTCP(name string, at netip.AddrPort) (io.Closer, error) {
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	s := &tcpServer{listener: l, conns: map[net.Conn]struct{}{}}
+	go func() {
+		for {
+			c, err := l.AcceptTCP()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				go s.converse(name, c)
+			}
+		}
+	}()
+	return s, nil
+}
+
+// Close implements io.Closer.
+func (s *tcpServer) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.Close()
+	}
+	s.conns = nil
+	return s.listener.Close()
+}
+
+// enter notes a connection; false: the server is closed.
+func (s *tcpServer) enter(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+func (s *tcpServer) converse(name string, c *net.TCPConn) {
+	defer func() { _ = c.Close() }()
+	if !s.enter(c) {
+		return
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+	}()
+	hello := greeting(name, c.RemoteAddr().(*net.TCPAddr).AddrPort()) + "\n"
+	if _, err := io.WriteString(c, hello); err != nil {
+		return
+	}
+	lines := bufio.NewScanner(c)
+	for lines.Scan() {
+		var err error
+		switch word, number, _ := strings.Cut(lines.Text(), " "); word {
+		case wordAsk:
+			_, err = io.WriteString(c, hello)
+		case wordStream:
+			err = stream(c, number)
+		default:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func stream(w io.Writer, number string) error {
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n > mostStream {
+		return fmt.Errorf("cannot stream %q bytes", number)
+	}
+	_, err = io.CopyN(w, zeros{}, n)
+	return err
+}
+
+// zeros reads as zeros without end.
+type zeros struct{}
+
+// Read implements io.Reader.
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func serveUDP(name string, at netip.AddrPort) (io.Closer, error) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil { // an ICMP error of an earlier answer
+				continue
+			}
+			_, _ = c.WriteToUDPAddrPort(append([]byte(greeting(name, from)+" "), buf[:n]...), from) // the client counts what is lost
+		}
+	}()
+	return c, nil
+}

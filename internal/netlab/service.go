@@ -1,0 +1,179 @@
+package netlab
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// The arguments of the host's RPC service, of this package's own use.
+type (
+	// HostIdentity tells a host's process who it is.
+	HostIdentity struct {
+		Name  string
+		Addrs []netip.Addr
+	}
+	// ServeArgs is a server to start.
+	ServeArgs struct {
+		Protocol string
+		Port     uint16
+		Addrs    []netip.Addr
+	}
+	// AskManyArgs are requests to do.
+	AskManyArgs struct {
+		Request Request
+		N       int
+		AtATime int
+	}
+	// FetchArgs is a stream to fetch.
+	FetchArgs struct {
+		Request Request
+		Bytes   int64
+	}
+	// LoadArgs is a load to start.
+	LoadArgs struct {
+		Request Request
+		Workers int
+		Every   time.Duration
+		Held    bool
+	}
+)
+
+// hostService is the RPC service of a host's process.
+type hostService struct {
+	mu      sync.Mutex
+	who     HostIdentity
+	next    int
+	servers map[int]io.Closer
+	loads   map[int]*load
+	sctp    sync.Mutex // one SCTP request at a time: ICMP errors do not tell ports apart
+}
+
+func newHostService() *hostService {
+	return &hostService{servers: map[int]io.Closer{}, loads: map[int]*load{}}
+}
+
+// Begin tells the process who it is.
+func (s *hostService) Begin(who HostIdentity, _ *struct{}) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.who = who
+	return nil
+}
+
+// Serve starts a server.
+func (s *hostService) Serve(args ServeArgs, id *int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	server, err := serve(s.who.Name, args)
+	if err != nil {
+		return err
+	}
+	s.next++
+	s.servers[s.next] = server
+	*id = s.next
+	return nil
+}
+
+// StopServer closes a server.
+func (s *hostService) StopServer(id int, _ *struct{}) error {
+	s.mu.Lock()
+	server := s.servers[id]
+	delete(s.servers, id)
+	s.mu.Unlock()
+	if server == nil {
+		return fmt.Errorf("there is no server %d", id)
+	}
+	return server.Close()
+}
+
+// Ask does one request.
+func (s *hostService) Ask(r Request, a *Answer) error {
+	*a = s.ask(r)
+	return nil
+}
+
+func (s *hostService) ask(r Request) Answer {
+	if r.Timeout == 0 {
+		r.Timeout = time.Second
+	}
+	if r.Protocol == SCTP {
+		s.sctp.Lock()
+		defer s.sctp.Unlock()
+	}
+	return ask(r)
+}
+
+// AskMany does many requests.
+func (s *hostService) AskMany(args AskManyArgs, t *Tally) error {
+	start := time.Now()
+	todo := make(chan struct{}, args.N)
+	for range args.N {
+		todo <- struct{}{}
+	}
+	close(todo)
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range max(args.AtATime, 1) {
+		all.Go(func() {
+			for range todo {
+				a := s.ask(args.Request)
+				mu.Lock()
+				t.add(a, time.Since(start))
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return nil
+}
+
+// Fetch fetches a stream.
+func (s *hostService) Fetch(args FetchArgs, a *Answer) error {
+	*a = fetch(args.Request, args.Bytes)
+	return nil
+}
+
+// StartLoad starts traffic that goes on.
+func (s *hostService) StartLoad(args LoadArgs, id *int) error {
+	if args.Request.Timeout == 0 {
+		args.Request.Timeout = time.Second
+	}
+	l, err := startLoad(args, s.ask)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next++
+	s.loads[s.next] = l
+	*id = s.next
+	return nil
+}
+
+// LoadSum sums up a load that goes on.
+func (s *hostService) LoadSum(id int, t *Tally) error {
+	s.mu.Lock()
+	l := s.loads[id]
+	s.mu.Unlock()
+	if l == nil {
+		return fmt.Errorf("there is no load %d", id)
+	}
+	*t = l.sum()
+	return nil
+}
+
+// StopLoad ends a load.
+func (s *hostService) StopLoad(id int, t *Tally) error {
+	s.mu.Lock()
+	l := s.loads[id]
+	delete(s.loads, id)
+	s.mu.Unlock()
+	if l == nil {
+		return fmt.Errorf("there is no load %d", id)
+	}
+	*t = l.stop()
+	return nil
+}
