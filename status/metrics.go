@@ -22,6 +22,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	families []dataplane.Family
 	inForce  atomic.Pointer[dataplane.Snapshot]
+	latency  *latency
 
 	syncDuration, fullDuration, partialDuration *prometheus.HistogramVec
 	lastSync, lastQueued                        *prometheus.GaugeVec
@@ -36,7 +37,7 @@ type Metrics struct {
 // backend.
 func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	reg := prometheus.NewRegistry()
-	m := &Metrics{registry: reg, families: families}
+	m := &Metrics{registry: reg, families: families, latency: newLatency()}
 	perFamily := []string{"ip_family"}
 	seconds := prometheus.ExponentialBuckets(0.001, 2, 15)
 	histogram := func(name, help string) *prometheus.HistogramVec {
@@ -71,7 +72,7 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
 	info.WithLabelValues(version, backend).Set(1)
-	reg.MustRegister(info, noLocalEndpoints{m},
+	reg.MustRegister(info, m.latency.histogram, noLocalEndpoints{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -83,7 +84,12 @@ func (m *Metrics) Queued() {
 	}
 }
 
-// ServiceChanged and EndpointsChanged count what the watcher saw.
+// Programming notes when the changes happened that a Snapshot brings.
+func (m *Metrics) Programming(revision uint64, triggers []time.Time) {
+	m.latency.wanted(revision, triggers)
+}
+
+// ServiceChanged counts a change of a Service.
 func (m *Metrics) ServiceChanged() { m.serviceChanges.WithLabelValues().Inc() }
 
 // EndpointsChanged counts a change of an EndpointSlice.
@@ -102,6 +108,9 @@ func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
 		if r.Err == nil {
 			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
 		}
+	}
+	if r.Err == nil && r.Want != nil {
+		m.latency.inForce(r.Want.Revision, m.families)
 	}
 	if r.Err != nil {
 		m.syncErrors.WithLabelValues(backend).Inc()

@@ -97,10 +97,12 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m := NewMetrics("v1", "iptables", both)
 	addr := netip.MustParseAddrPort("10.96.0.1:80")
 	m.Queued()
+	m.Programming(1, []time.Time{time.Now(), time.Now().Add(-time.Hour)}) // the older is from before the start
+	m.Programming(2, []time.Time{time.Now()})
 	m.ServiceChanged()
 	m.EndpointsChanged()
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
-	m.Synced("iptables", dataplane.SyncReport{Audit: true, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
+	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
 		ID: dataplane.PortID{Service: "a", Family: dataplane.IPv4},
 		Frontends: []dataplane.Frontend{
 			{Kind: dataplane.ClusterIP, Addr: addr, Pool: &dataplane.Pool{IfEmpty: dataplane.Drop}},
@@ -117,6 +119,8 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1`,
 		`kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}`,
 		`kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}`,
+		`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.25"} 1`,
 		`kubeproxy_sync_proxy_rules_service_changes_total 1`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_total 1`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 1`,

@@ -1,0 +1,81 @@
+package status
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// latency measures network programming latency: from a change of a Service's
+// pods or of the Service to the kernel that forwards it (KUBE-PROXY §2.4).
+type latency struct {
+	histogram *prometheus.HistogramVec
+	started   time.Time
+
+	mu      sync.Mutex
+	pending []pendingChange // by revision
+}
+
+type pendingChange struct {
+	revision uint64
+	triggers []time.Time
+}
+
+// latencyMostPending bounds what is kept while the kernel cannot be programmed.
+const latencyMostPending = 10_000
+
+func newLatency() *latency {
+	return &latency{
+		started: time.Now(),
+		histogram: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: namespace, Name: "network_programming_duration_seconds",
+			Help:    "Time from a change, as its EndpointSlice tells it, to the kernel that forwards it.",
+			Buckets: latencyBuckets(),
+		}, []string{"ip_family"}),
+	}
+}
+
+// latencyBuckets are kube-proxy's.
+func latencyBuckets() []float64 {
+	b := []float64{0.25, 0.5}
+	b = append(b, prometheus.LinearBuckets(1, 1, 59)...)
+	b = append(b, prometheus.LinearBuckets(60, 5, 12)...)
+	return append(b, prometheus.LinearBuckets(120, 30, 7)...)
+}
+
+// wanted notes the changes that a Snapshot brings. Those from before the
+// process started say nothing of it.
+func (l *latency) wanted(revision uint64, triggers []time.Time) {
+	var fresh []time.Time
+	for _, t := range triggers {
+		if t.After(l.started) {
+			fresh = append(fresh, t)
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.pending) < latencyMostPending {
+		l.pending = append(l.pending, pendingChange{revision, fresh})
+	}
+}
+
+// inForce notes that the kernel forwards a revision, and with it all before.
+func (l *latency) inForce(revision uint64, families []dataplane.Family) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.pending) > 0 && l.pending[0].revision <= revision {
+		for _, t := range l.pending[0].triggers {
+			for _, f := range families {
+				l.histogram.WithLabelValues(f.String()).Observe(now.Sub(t).Seconds())
+			}
+		}
+		l.pending = l.pending[1:]
+	}
+}
