@@ -26,7 +26,6 @@ type Metrics struct {
 
 	syncDuration, fullDuration, partialDuration *prometheus.HistogramVec
 	lastSync, lastQueued                        *prometheus.GaugeVec
-	serviceChanges, endpointChanges             *prometheus.CounterVec
 	conntrackDuration                           *prometheus.HistogramVec
 	conntrackDeleted                            *prometheus.CounterVec
 	healthz, livez                              *prometheus.CounterVec
@@ -61,8 +60,6 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.partialDuration = histogram("sync_partial_proxy_rules_duration_seconds", "Time of one Sync of just what changed.")
 	m.lastSync = gauge("sync_proxy_rules_last_timestamp_seconds", "When the kernel last agreed with what is wanted.")
 	m.lastQueued = gauge("sync_proxy_rules_last_queued_timestamp_seconds", "When something was last wanted anew.")
-	m.serviceChanges = counter(namespace, "sync_proxy_rules_service_changes_total", "Changes of Services seen.")
-	m.endpointChanges = counter(namespace, "sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices seen.")
 	m.conntrackDuration = histogram("conntrack_reconciler_sync_duration_seconds", "Time of one pass over the conntrack table.")
 	m.conntrackDeleted = counter(namespace, "conntrack_reconciler_deleted_entries_total", "Conntrack entries deleted because their endpoint is gone.", "ip_family")
 	m.healthz = counter(namespace, "proxy_healthz_total", "Answers of /healthz.", "code")
@@ -89,11 +86,20 @@ func (m *Metrics) Programming(revision uint64, triggers []time.Time) {
 	m.latency.wanted(revision, triggers)
 }
 
-// ServiceChanged counts a change of a Service.
-func (m *Metrics) ServiceChanged() { m.serviceChanges.WithLabelValues().Inc() }
-
-// EndpointsChanged counts a change of an EndpointSlice.
-func (m *Metrics) EndpointsChanged() { m.endpointChanges.WithLabelValues().Inc() }
+// CountChanges makes the metrics of how many changes of Services and of
+// EndpointSlices were seen, from functions that tell.
+func (m *Metrics) CountChanges(services, slices func() uint64) {
+	for _, c := range []struct {
+		name, help string
+		count      func() uint64
+	}{
+		{"sync_proxy_rules_service_changes_total", "Changes of Services seen.", services},
+		{"sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices seen.", slices},
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: c.name, Help: c.help},
+			func() float64 { return float64(c.count()) }))
+	}
+}
 
 // Synced notes a Sync by a backend. The backend programs the families at the
 // same time, so each is given the whole of it.

@@ -99,8 +99,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.Queued()
 	m.Programming(1, []time.Time{time.Now(), time.Now().Add(-time.Hour)}) // the older is from before the start
 	m.Programming(2, []time.Time{time.Now()})
-	m.ServiceChanged()
-	m.EndpointsChanged()
+	m.CountChanges(func() uint64 { return 1 }, func() uint64 { return 2 })
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
 	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
 		ID: dataplane.PortID{Service: "a", Family: dataplane.IPv4},
@@ -122,7 +121,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1`,
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.25"} 1`,
 		`kubeproxy_sync_proxy_rules_service_changes_total 1`,
-		`kubeproxy_sync_proxy_rules_endpoint_changes_total 1`,
+		`kubeproxy_sync_proxy_rules_endpoint_changes_total 2`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 1`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0`,
 		`kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 3`,
