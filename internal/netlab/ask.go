@@ -196,6 +196,10 @@ func fetchOnce(r Request, n int64, deadline time.Time) (Answer, error) {
 	return a, err
 }
 
+// filtered tells that a rule of this host's own took the packet on its way out.
+// Whether it was rejected or dropped shows at the next read.
+func filtered(err error) bool { return errors.Is(err, unix.EPERM) }
+
 // udpSession is a connected UDP socket, so that ICMP errors reach it.
 type udpSession struct{ conn *net.UDPConn }
 
@@ -213,7 +217,7 @@ func (s *udpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
 		return "", netip.AddrPort{}, err
 	}
 	question := []byte(rand.Text())
-	if _, err := s.conn.Write(question); err != nil {
+	if _, err := s.conn.Write(question); err != nil && !filtered(err) {
 		return "", netip.AddrPort{}, err
 	}
 	buf := make([]byte, 2048)

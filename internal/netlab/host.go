@@ -85,7 +85,12 @@ func (h *Host) startProcess() error {
 		return err
 	}
 	h.process = p
-	return p.Call("Host.Begin", HostIdentity{Name: h.Name, Addrs: h.Addrs}, &struct{}{})
+	return nil
+}
+
+// begin tells the host's process who it is.
+func (h *Host) begin() error {
+	return h.process.Call("Host.Begin", HostIdentity{Name: h.Name, Addrs: h.Addrs}, &struct{}{})
 }
 
 func (h *Host) stopProcess() {

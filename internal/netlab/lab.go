@@ -152,6 +152,11 @@ func (l *Lab) build(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
+	for _, h := range l.Hosts() { // they come up side by side
+		if err := h.begin(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -83,6 +83,12 @@ func TestOutcomes(t *testing.T) {
 	if _, err := l.Host("b1").Run(t.Context(), "iptables", "-A", "INPUT", "-p", "tcp", "--dport", "3", "-j", "DROP"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := client.Run(t.Context(), "iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "4", "-j", "REJECT"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Run(t.Context(), "iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "5", "-j", "DROP"); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name, protocol string
 		to             netip.AddrPort
@@ -94,6 +100,8 @@ func TestOutcomes(t *testing.T) {
 		{"TCP, dropped", TCP, netip.AddrPortFrom(server.Addr(4), 3), TimedOut},
 		{"UDP, nobody listens", UDP, netip.AddrPortFrom(server.Addr(4), 1), Refused},
 		{"UDP IPv6, nobody listens", UDP, netip.AddrPortFrom(server.Addr(6), 1), Refused},
+		{"UDP, rejected on the client's host", UDP, netip.AddrPortFrom(server.Addr(4), 4), Refused},
+		{"UDP, dropped on the client's host", UDP, netip.AddrPortFrom(server.Addr(4), 5), TimedOut},
 		{"SCTP, rejected by ICMP", SCTP, netip.AddrPortFrom(server.Addr(4), 1), Refused},
 		{"an address that the router does not know", TCP, netip.MustParseAddrPort("10.96.0.1:80"), Unreachable},
 		{"the same, UDP IPv6", UDP, netip.MustParseAddrPort("[fd96::1]:80"), Unreachable},

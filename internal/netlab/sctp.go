@@ -157,7 +157,7 @@ func (s *sctpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
 		return "", netip.AddrPort{}, err
 	}
 	init := sctpPacket{from: s.port, to: s.to.Port(), kind: chunkInit, initTag: randomNumber() | 1}
-	if _, err := s.conn.Write(init.marshal()); err != nil {
+	if _, err := s.conn.Write(init.marshal()); err != nil && !filtered(err) {
 		return "", netip.AddrPort{}, err
 	}
 	buf := make([]byte, 2048)

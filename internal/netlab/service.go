@@ -48,11 +48,13 @@ type hostService struct {
 	next    int
 	servers map[int]io.Closer
 	loads   map[int]*load
-	sctp    sync.Mutex // one SCTP request at a time: ICMP errors do not tell ports apart
+	// One SCTP request to an address at a time: raw sockets' ICMP errors do not
+	// tell ports apart.
+	sctp map[netip.Addr]*sync.Mutex
 }
 
 func newHostService() *hostService {
-	return &hostService{servers: map[int]io.Closer{}, loads: map[int]*load{}}
+	return &hostService{servers: map[int]io.Closer{}, loads: map[int]*load{}, sctp: map[netip.Addr]*sync.Mutex{}}
 }
 
 // Begin tells the process who it is.
@@ -100,10 +102,20 @@ func (s *hostService) ask(r Request) Answer {
 		r.Timeout = time.Second
 	}
 	if r.Protocol == SCTP {
-		s.sctp.Lock()
-		defer s.sctp.Unlock()
+		turn := s.sctpTurn(r.To.Addr())
+		turn.Lock()
+		defer turn.Unlock()
 	}
 	return ask(r)
+}
+
+func (s *hostService) sctpTurn(to netip.Addr) *sync.Mutex {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sctp[to] == nil {
+		s.sctp[to] = &sync.Mutex{}
+	}
+	return s.sctp[to]
 }
 
 // AskMany does many requests.
