@@ -66,7 +66,7 @@ func (h *Health) healthy(s dataplane.SyncStatus) (ok bool, why string) {
 // Healthz is 200 while the agent is healthy and the node may take traffic from
 // load balancers.
 func (h *Health) Healthz() http.Handler {
-	return h.handler(func(a *answer, s dataplane.SyncStatus) int {
+	return h.handler(func(a *answer, _ dataplane.SyncStatus) int {
 		eligible := h.NodeEligible()
 		a.NodeEligible = &eligible
 		return codeFor(a.Healthy && eligible)
@@ -75,7 +75,7 @@ func (h *Health) Healthz() http.Handler {
 
 // Livez is 200 while the agent is healthy.
 func (h *Health) Livez() http.Handler {
-	return h.handler(func(a *answer, s dataplane.SyncStatus) int { return codeFor(a.Healthy) })
+	return h.handler(func(a *answer, _ dataplane.SyncStatus) int { return codeFor(a.Healthy) })
 }
 
 // Readyz is 200 once the kernel held all that was wanted, and while it does not

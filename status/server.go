@@ -55,10 +55,7 @@ type Server struct {
 func (s *Server) Run(ctx context.Context) error {
 	for {
 		err := s.serve(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if s.HardFail {
+		if err == nil || s.HardFail {
 			return err
 		}
 		s.Log.Error("an address cannot be served; the next try is in "+retryListen.String(), "server", s.Name, "address", s.Addr, "error", err)
@@ -70,6 +67,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
+// serve answers until ctx ends, which is no error.
 func (s *Server) serve(ctx context.Context) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Addr)
 	if err != nil {
