@@ -1,0 +1,241 @@
+// Package healthcheck answers healthCheckNodePort.
+//
+// A load balancer asks each node whether a Service with externalTrafficPolicy
+// Local has endpoints there, and sends traffic only where it has. The Server
+// answers per Service and address family, with kube-proxy's words
+// (KUBE-PROXY §1.16).
+package healthcheck
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+const retryInterval = 5 * time.Second // between attempts to listen where that failed
+
+// Failure tells that a Service's health check cannot be answered at an address.
+type Failure struct {
+	Namespace, Service string
+	Addr               netip.AddrPort
+	Err                error
+}
+
+// Server listens on the healthCheckNodePort of every Service that has one, at
+// the addresses where NodePorts answer. It follows both from Snapshot to
+// Snapshot: kube-proxy takes the node's addresses once, at its start.
+type Server struct {
+	// OnFailure is told when an address cannot be listened on, once until that
+	// changes. It must not block or call the Server. Set it before the first
+	// Synced; nil: nobody is told, beside the log.
+	OnFailure func(Failure)
+
+	log     *slog.Logger
+	healthy func() bool
+
+	mu        sync.Mutex
+	closed    bool
+	known     *dataplane.Snapshot // what checks and addrs hold; nil: nothing yet
+	checks    map[serviceID]*check
+	addrs     []netip.Addr // where NodePorts answer
+	listeners map[listenerID]*listener
+	failed    map[listenerID]string // the last error
+	retry     *time.Timer           // nil: nothing to retry
+}
+
+// serviceID is a Service in one family.
+type serviceID struct {
+	namespace, name string
+	family          dataplane.Family
+}
+
+// listenerID is an address that a Service's load balancers ask at.
+type listenerID struct {
+	service serviceID
+	addr    netip.AddrPort
+}
+
+// New makes a Server that listens nowhere yet. healthy tells whether this agent
+// works, as /livez does; it is called for every request and must not block.
+func New(log *slog.Logger, healthy func() bool) *Server {
+	return &Server{
+		log:       log,
+		healthy:   healthy,
+		checks:    map[serviceID]*check{},
+		listeners: map[listenerID]*listener{},
+		failed:    map[listenerID]string{},
+	}
+}
+
+// Synced says that the kernel now forwards want. The Server answers for it, and
+// listens as it asks, when Synced returns. Where that fails it tries again at
+// each call and every few seconds. It costs what changed since the last call.
+func (s *Server) Synced(want *dataplane.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	if s.learn(want) || len(s.failed) > 0 {
+		s.listen()
+	}
+}
+
+// Close ends all listeners and connections.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.retry != nil {
+		s.retry.Stop()
+	}
+	var errs []error
+	for id, l := range s.listeners {
+		errs = append(errs, l.close())
+		delete(s.listeners, id)
+	}
+	return errors.Join(errs...)
+}
+
+// learn goes from the known Snapshot to want, and reports whether the
+// listeners may have to follow.
+func (s *Server) learn(want *dataplane.Snapshot) bool {
+	var before dataplane.Ports
+	nodeChanged := true
+	if s.known != nil {
+		before = s.known.Ports
+		nodeChanged = s.known.Node != want.Node
+	}
+	s.known = want
+	if nodeChanged {
+		s.addrs = listenAddrs(want.Node)
+	}
+	checksChanged := false
+	for old, cur := range dataplane.Diff(before, want.Ports) {
+		checksChanged = s.update(old, cur) || checksChanged
+	}
+	for id, c := range s.checks {
+		if c.ports == 0 {
+			delete(s.checks, id)
+		}
+	}
+	return nodeChanged || checksChanged
+}
+
+// update takes in one difference between two Snapshots, and reports whether a
+// health check came, went or moved to another port.
+func (s *Server) update(old, cur *dataplane.ServicePort) bool {
+	changed := false
+	if old != nil && old.HealthCheck != nil {
+		c := s.checks[serviceOf(old)]
+		c.ports--
+		changed = c.ports == 0
+	}
+	if cur != nil && cur.HealthCheck != nil {
+		id := serviceOf(cur)
+		c := s.checks[id]
+		if c == nil {
+			c = &check{service: id}
+			s.checks[id] = c
+		}
+		changed = changed || c.ports == 0 || c.port != cur.HealthCheck.Port
+		c.ports++
+		c.port = cur.HealthCheck.Port
+		c.endpoints.Store(int64(cur.HealthCheck.LocalEndpoints))
+	}
+	return changed
+}
+
+func serviceOf(p *dataplane.ServicePort) serviceID {
+	return serviceID{namespace: p.ID.Namespace, name: p.ID.Service, family: p.ID.Family}
+}
+
+// listenAddrs are the addresses where NodePorts answer. Each is listened on by
+// itself, also where they are all that the node has: so no address answers that
+// should not, and another process may use the same port elsewhere. An IPv6
+// link-local address cannot be bound without its interface.
+func listenAddrs(n *dataplane.Node) []netip.Addr {
+	var addrs []netip.Addr
+	for _, p := range n.NodePorts {
+		a := p.Addr()
+		switch {
+		case !p.IsSingleIP():
+			addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1})) // 127.0.0.0/8
+		case !a.IsLinkLocalUnicast() || a.Is4():
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// listen makes the listeners those that are wanted.
+func (s *Server) listen() {
+	wanted := map[listenerID]*check{}
+	for id, c := range s.checks {
+		for _, a := range s.addrs {
+			if dataplane.FamilyOf(a) == id.family {
+				wanted[listenerID{id, netip.AddrPortFrom(a, c.port)}] = c
+			}
+		}
+	}
+	// Close before open: a port may have moved from one Service to another.
+	for id, l := range s.listeners {
+		if l.check != wanted[id] {
+			if err := l.close(); err != nil {
+				s.log.Warn("Could not close a health check listener", "address", id.addr, "error", err)
+			}
+			delete(s.listeners, id)
+		}
+	}
+	for id := range s.failed {
+		if wanted[id] == nil {
+			delete(s.failed, id)
+		}
+	}
+	for id, c := range wanted {
+		if s.listeners[id] == nil {
+			s.open(id, c)
+		}
+	}
+	s.scheduleRetry()
+}
+
+func (s *Server) open(id listenerID, c *check) {
+	l, err := listenOn(id.addr, c, s.healthy)
+	if err == nil {
+		s.listeners[id] = l
+		delete(s.failed, id)
+		return
+	}
+	if s.failed[id] == err.Error() {
+		return // told already
+	}
+	s.failed[id] = err.Error()
+	s.log.Warn("Could not listen on a Service's healthCheckNodePort; trying again",
+		"service", id.service.namespace+"/"+id.service.name, "address", id.addr, "error", err)
+	if s.OnFailure != nil {
+		s.OnFailure(Failure{Namespace: id.service.namespace, Service: id.service.name, Addr: id.addr, Err: err})
+	}
+}
+
+func (s *Server) scheduleRetry() {
+	if s.retry != nil {
+		s.retry.Stop()
+		s.retry = nil
+	}
+	if len(s.failed) > 0 {
+		s.retry = time.AfterFunc(retryInterval, s.listenAgain)
+	}
+}
+
+func (s *Server) listenAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.listen()
+	}
+}
