@@ -42,9 +42,9 @@ type Pass struct {
 // Cleaner deletes stale UDP entries of this network namespace, in its own time
 // and never in the way of a Sync. Make it with New.
 type Cleaner struct {
-	// OnPass is told of every pass, from Run's goroutine. Set it before Run; nil:
+	// Report is told of every pass, from Run's goroutine. Set it before Run; nil:
 	// nobody is told.
-	OnPass func(Pass)
+	Report func(Pass)
 
 	log  *slog.Logger
 	poke chan struct{} // one slot: want is new
@@ -155,7 +155,7 @@ func (c *Cleaner) tell(p Pass) {
 	default:
 		c.log.Debug("Found no UDP flow whose endpoint is gone", attrs...)
 	}
-	if c.OnPass != nil {
-		c.OnPass(p)
+	if c.Report != nil {
+		c.Report(p)
 	}
 }

@@ -73,7 +73,7 @@ func eachFamily(t *testing.T, do func(*testing.T, dataplane.Family)) {
 
 func newCleaner(t *testing.T, f dataplane.Family, passes *[]Pass) *Cleaner {
 	c := New(slog.New(slog.DiscardHandler), f)
-	c.OnPass = func(p Pass) {
+	c.Report = func(p Pass) {
 		if p.Err != nil {
 			t.Errorf("pass: %v", p.Err)
 		}

@@ -7,6 +7,7 @@
 package healthcheck
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -44,7 +45,6 @@ type Server struct {
 	addrs     []netip.Addr // where NodePorts answer
 	listeners map[listenerID]*listener
 	failed    map[listenerID]string // the last error
-	retry     *time.Timer           // nil: nothing to retry
 }
 
 // serviceID is a Service in one family.
@@ -71,9 +71,28 @@ func New(log *slog.Logger, healthy func() bool) *Server {
 	}
 }
 
+// Run tries again every few seconds where listening failed, until ctx ends. Then
+// it closes the Server.
+func (s *Server) Run(ctx context.Context) {
+	tick := time.NewTicker(retryInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if err := s.Close(); err != nil {
+				s.log.Warn("Could not close the health check listeners", "error", err)
+			}
+			return
+		case <-tick.C:
+			s.listenAgain()
+		}
+	}
+}
+
 // Synced says that the kernel now forwards want. The Server answers for it, and
-// listens as it asks, when Synced returns. Where that fails it tries again at
-// each call and every few seconds. It costs what changed since the last call.
+// listens as it asks, when Synced returns, whether or not Run runs. Where
+// listening fails, the next call tries again. It costs what changed since the
+// last call.
 func (s *Server) Synced(want *dataplane.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,9 +109,6 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	if s.retry != nil {
-		s.retry.Stop()
-	}
 	var errs []error
 	for id, l := range s.listeners {
 		errs = append(errs, l.close())
@@ -201,7 +217,6 @@ func (s *Server) listen() {
 			s.open(id, c)
 		}
 	}
-	s.scheduleRetry()
 }
 
 func (s *Server) open(id listenerID, c *check) {
@@ -222,20 +237,10 @@ func (s *Server) open(id listenerID, c *check) {
 	}
 }
 
-func (s *Server) scheduleRetry() {
-	if s.retry != nil {
-		s.retry.Stop()
-		s.retry = nil
-	}
-	if len(s.failed) > 0 {
-		s.retry = time.AfterFunc(retryInterval, s.listenAgain)
-	}
-}
-
 func (s *Server) listenAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closed {
+	if !s.closed && len(s.failed) > 0 {
 		s.listen()
 	}
 }

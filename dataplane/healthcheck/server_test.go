@@ -257,16 +257,10 @@ func TestPortInUse(t *testing.T) {
 	if code, _, _ := ask(t, "GET", "192.0.2.1:30200", "/"); code != 200 {
 		t.Errorf("the other Service answers %d, want 200", code)
 	}
-	if s.retry == nil {
-		t.Error("no retry is due")
-	}
 	_ = other.Close()
-	s.listenAgain() // what the timer does
+	s.listenAgain() // what Run does every few seconds
 	if code, _, _ := ask(t, "GET", "192.0.2.1:30100", "/"); code != 200 {
 		t.Errorf("the freed port answers %d, want 200", code)
-	}
-	if s.retry != nil {
-		t.Error("a retry is due with nothing to retry")
 	}
 }
 
@@ -293,16 +287,16 @@ func TestAddressNotYetThere(t *testing.T) {
 	}
 }
 
-func TestClose(t *testing.T) {
+func TestEndOfRunCloses(t *testing.T) {
 	needNetns(t)
 	s := newServer(t, true)
 	want := snapshot(node("192.0.2.1/32"), port("web", "a", dataplane.IPv4, check30(1)))
 	s.Synced(want)
-	if err := s.Close(); err != nil {
-		t.Errorf("Close: %v", err)
-	}
-	s.Synced(want)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.Run(ctx)
+	s.Synced(want) // too late
 	if code, _, _ := ask(t, "GET", "192.0.2.1:30100", "/"); code != 0 {
-		t.Errorf("answers %d after Close", code)
+		t.Errorf("answers %d after the end of Run", code)
 	}
 }
