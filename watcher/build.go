@@ -1,0 +1,212 @@
+package watcher
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/watcher/facts"
+	"github.com/switchyard-io/switchyard/watcher/policy"
+)
+
+// advance builds what is dirty and publishes a Snapshot if anything in it is
+// new. The cost is that of what changed, but for a change of the Node that
+// policy depends on: then every Service is built again, and those that come
+// out the same keep their pointers.
+func (w *Watcher) advance() {
+	last := w.snapshot
+	if last == nil {
+		if !w.ready() {
+			return
+		}
+		last = &dataplane.Snapshot{}
+		w.moved = true
+	}
+	next := *last
+	if w.moved {
+		w.surround(&next)
+		w.moved = false
+	}
+	put, remove := w.build()
+	w.claims.report()
+	switch {
+	case w.snapshot == nil:
+		next.Ports = dataplane.MakePorts(put...)
+	case len(put) > 0 || len(remove) > 0:
+		next.Ports = last.Ports.With(put, remove)
+	case next.Node == last.Node && slices.Equal(next.ServiceCIDRs, last.ServiceCIDRs):
+		w.triggers = nil // what they tell of changed nothing here
+		return
+	}
+	next.Revision++
+	w.snapshot = &next
+	w.publish(w.snapshot)
+	if w.set.Programming != nil {
+		w.set.Programming(next.Revision, w.triggers)
+		w.triggers = nil
+	}
+}
+
+// surround brings what is around the Services into next: the Node, and the
+// ranges of ClusterIPs. Where policy depends on it, all Services are dirty.
+func (w *Watcher) surround(next *dataplane.Snapshot) {
+	env := policy.Env{
+		Families:      w.set.Families,
+		ExternalIPs:   w.set.ExternalIPs,
+		MasqueradeAll: w.set.MasqueradeAll,
+		NodeIPs:       w.set.nodeIPs(w.node),
+		LocalPods:     w.set.localPods(w.node),
+	}
+	if w.node != nil {
+		env.Zone = w.node.Zone
+	}
+	if next.Node == nil || !env.Equal(w.env) {
+		for _, s := range w.services {
+			w.dirty[s] = struct{}{}
+		}
+	}
+	w.env = env
+	node := &dataplane.Node{
+		Name:      w.set.NodeName,
+		Zone:      env.Zone,
+		NodePorts: w.set.nodePorts.choose(w.set.Families, w.local, env.NodeIPs, w.set.LocalhostNodePorts),
+		LocalPods: env.LocalPods,
+	}
+	if next.Node == nil || !equalNode(next.Node, node) {
+		next.Node = node
+	}
+	if cidrs := w.serviceCIDRs(); !slices.Equal(cidrs, next.ServiceCIDRs) {
+		next.ServiceCIDRs = cidrs
+	}
+}
+
+// serviceCIDRs is every ServiceCIDR's ranges of the families forwarded, sorted.
+func (w *Watcher) serviceCIDRs() []netip.Prefix {
+	var out []netip.Prefix
+	for _, c := range w.cidrs {
+		for _, p := range c.CIDRs {
+			if slices.Contains(w.set.Families, dataplane.FamilyOf(p.Addr())) {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// build builds the dirty services: which ServicePorts are new, and which are gone.
+func (w *Watcher) build() (put []*dataplane.ServicePort, remove []dataplane.PortID) {
+	for s := range w.dirty {
+		var built []*dataplane.ServicePort
+		if s.facts != nil {
+			built = policy.Ports(s.facts, w.claims.held(s), s.slices, w.env)
+		}
+		built = policy.Keep(s.ports, built)
+		old := s.ports
+		for _, p := range built {
+			for len(old) > 0 && old[0].ID.Compare(p.ID) < 0 {
+				remove = append(remove, old[0].ID)
+				old = old[1:]
+			}
+			if len(old) > 0 && old[0].ID == p.ID {
+				if old[0] != p {
+					put = append(put, p)
+				}
+				old = old[1:]
+				continue
+			}
+			put = append(put, p)
+		}
+		for _, p := range old {
+			remove = append(remove, p.ID)
+		}
+		s.ports = built
+		w.forget(s)
+	}
+	clear(w.dirty)
+	return put, remove
+}
+
+func equalNode(a, b *dataplane.Node) bool {
+	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) &&
+		slices.Equal(a.LocalPods.CIDRs, b.LocalPods.CIDRs) && a.LocalPods.Interface == b.LocalPods.Interface &&
+		a.LocalPods.InterfacePrefix == b.LocalPods.InterfacePrefix
+}
+
+// withSlice and withoutSlice are copies: a Service's slices are few.
+func withSlice(in []*facts.Slice, f *facts.Slice) []*facts.Slice {
+	i, _ := slices.BinarySearchFunc(in, f.Name, func(s *facts.Slice, n facts.Name) int { return s.Name.Compare(n) })
+	return slices.Insert(slices.Clone(in), i, f)
+}
+
+func withoutSlice(in []*facts.Slice, f *facts.Slice) []*facts.Slice {
+	out := slices.DeleteFunc(slices.Clone(in), func(s *facts.Slice) bool { return s.Name == f.Name })
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// waits is what the first Snapshot waits for: Services and EndpointSlices
+// however long it takes, or forwarding would be torn down for want of news;
+// then, for a while, a Node that says what policy needs (KUBE-PROXY §0).
+//
+// The time runs from when the objects are known. kube-proxy's runs from its
+// start, so that an API server which is late makes it go on without the Node.
+type waits struct {
+	services, slices, addresses bool
+	since                       time.Time
+	timer                       *time.Timer
+	late                        bool // told in the log
+}
+
+func (t *waits) stop() {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+}
+
+// ready reports whether the first Snapshot can be made.
+func (w *Watcher) ready() bool {
+	t := &w.waits
+	if !t.services || !t.slices || !t.addresses {
+		return false
+	}
+	missing, wait := w.missing()
+	if missing == "" {
+		t.stop()
+		return true
+	}
+	if t.since.IsZero() {
+		t.since = time.Now()
+		w.set.Log.Info("waiting for the Node", "node", w.set.NodeName, "missing", missing, "longest", wait)
+	}
+	left := wait - time.Since(t.since)
+	if left <= 0 {
+		w.set.Log.Error("going on without the whole Node", "node", w.set.NodeName, "missing", missing, "waited", wait)
+		return true
+	}
+	t.stop()
+	t.timer = time.AfterFunc(left, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.advance()
+	})
+	return false
+}
+
+// missing is what the Node has not told, and how long that is worth waiting for.
+func (w *Watcher) missing() (string, time.Duration) {
+	switch n := w.node; {
+	case n != nil && n.Final:
+		return "", 0
+	case n == nil:
+		return "the Node object", w.set.NodeWait
+	case len(w.set.nodeIPs(n)) == 0:
+		return "its addresses", w.set.NodeWait
+	case w.set.DetectLocal.Mode == NodeCIDR && len(n.PodCIDRs) == 0:
+		return "its podCIDRs", w.set.PodCIDRWait
+	}
+	return "", 0
+}

@@ -1,0 +1,159 @@
+// Package facts is what forwarding needs of each API object, and nothing else of it.
+//
+// The watcher keeps facts and no API objects: parsed once, compact, comparable.
+// Addresses are parsed as leniently as kube-proxy does and are canonical from
+// then on (KUBE-PROXY §1.17).
+package facts
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// Name is the namespace and name of an object; the namespace is empty where
+// the kind has none.
+type Name struct{ Namespace, Name string }
+
+// Compare orders Names by namespace, then name.
+func (n Name) Compare(other Name) int {
+	if c := strings.Compare(n.Namespace, other.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(n.Name, other.Name)
+}
+
+func (n Name) String() string {
+	if n.Namespace == "" {
+		return n.Name
+	}
+	return n.Namespace + "/" + n.Name
+}
+
+// Service is a Service that has something to forward. Immutable.
+type Service struct {
+	Name    Name
+	Created int64 // creationTimestamp, Unix seconds; 0: unknown
+	Ports   []ServicePort
+	// Addresses of both families, without duplicates, in the order of the object.
+	ClusterIPs      []netip.Addr // at least one
+	ExternalIPs     []netip.Addr
+	LoadBalancerIPs []netip.Addr   // ingress addresses with ipMode VIP
+	SourceRanges    []netip.Prefix // of both families, masked; /0 included
+	InternalLocal   bool           // internalTrafficPolicy: Local
+	// ExternalLocal is externalTrafficPolicy: Local, where the type of the
+	// Service lets it count (KUBE-PROXY §1.1).
+	ExternalLocal   bool
+	Affinity        time.Duration // sessionAffinity ClientIP; 0: none
+	HealthCheckPort uint16        // 0: none (KUBE-PROXY §1.16)
+}
+
+// ServicePort is one port of a Service.
+type ServicePort struct {
+	Name     string
+	Protocol dataplane.Protocol
+	Port     uint16
+	NodePort uint16 // 0: none
+}
+
+// Equal reports whether two Services are the same.
+func (s *Service) Equal(t *Service) bool {
+	return s.Name == t.Name && s.Created == t.Created && slices.Equal(s.Ports, t.Ports) &&
+		slices.Equal(s.ClusterIPs, t.ClusterIPs) && slices.Equal(s.ExternalIPs, t.ExternalIPs) &&
+		slices.Equal(s.LoadBalancerIPs, t.LoadBalancerIPs) && slices.Equal(s.SourceRanges, t.SourceRanges) &&
+		s.InternalLocal == t.InternalLocal && s.ExternalLocal == t.ExternalLocal &&
+		s.Affinity == t.Affinity && s.HealthCheckPort == t.HealthCheckPort
+}
+
+// Slice is an EndpointSlice of a Service. Immutable.
+type Slice struct {
+	Name      Name
+	Service   string // of the same namespace
+	Family    dataplane.Family
+	Ports     []SlicePort // those with a number; at most one of each name and protocol
+	Endpoints []Endpoint
+	// Trigger is when the change that the slice tells of happened, for the
+	// metric network_programming_duration_seconds; zero: unknown.
+	Trigger time.Time
+}
+
+// SlicePort is the number that a port name has in one EndpointSlice.
+type SlicePort struct {
+	Name     string
+	Protocol dataplane.Protocol
+	Port     uint16
+}
+
+// Endpoint is one endpoint of a Slice (KUBE-PROXY §1.2). What it says of nodes
+// is said of this node only.
+type Endpoint struct {
+	Addr        netip.Addr
+	Zones       []string // hints: the zones that should use it
+	Ready       bool
+	Serving     bool
+	Terminating bool
+	Local       bool // on this node
+	NodeHinted  bool // hints name nodes
+	ForThisNode bool // and this one is among them
+}
+
+func (e Endpoint) equal(f Endpoint) bool {
+	return e.Addr == f.Addr && e.Ready == f.Ready && e.Serving == f.Serving && e.Terminating == f.Terminating &&
+		e.Local == f.Local && e.NodeHinted == f.NodeHinted && e.ForThisNode == f.ForThisNode &&
+		slices.Equal(e.Zones, f.Zones)
+}
+
+// Equal reports whether two Slices lead to the same forwarding: all but Trigger
+// is the same.
+func (s *Slice) Equal(t *Slice) bool {
+	return s.Name == t.Name && s.Service == t.Service && s.Family == t.Family &&
+		slices.Equal(s.Ports, t.Ports) && slices.EqualFunc(s.Endpoints, t.Endpoints, Endpoint.equal)
+}
+
+// Node is this node's own Node object. Immutable.
+type Node struct {
+	Name Name
+	Zone string
+	// IPs are the first address of each family, internal ones before external
+	// ones; at most two.
+	IPs      []netip.Addr
+	PodCIDRs []netip.Prefix
+	// Eligible is false while the Node is being deleted or drained by the
+	// cluster autoscaler (KUBE-PROXY §2.3).
+	Eligible bool
+	// Final says that what is missing will not come, so that there is nothing
+	// to wait for: a directory of manifests has said all it knows.
+	Final bool
+}
+
+// Equal reports whether two Nodes are the same.
+func (n *Node) Equal(m *Node) bool {
+	return n.Name == m.Name && n.Zone == m.Zone && slices.Equal(n.IPs, m.IPs) &&
+		slices.Equal(n.PodCIDRs, m.PodCIDRs) && n.Eligible == m.Eligible && n.Final == m.Final
+}
+
+// ServiceCIDR is a ServiceCIDR object. Immutable.
+type ServiceCIDR struct {
+	Name  Name
+	CIDRs []netip.Prefix
+}
+
+// Change is one step of what a source of objects knows. It is taken as a whole.
+type Change struct {
+	Services     Delta[Service]
+	Slices       Delta[Slice]
+	Nodes        Delta[Node] // of this node only
+	ServiceCIDRs Delta[ServiceCIDR]
+}
+
+// Delta is a step in one kind of objects. The zero value says nothing.
+type Delta[T any] struct {
+	// All says that Put is every object that there is. The first such Delta of
+	// a kind is what makes the kind known.
+	All    bool
+	Put    []*T
+	Remove []Name // never of an object in Put
+}

@@ -1,0 +1,108 @@
+package policy
+
+import (
+	"slices"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/watcher/facts"
+)
+
+// poolSet is who answers at the frontends of one ServicePort.
+type poolSet struct {
+	internal     *dataplane.Pool // ClusterIP, whoever asks
+	external     *dataplane.Pool // the other kinds, clients from outside
+	inside       *dataplane.Pool // the other kinds, the node and its pods; nil: external
+	externalSNAT dataplane.SNAT
+}
+
+// pools applies the traffic policies (§1.5) and says what becomes of
+// connections that nobody answers (§1.6).
+//
+//	                   Pool      Inside    SNAT       empty
+//	internal Cluster   Cluster   -         (per Env)  reject
+//	internal Local     Local     -         (per Env)  drop, or reject if no node has an endpoint
+//	external Cluster   Cluster   -         all        reject
+//	external Local     Local     Cluster   node       as internal Local
+func pools(svc *facts.Service, known []endpoint, zone string) poolSet {
+	cluster := &dataplane.Pool{Endpoints: clusterSet(known, zone), IfEmpty: dataplane.Reject}
+	p := poolSet{internal: cluster, external: cluster, externalSNAT: dataplane.SNATAll}
+	if !svc.InternalLocal && !svc.ExternalLocal {
+		return p
+	}
+	local := &dataplane.Pool{Endpoints: localSet(known), IfEmpty: dataplane.Reject}
+	if len(local.Endpoints) == 0 && reachable(known) {
+		local.IfEmpty = dataplane.Drop
+	}
+	if equalPool(local, cluster) {
+		local = cluster
+	}
+	if svc.InternalLocal {
+		p.internal = local
+	}
+	if svc.ExternalLocal {
+		p.external, p.externalSNAT = local, dataplane.SNATNode
+		if local != cluster {
+			p.inside = cluster
+		}
+	}
+	return p
+}
+
+func equalPool(a, b *dataplane.Pool) bool {
+	return a == b || a != nil && b != nil && a.IfEmpty == b.IfEmpty && slices.Equal(a.Endpoints, b.Endpoints)
+}
+
+// Keep gives back what of built is as it was in old: the very ServicePorts and
+// Pools, so that pointers tell what changed. Both are sorted by ID.
+func Keep(old, built []*dataplane.ServicePort) []*dataplane.ServicePort {
+	var health *dataplane.HealthCheck // shared by the ports of a Service
+	if len(old) > 0 {
+		health = old[0].HealthCheck
+	}
+	for i, b := range built {
+		if health != nil && b.HealthCheck != nil && *health == *b.HealthCheck {
+			b.HealthCheck = health
+		}
+		for len(old) > 0 && old[0].ID.Compare(b.ID) < 0 {
+			old = old[1:]
+		}
+		if len(old) == 0 || old[0].ID != b.ID {
+			continue
+		}
+		if equalPort(old[0], b) {
+			built[i] = old[0]
+			continue
+		}
+		keepPools(old[0], b)
+	}
+	return built
+}
+
+func keepPools(old, built *dataplane.ServicePort) {
+	for i := range built.Frontends {
+		b := &built.Frontends[i]
+		for _, o := range old.Frontends {
+			for _, pool := range []*dataplane.Pool{o.Pool, o.Inside} {
+				if equalPool(pool, b.Pool) {
+					b.Pool = pool
+				}
+				if equalPool(pool, b.Inside) {
+					b.Inside = pool
+				}
+			}
+		}
+	}
+	if slices.Equal(old.Serving, built.Serving) {
+		built.Serving = old.Serving
+	}
+}
+
+func equalPort(a, b *dataplane.ServicePort) bool {
+	return a.ID == b.ID && a.Affinity == b.Affinity && a.HealthCheck == b.HealthCheck &&
+		slices.Equal(a.Serving, b.Serving) && slices.EqualFunc(a.Frontends, b.Frontends, equalFrontend)
+}
+
+func equalFrontend(a, b dataplane.Frontend) bool {
+	return a.Kind == b.Kind && a.Addr == b.Addr && a.SNAT == b.SNAT && slices.Equal(a.Sources, b.Sources) &&
+		equalPool(a.Pool, b.Pool) && equalPool(a.Inside, b.Inside)
+}
