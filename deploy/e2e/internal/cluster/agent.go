@@ -1,0 +1,87 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/switchyard-io/switchyard/deploy/e2e/internal/process"
+)
+
+// Names of the agents that the lab can run.
+const (
+	Switchyard = "switchyard"
+	KubeProxy  = "kube-proxy" // for comparison, and to prove the lab itself
+)
+
+// Agent is what makes Services work on the nodes.
+type Agent struct {
+	Name    string // Switchyard or KubeProxy
+	Backend string // Switchyard's --backend, kube-proxy's --proxy-mode
+}
+
+// args is the agent's command line on n. Both know these flags by the same name.
+func (a Agent) args(program, kubeconfig string, n Node, t Topology) []string {
+	line := []string{program, "run", "--backend=" + a.Backend}
+	if a.Name == KubeProxy {
+		// The limits of connection tracking belong to the machine's own
+		// namespace: a node of the lab may not write them.
+		line = []string{program, "--proxy-mode=" + a.Backend, "--conntrack-max-per-core=0"}
+	}
+	listen := func(addr netip.Addr, port uint16) string { return netip.AddrPortFrom(addr, port).String() }
+	return append(line,
+		"--kubeconfig="+kubeconfig,
+		"--hostname-override="+n.Name,
+		"--cluster-cidr="+pair(t.Pods4, t.Pods6),
+		"--healthz-bind-address="+listen(netip.IPv4Unspecified(), HealthPort),
+		"--metrics-bind-address="+listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), metricsPort),
+	)
+}
+
+// StartAgent starts the agent on n and waits until it says that it has
+// programmed the node.
+func (l *Lab) StartAgent(ctx context.Context, n Node) error {
+	line, err := l.onNode(n, l.Agent.args(l.bin(l.Agent.Name), l.kubeconfig("agent"), n, l.Topology)...)
+	if err != nil {
+		return err
+	}
+	if err := l.programs.Start(process.Spec{Name: agentOn(n), Cgroup: l.cgroups.Path(n.system()), Args: line}); err != nil {
+		return err
+	}
+	client := httpClient(n.Namespace(), nil)
+	defer client.CloseIdleConnections()
+	const limit = 30 * time.Second
+	return Wait(ctx, "the agent on "+n.Name, limit, func(ctx context.Context) error {
+		if !l.programs.Alive(agentOn(n)) {
+			return fmt.Errorf("%s has ended", l.Agent.Name)
+		}
+		return get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+"/healthz")
+	})
+}
+
+// Repair starts the API server and the agents that do not run, for instance
+// after a test that was interrupted.
+func (l *Lab) Repair(ctx context.Context) error {
+	if !l.programs.Alive(apiserver) {
+		if err := l.StartAPIServer(ctx); err != nil {
+			return err
+		}
+	}
+	return l.eachNode(func(n Node) error {
+		if l.programs.Alive(agentOn(n)) {
+			return nil
+		}
+		return l.StartAgent(ctx, n)
+	})
+}
+
+// KillAgent ends the agent on n with SIGKILL, as a crash would.
+func (l *Lab) KillAgent(n Node) error {
+	if !l.programs.Alive(agentOn(n)) {
+		return errors.New("kill the agent on " + n.Name + ": it does not run")
+	}
+	return l.programs.Kill(agentOn(n))
+}

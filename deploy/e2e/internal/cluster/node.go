@@ -1,0 +1,137 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/switchyard-io/switchyard/deploy/e2e/internal/network"
+	"github.com/switchyard-io/switchyard/deploy/e2e/internal/process"
+)
+
+//go:embed files/node.sh
+var nodeScript string
+
+const (
+	// CNIPlugins is where Debian's containernetworking-plugins are.
+	CNIPlugins = "/usr/lib/cni"
+	// cniData is below the node's own /run.
+	cniData = "/run/cni"
+	// kubeletDir is the node's own: see files/node.sh. It is short because
+	// kubelet has sockets below it, and a socket's path has at most 107 bytes.
+	kubeletDir = "/run/kubelet"
+)
+
+func containerdOn(n Node) string { return n.Name + "-containerd" }
+func kubeletOn(n Node) string    { return n.Name + "-kubelet" }
+func agentOn(n Node) string      { return n.Name + "-agent" }
+
+// startContainerd starts n's containerd in a new mount namespace, which the
+// node's other programs then share, and imports the image.
+func (l *Lab) startContainerd(ctx context.Context, n Node) error {
+	files := func(parts ...string) string { return l.path(append([]string{"nodes", n.Name}, parts...)...) }
+	for _, dir := range []string{"containerd", "cni", "kubelet", "pods"} {
+		if err := os.MkdirAll(files(dir), 0o755); err != nil {
+			return fmt.Errorf("prepare %s: %w", n.Name, err)
+		}
+	}
+	config, err := render("containerd.toml", containerdTemplate, map[string]string{
+		"Root": files("containerd"), "Image": Image, "CNIPlugins": CNIPlugins, "CNIConfig": files("cni"),
+	})
+	if err != nil {
+		return err
+	}
+	cni, err := cniConfig(n)
+	if err != nil {
+		return fmt.Errorf("prepare %s: %w", n.Name, err)
+	}
+	kubelet, err := render("kubelet.yaml", kubeletTemplate, map[string]string{
+		"PodLogs": files("pods"), "Resolv": files("resolv.conf"), "Cgroup": n.group(),
+	})
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{
+		"containerd.toml": config, "kubelet.yaml": kubelet, "node.sh": []byte(nodeScript),
+		"cni/10-lab.conflist": cni, "resolv.conf": nil,
+	} {
+		if err := os.WriteFile(files(name), data, 0o644); err != nil {
+			return fmt.Errorf("prepare %s: %w", n.Name, err)
+		}
+	}
+	err = l.programs.Start(process.Spec{
+		Name: containerdOn(n), Cgroup: l.cgroups.Path(n.system()),
+		Args: []string{
+			"nsenter", "--net=" + network.Path(n.Namespace()), "--",
+			"unshare", "--mount", "--propagation=private", "--",
+			"sh", files("node.sh"), files("kubelet"),
+			"containerd", "--config", files("containerd.toml"),
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return l.importImage(ctx, n)
+}
+
+func (l *Lab) importImage(ctx context.Context, n Node) error {
+	const limit = 60 * time.Second
+	err := Wait(ctx, "containerd on "+n.Name, limit, func(ctx context.Context) error {
+		// Until node.sh has become containerd, the node's mounts are not in
+		// place, and ctr could meet a containerd of the machine itself.
+		r, _ := l.programs.Find(containerdOn(n))
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", r.PID)); err != nil || string(name) != "containerd\n" {
+			return fmt.Errorf("the node's mounts are not ready (running %q, %v)", name, err)
+		}
+		_, err := l.run(ctx, n, "ctr", "--connect-timeout=1s", "version")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err = l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", ImageFile(l.dir))
+	return err
+}
+
+// run runs a short command on n and gives its output.
+func (l *Lab) run(ctx context.Context, n Node, args ...string) ([]byte, error) {
+	line, err := l.onNode(n, args...)
+	if err != nil {
+		return nil, err
+	}
+	out, err := exec.CommandContext(ctx, line[0], line[1:]...).Output()
+	if err != nil {
+		return out, fmt.Errorf("run %s on %s: %w", args[0], n.Name, withStderr(err))
+	}
+	return out, nil
+}
+
+func (l *Lab) startKubelet(n Node) error {
+	line, err := l.onNode(n, l.bin("kubelet"),
+		"--config="+l.path("nodes", n.Name, "kubelet.yaml"),
+		"--kubeconfig="+l.kubeconfig(n.Name),
+		"--hostname-override="+n.Name, "--node-ip="+pair(n.V4, n.V6),
+		"--root-dir="+kubeletDir, "--cert-dir="+filepath.Join(kubeletDir, "pki"))
+	if err != nil {
+		return err
+	}
+	return l.programs.Start(process.Spec{Name: kubeletOn(n), Cgroup: l.cgroups.Path(n.system()), Args: line})
+}
+
+// registerNodes makes the Node objects, so that each has the pod ranges and the
+// zone of the address plan whichever kubelet reports first.
+func (l *Lab) registerNodes(ctx context.Context) error {
+	objects, err := render("nodes.yaml", nodesTemplate, l.Topology.Nodes)
+	if err != nil {
+		return err
+	}
+	_, err = l.Kubectl(ctx, bytes.NewReader(objects), "create", "-f", "-")
+	return err
+}
