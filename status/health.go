@@ -24,6 +24,9 @@ type Health struct {
 	// it is known, not being deleted, and not marked for removal by the cluster
 	// autoscaler (KEP-3836).
 	NodeEligible func() bool
+	// Waiting is what the first Snapshot waits for, and what is wrong with the
+	// input now; "": nothing.
+	Waiting func() string
 	Now          func() time.Time
 }
 
@@ -36,7 +39,7 @@ type answer struct {
 	NodeEligible *bool                   `json:"nodeEligible,omitempty"`
 	Ready        *bool                   `json:"ready,omitempty"`
 	Healthy      bool                    `json:"healthy"`
-	Reason       string                  `json:"reason,omitempty"` // why not healthy, or not ready
+	Reason       string                  `json:"reason,omitempty"` // why not healthy or not ready, or what else is wrong
 	Status       map[string]familyAnswer `json:"status"`
 }
 
@@ -85,9 +88,11 @@ func (h *Health) Readyz() http.Handler {
 		ready := a.Healthy && s.InForce > 0
 		a.Ready = &ready
 		switch {
-		case s.InForce > 0 || a.Reason != "":
+		case a.Reason != "":
+		case s.InForce > 0:
+			a.Reason = h.Waiting()
 		case s.Wanted == 0:
-			a.Reason = "Services and EndpointSlices are not known yet"
+			a.Reason = "nothing is known yet: " + h.Waiting()
 		case s.Err != nil:
 			a.Reason = "nothing is programmed yet: " + s.Err.Error()
 		default:

@@ -30,7 +30,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 		healthz, livez, readyz int
 		reason                 string // part of /readyz's
 	}{
-		{"before Services are known", dataplane.SyncStatus{}, true, 200, 200, 503, "not known yet"},
+		{"before Services are known", dataplane.SyncStatus{}, true, 200, 200, 503, "nothing is known yet: waiting for Services"},
 		{"the first Sync goes on", dataplane.SyncStatus{Wanted: 1, Behind: ago(time.Second)}, true, 200, 200, 503, "first programming"},
 		{"the first Sync failed", dataplane.SyncStatus{Wanted: 1, Behind: ago(time.Second), Err: fault}, true, 200, 200, 503, "no buffer space"},
 		{"all is in the kernel", dataplane.SyncStatus{Wanted: 7, InForce: 7, LastSync: ago(time.Hour)}, true, 200, 200, 200, ""},
@@ -44,6 +44,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 				Families:     both,
 				Sync:         func() dataplane.SyncStatus { return c.sync },
 				NodeEligible: func() bool { return c.eligible },
+				Waiting:      func() string { return "waiting for Services" },
 				Now:          func() time.Time { return now },
 			}
 			mux := HealthMux(h, NewMetrics("test", "fake", both))
@@ -67,6 +68,7 @@ func TestHealthzBody(t *testing.T) {
 		Families:     both,
 		Sync:         func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1} },
 		NodeEligible: func() bool { return true },
+		Waiting:      func() string { return "" },
 		Now:          time.Now,
 	}
 	for path, eligible := range map[string]bool{"/healthz": true, "/livez": false} {
