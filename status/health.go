@@ -27,7 +27,7 @@ type Health struct {
 	// Waiting is what the first Snapshot waits for, and what is wrong with the
 	// input now; "": nothing.
 	Waiting func() string
-	Now          func() time.Time
+	Now     func() time.Time
 }
 
 // answer is kube-proxy's body, field for field (KUBE-PROXY §2.3). Unlike
