@@ -1,0 +1,104 @@
+package iptables
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"strconv"
+	"strings"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// The tables in use.
+const (
+	tableNAT    = "nat"
+	tableFilter = "filter"
+)
+
+// Chains of the nat table whose names and number are fixed.
+const (
+	chainServices    = "SWITCHYARD-SERVICES"     // from PREROUTING and OUTPUT: what is a frontend?
+	chainFrontends   = "SWITCHYARD-FRONTENDS"    // root of the tree over address, protocol and port
+	chainAddresses   = "SWITCHYARD-ADDRESSES"    // root of the tree over the node's own addresses
+	chainNodePorts   = "SWITCHYARD-NODEPORTS"    // root of the tree over protocol and port
+	chainUndefined   = "SWITCHYARD-UNDEFINED"    // a ClusterIP's address, no port of its Service
+	chainUnallocated = "SWITCHYARD-UNALLOCATED"  // an address of the Service ranges, no ClusterIP
+	chainReject      = "SWITCHYARD-REJECT"       // verdict: refuse at once
+	chainDrop        = "SWITCHYARD-DROP"         // verdict: drop in silence
+	chainMasqNonPods = "SWITCHYARD-MASQ-NONPODS" // mark for masquerade unless a pod sent it
+	chainMasqNode    = "SWITCHYARD-MASQ-NODE"    // mark for masquerade if the node sent it
+	chainPostrouting = "SWITCHYARD-POSTROUTING"  // from POSTROUTING: masquerade
+	chainHairpin     = "SWITCHYARD-HAIRPIN"      // root of the tree over local endpoints that may reach themselves
+)
+
+// Chains of the filter table, all fixed but the tree.
+const (
+	chainInput   = "SWITCHYARD-INPUT"
+	chainForward = "SWITCHYARD-FORWARD"
+	chainOutput  = "SWITCHYARD-OUTPUT"
+	chainVerdict = "SWITCHYARD-VERDICT" // enforces what the nat table decided
+	chainHealth  = "SWITCHYARD-HEALTH"  // root of the tree over health check ports
+)
+
+// Starts of the names of chains that come and go. All that Switchyard owns
+// starts with ownPrefix or with "SY-", one letter, "-".
+const (
+	ownPrefix      = "SWITCHYARD-"
+	prefixPool     = "SY-P-" // endpoints of one pool of one ServicePort
+	prefixEntry    = "SY-E-" // before a pool: whom to masquerade, which pool for whom
+	prefixSources  = "SY-S-" // before those: which clients may come in
+	prefixRecent   = "SY-R-" // not a chain: a list of clients of one endpoint
+	prefixTrial    = "SY-T-" // chains that nothing leads to, for a try
+	prefixFrontend = "SY-F-" // inner nodes of the trees
+	prefixAddress  = "SY-A-"
+	prefixNodePort = "SY-N-"
+	prefixHairpin  = "SY-H-"
+	prefixHealth   = "SY-C-"
+)
+
+// maxChainName is the kernel's limit (XT_EXTENSION_MAXNAMELEN less the end).
+const maxChainName = 28
+
+// isOwn tells a chain of Switchyard's from all others.
+func isOwn(chain string) bool {
+	if strings.HasPrefix(chain, ownPrefix) {
+		return true
+	}
+	return len(chain) > len(prefixPool) && strings.HasPrefix(chain, "SY-") && chain[3] >= 'A' && chain[3] <= 'Z' && chain[4] == '-'
+}
+
+// portChain names the i-th chain of one kind of a ServicePort.
+func portChain(prefix string, id dataplane.PortID, i int) string {
+	return prefix + hash(id.Namespace, id.Service, id.Port, id.Protocol.String(), strconv.Itoa(i))
+}
+
+// recentList names the list of clients that stay with one endpoint of a
+// ServicePort. It is one name space for both families.
+func recentList(id dataplane.PortID, e dataplane.Endpoint) string {
+	return prefixRecent + hash(id.Namespace, id.Service, id.Port, id.Protocol.String(), e.Addr.String())
+}
+
+// treeChain names a node of a tree by the nibbles that lead to it, or by their
+// hash where they are too many.
+func treeChain(root, prefix, id string) string {
+	if id == "" {
+		return root
+	}
+	if len(prefix)+len(id) > maxChainName {
+		return prefix + hash(id)
+	}
+	var b strings.Builder
+	b.WriteString(prefix)
+	for i := range len(id) {
+		b.WriteByte(hexDigits[id[i]])
+	}
+	return b.String()
+}
+
+const hexDigits = "0123456789abcdef"
+
+// hash makes 16 letters and digits of some words: 80 bits.
+func hash(words ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(words, "\x00")))
+	return base32.StdEncoding.EncodeToString(sum[:])[:16]
+}

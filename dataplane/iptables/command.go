@@ -1,0 +1,212 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// commands are the iptables programs of one variant and family.
+type commands struct {
+	variant     Variant
+	restorePath string
+	savePath    string
+	version     string
+	randomFully bool // MASQUERADE knows --random-fully
+	lockWait    int  // seconds for each of lockTries
+}
+
+// lockTries is how often the xtables lock is waited for.
+const lockTries = 3
+
+// findCommands finds the programs of a variant; the error wraps ErrUnsupported
+// where they are not installed.
+func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error) {
+	base, proto := "iptables", goiptables.ProtocolIPv4
+	if f == dataplane.IPv6 {
+		base, proto = "ip6tables", goiptables.ProtocolIPv6
+	}
+	var reasons []string
+	for _, name := range []string{base + "-" + string(v), base} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			reasons = append(reasons, err.Error())
+			continue
+		}
+		have, version, err := variantOf(path)
+		if err != nil {
+			reasons = append(reasons, err.Error())
+			continue
+		}
+		if have != v {
+			reasons = append(reasons, fmt.Sprintf("%s is %s (%s)", path, have, version))
+			continue
+		}
+		c := &commands{variant: v, version: version, lockWait: lockWait}
+		if c.restorePath, err = exec.LookPath(name + "-restore"); err != nil {
+			reasons = append(reasons, err.Error())
+			continue
+		}
+		if c.savePath, err = exec.LookPath(name + "-save"); err != nil {
+			reasons = append(reasons, err.Error())
+			continue
+		}
+		ipt, err := goiptables.New(goiptables.IPFamily(proto), goiptables.Path(path))
+		if err != nil {
+			return nil, fmt.Errorf("looking at %s: %w", path, err)
+		}
+		c.randomFully = ipt.HasRandomFully()
+		return c, nil
+	}
+	return nil, fmt.Errorf("%w: no %s for %s: %s", dataplane.ErrUnsupported, v, f, strings.Join(reasons, "; "))
+}
+
+// variantOf asks an iptables program which variant it is.
+func variantOf(path string) (Variant, string, error) {
+	out, err := exec.Command(path, "--version").CombinedOutput()
+	if err != nil {
+		return "", "", fmt.Errorf("asking %s for its version: %w: %s", path, err, bytes.TrimSpace(out))
+	}
+	version := strings.TrimSpace(string(out))
+	if strings.Contains(version, "(nf_tables)") {
+		return NFT, version, nil
+	}
+	return Legacy, version, nil // 1.8 says "(legacy)", what is older says nothing
+}
+
+// refusal is an error of iptables-restore: it changed nothing in the table at fault.
+type refusal struct {
+	lines []int  // of the input that it complains about, from 1; may be none
+	text  string // what it printed
+	err   error
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("iptables-restore: %v: %s", r.err, r.text) }
+func (r *refusal) Unwrap() error { return r.err }
+
+// errLocked says that another program holds the xtables lock.
+var errLocked = errors.New("another program holds the xtables lock")
+
+// exitResource is iptables' exit status for the lock, and for other shortages
+// that may pass.
+const exitResource = 4
+
+// restore gives iptables-restore a transaction. Each table in it is changed as
+// a whole or not at all.
+func (c *commands) restore(ctx context.Context, input []byte) error {
+	for try := 1; ; try++ {
+		err := c.restoreOnce(ctx, input)
+		if err == nil || try == lockTries || ctx.Err() != nil || !errors.Is(err, errLocked) {
+			return err
+		}
+	}
+}
+
+// test has iptables-restore read a transaction without a commit.
+func (c *commands) test(ctx context.Context, input []byte) error {
+	return c.restoreOnce(ctx, input, "--test")
+}
+
+func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...string) error {
+	// --noflush leaves alone what the input does not name.
+	flags = append([]string{"--noflush", "-w", strconv.Itoa(c.lockWait)}, flags...)
+	cmd := exec.CommandContext(ctx, c.restorePath, flags...)
+	cmd.Stdin = bytes.NewReader(input)
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s stopped: %w", c.restorePath, ctx.Err())
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("running %s: %w", c.restorePath, err)
+	}
+	if exit.ExitCode() == exitResource && bytes.Contains(out, []byte("xtables lock")) {
+		return fmt.Errorf("%w: not free within %d seconds", errLocked, c.lockWait)
+	}
+	if exit.ExitCode() < 0 { // killed
+		return fmt.Errorf("running %s: %w", c.restorePath, err)
+	}
+	return &refusal{lines: refusedLines(out), text: firstLines(out), err: err}
+}
+
+// errorLength is how much of an error text is worth repeating.
+const errorLength = 400
+
+// errorLine finds an input line's number in an error text: nft and legacy, the
+// program and the kernel, each say it in their own way.
+func errorLine() *regexp.Regexp {
+	return regexp.MustCompile(`(?m)(?:^line (\d+)|line (\d+) failed|occurred at line: (\d+))`)
+}
+
+// refusedLines finds the numbers of the input lines in an error text.
+func refusedLines(out []byte) []int {
+	var lines []int
+	for _, m := range errorLine().FindAllSubmatch(out, -1) {
+		for _, digits := range m[1:] {
+			if n, err := strconv.Atoi(string(digits)); err == nil && !slices.Contains(lines, n) {
+				lines = append(lines, n)
+			}
+		}
+	}
+	return lines
+}
+
+// firstLines is the start of an error text, on one line.
+func firstLines(out []byte) string {
+	text := strings.Join(strings.Fields(string(out)), " ")
+	if len(text) > errorLength {
+		text = text[:errorLength] + "…"
+	}
+	return text
+}
+
+// save reads a table back.
+func (c *commands) save(ctx context.Context, table string) ([]byte, error) {
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, c.savePath, "-t", table)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%s stopped: %w", c.savePath, ctx.Err())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading table %s with %s: %w: %s", table, c.savePath, err, firstLines(stderr.Bytes()))
+	}
+	if bytes.Contains(out, []byte("incompatible")) {
+		return nil, fmt.Errorf("reading table %s with %s: another program keeps chains in it that iptables cannot read: %s", table, c.savePath, firstLines(out))
+	}
+	return out, nil
+}
+
+// legacyTables are the tables that legacy iptables has in this network
+// namespace. Asking iptables itself would create them.
+func legacyTables(f dataplane.Family) []string {
+	path := "/proc/net/ip_tables_names"
+	if f == dataplane.IPv6 {
+		path = "/proc/net/ip6_tables_names"
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil // no legacy iptables in this kernel
+	}
+	return strings.Fields(string(b))
+}
+
+// has tells whether a table is there, without creating it.
+func (c *commands) has(table string, f dataplane.Family) bool {
+	return c.variant == NFT || slices.Contains(legacyTables(f), table)
+}

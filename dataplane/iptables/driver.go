@@ -1,0 +1,162 @@
+// Package iptables is the backend on iptables, nft or legacy: trees of chains that find the frontend, one chain per pool that picks the endpoint.
+//
+// See README.md for the chains and a packet's way through them.
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// Options is what only this backend is told.
+type Options struct {
+	// Mode is "nft", "legacy" or "auto", which is also the zero value: the
+	// variant that kubelet uses, then the one that an earlier Switchyard used,
+	// then the system's default.
+	Mode string
+	// LockWait is how long one try waits for the xtables lock of legacy
+	// iptables, in whole seconds; there are three tries. Default 5 s.
+	LockWait time.Duration
+}
+
+func (o Options) lockWait() int {
+	if o.LockWait < time.Second {
+		return 5
+	}
+	return int(o.LockWait.Seconds())
+}
+
+// Driver opens the backend. It programs the network namespace of this process.
+func Driver(o Options) dataplane.Driver {
+	return dataplane.Driver{
+		Name:  "iptables",
+		Probe: func(ctx context.Context, cfg dataplane.Config) error { return probe(ctx, o, cfg) },
+		Open: func(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+			return open(ctx, o, cfg)
+		},
+		Cleanup: func(ctx context.Context, cfg dataplane.Config) error { return cleanup(ctx, o, cfg) },
+	}
+}
+
+// probe asks each family's iptables-restore to check all kinds of rules that
+// are in use, without a commit.
+func probe(ctx context.Context, o Options, cfg dataplane.Config) error {
+	b, err := open(ctx, o, cfg)
+	if err != nil {
+		return err
+	}
+	for _, h := range b.halves {
+		if err := h.probe(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error) {
+	if len(cfg.Families) == 0 {
+		return nil, errors.New("no address family to program")
+	}
+	m, err := makeMarks(cfg.MasqueradeBit)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkThread(); err != nil {
+		return nil, err
+	}
+	v, why, err := resolve(ctx, o.Mode, cfg.Families)
+	if err != nil {
+		return nil, err
+	}
+	b := &backend{}
+	for _, f := range cfg.Families {
+		cmds, err := findCommands(v, f, o.lockWait())
+		if err != nil {
+			return nil, err
+		}
+		b.halves = append(b.halves, &half{
+			family:    f,
+			commands:  cmds,
+			log:       cfg.Log.With("family", f.String()),
+			marks:     m,
+			localhost: cfg.LocalhostNodePorts,
+		})
+	}
+	cfg.Log.Info("iptables variant chosen", "variant", string(v), "reason", why, "version", b.halves[0].commands.version)
+	return b, nil
+}
+
+// checkThread refuses a thread that is in another network namespace than its
+// process: other goroutines, which the backend uses, would not be in it.
+func checkThread() error {
+	thread, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("finding the network namespace: %w", err)
+	}
+	process, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return fmt.Errorf("finding the network namespace: %w", err)
+	}
+	if thread != process {
+		return errors.New("the backend programs the network namespace of its process, and this thread is in another one")
+	}
+	return nil
+}
+
+// cleanup removes our rules of both variants and both families.
+func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
+	if err := checkThread(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range []Variant{NFT, Legacy} {
+		for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+			cmds, err := findCommands(v, f, o.lockWait())
+			if errors.Is(err, dataplane.ErrUnsupported) {
+				cfg.Log.Debug("nothing to remove where iptables is not installed", "variant", string(v), "family", f.String(), "reason", err)
+				continue
+			}
+			if err == nil {
+				err = clean(ctx, cmds, f)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("removing the rules of iptables-%s, %s: %w", v, f, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// clean removes our chains, and the rules that lead to them, of one variant and
+// family: first what decides, then what enforces.
+func clean(ctx context.Context, cmds *commands, f dataplane.Family) error {
+	for _, table := range []string{tableNAT, tableFilter} {
+		if !cmds.has(table, f) {
+			continue
+		}
+		out, err := cmds.save(ctx, table)
+		if err != nil {
+			return err
+		}
+		s := parseSaved(out)
+		if f == dataplane.IPv4 && localnetOf(s.chains[chainInput]) == localnetSwitch {
+			if err := setRouteLocalnet(false); err != nil {
+				return err
+			}
+		}
+		if len(s.chains) == 0 {
+			continue
+		}
+		tx := &transaction{}
+		s.removeAll(tx.table(table))
+		if err := cmds.restore(ctx, tx.text()); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,242 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// half is one family's part of the backend.
+type half struct {
+	family    dataplane.Family
+	commands  *commands
+	log       *slog.Logger
+	marks     marks
+	localhost bool     // NodePorts on 127.0.0.0/8 are allowed
+	model     *model   // what the tables hold; nil: unknown
+	localnet  localnet // before the Sync that goes on
+	warned    bool     // that route_localnet cannot be set
+}
+
+// refused are the ServicePorts that could not be programmed, and why.
+type refused map[dataplane.PortID]error
+
+// attempt plans some changes; undo takes the plan back.
+type attempt func([]change) (tx *transaction, undo func())
+
+// full makes the tables hold what want says, whatever they hold now. held is
+// what a ServicePort that is refused falls back to, if anything.
+func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
+	h.model = nil
+	have := map[string]*saved{}
+	for _, table := range []string{tableFilter, tableNAT} {
+		out, err := h.commands.save(ctx, table)
+		if err != nil {
+			return nil, err
+		}
+		have[table] = parseSaved(out)
+	}
+	h.localnet = localnetOf(have[tableFilter].chains[chainInput])
+	next, err := h.env(want)
+	if err != nil {
+		return nil, err
+	}
+	plan := func(changes []change) (*transaction, func()) {
+		h.model = newModel(next)
+		d := h.model.apply(changes, next)
+		d.put(tableNAT, natConstants(&next)...)
+		d.put(tableFilter, filterConstants(&next)...)
+		tx := &transaction{}
+		for table, s := range have {
+			s.repair(table, d.write[table], tx.table(table))
+		}
+		tx.trim()
+		return tx, func() { h.model = nil }
+	}
+	changes := make([]change, 0, len(ports))
+	for _, p := range ports {
+		changes = append(changes, change{new: p})
+	}
+	again := func(c change) (change, bool) {
+		old := held(c.id())
+		return change{new: old}, old != nil && old != c.new
+	}
+	empty := newModel(next)
+	return h.program(ctx, empty, next, changes, plan, again)
+}
+
+// step makes the tables hold what want says, knowing what they hold.
+func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []change) (refused, error) {
+	h.localnet = h.model.env.localnet
+	next, err := h.env(want)
+	if err != nil {
+		return nil, err
+	}
+	next.dropInvalid = h.model.env.dropInvalid
+	before := h.model.env
+	plan := func(changes []change) (*transaction, func()) {
+		d := h.model.apply(changes, next)
+		return newTransaction(d), func() {
+			back := make([]change, 0, len(changes))
+			for _, c := range changes {
+				back = append(back, change{old: c.new, new: c.old})
+			}
+			h.model.apply(back, before)
+		}
+	}
+	again := func(change) (change, bool) { return change{}, false }
+	return h.program(ctx, h.model, next, changes, plan, again)
+}
+
+// program carries out the changes, less those that are refused. again gives
+// what to do for a refused one in its place.
+func (h *half) program(ctx context.Context, m *model, next env, changes []change, plan attempt, again func(change) (change, bool)) (refused, error) {
+	bad := refused{}
+	leave := func(why refused) { changes = drop(changes, why, bad, again) }
+	for why := m.vet(changes, &next); len(why) > 0; why = m.vet(changes, &next) {
+		leave(why)
+	}
+	tx, undo := plan(changes)
+	err := h.commit(ctx, tx, &next)
+	var no *refusal
+	if errors.As(err, &no) {
+		undo()
+		why, tryErr := h.try(ctx, changes, &next)
+		if tryErr != nil {
+			return nil, errors.Join(err, tryErr)
+		}
+		leave(why)
+		for why := m.vet(changes, &next); len(why) > 0; why = m.vet(changes, &next) {
+			leave(why)
+		}
+		tx, _ = plan(changes)
+		if len(why) > 0 {
+			err = h.commit(ctx, tx, &next)
+		}
+		if errors.As(err, &no) {
+			err = h.commitKeepingStale(ctx, tx, &next, err)
+		}
+	}
+	if err != nil {
+		h.model = nil
+		return nil, err
+	}
+	return bad, nil
+}
+
+// errGone marks a ServicePort whose earlier form is refused as well.
+var errGone = errors.New("nor can it stay as it was")
+
+// drop takes refused changes out, notes why, and puts in what is to be done in
+// their place.
+func drop(changes []change, why, all refused, again func(change) (change, bool)) []change {
+	out := make([]change, 0, len(changes))
+	for _, c := range changes {
+		err, bad := why[c.id()]
+		if !bad {
+			out = append(out, c)
+			continue
+		}
+		if first, second := all[c.id()]; second {
+			all[c.id()] = fmt.Errorf("%w; %w: %w", first, errGone, err)
+			continue
+		}
+		all[c.id()] = err
+		if other, ok := again(c); ok {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
+// commit writes a transaction. The kernel routes packets of 127.0.0.0/8 only
+// while the rule stands that keeps neighbours out.
+func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
+	if h.localnet == localnetSwitch && next.localnet == localnetOff {
+		if err := setRouteLocalnet(false); err != nil {
+			return err
+		}
+	}
+	if !tx.empty() {
+		if err := h.commands.restore(ctx, tx.text()); err != nil {
+			return err
+		}
+		chains, rules := tx.size()
+		h.log.Debug("rules written", "chains", chains, "rules", rules)
+	}
+	if next.localnet != localnetOff {
+		h.enterLocalnet()
+	}
+	return nil
+}
+
+// commitKeepingStale tries once more without the removal of chains: a foreign
+// rule that leads to one of them must not hold up all else.
+func (h *half) commitKeepingStale(ctx context.Context, tx *transaction, next *env, cause error) error {
+	if !tx.keepStale() {
+		return cause
+	}
+	if err := h.commit(ctx, tx, next); err != nil {
+		return cause
+	}
+	h.log.Warn("chains that are no longer needed cannot be removed; another program's rule may lead to them", "error", cause)
+	return nil
+}
+
+// env is what the rules depend on beside the ServicePorts.
+func (h *half) env(want *dataplane.Snapshot) (env, error) {
+	e := env{family: h.family, marks: h.marks, randomFully: h.commands.randomFully, dropInvalid: !liberal()}
+	e.see(want, h.localhost)
+	if h.family != dataplane.IPv4 || !slices.ContainsFunc(e.addresses, isLoopback) {
+		return e, nil
+	}
+	e.localnet = h.localnet
+	on, err := routesLocalnet()
+	switch {
+	case err != nil:
+		return e, err
+	case !on:
+		e.localnet = localnetSwitch
+	case h.localnet == localnetOff:
+		e.localnet = localnetFound
+	}
+	return e, nil
+}
+
+// liberal tells whether conntrack takes TCP packets outside of the window as
+// valid. Then INVALID says too little to drop a packet for (KUBE-PROXY §1.14).
+func liberal() bool {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+	return err == nil && strings.TrimSpace(string(b)) != "0"
+}
+
+func (h *half) enterLocalnet() {
+	on, err := routesLocalnet()
+	if err == nil && !on {
+		err = setRouteLocalnet(true)
+	}
+	if err != nil && !h.warned {
+		h.warned = true
+		h.log.Warn("NodePorts will not answer on 127.0.0.1", "error", err)
+	}
+}
+
+// probe has iptables-restore check a little of everything, without a commit.
+func (h *half) probe(ctx context.Context) error {
+	e := env{family: h.family, marks: h.marks, randomFully: h.commands.randomFully, dropInvalid: true}
+	m := newModel(e)
+	d := m.apply(nil, e)
+	d.put(tableNAT, natConstants(&e)...)
+	d.put(tableFilter, filterConstants(&e)...)
+	tx := newTransaction(d)
+	if err := h.commands.test(ctx, tx.text()); err != nil {
+		return fmt.Errorf("%w: iptables-%s for %s: %w", dataplane.ErrUnsupported, h.commands.variant, h.family, err)
+	}
+	return nil
+}

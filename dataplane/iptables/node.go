@@ -1,0 +1,202 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// marks are the bits of the packet mark that carry a decision from the nat
+// table, which can neither drop nor masquerade a packet that arrives, to the
+// hooks that can. Masquerade alone means just that, drop alone means drop, and
+// both mean reject.
+type marks struct {
+	masquerade uint32
+	drop       uint32
+}
+
+// makeMarks takes the bit after the masquerade bit, or before the last one.
+func makeMarks(bit int) (marks, error) {
+	if bit < 0 || bit > 31 {
+		return marks{}, fmt.Errorf("masquerade bit %d is not within 0 to 31", bit)
+	}
+	m := marks{masquerade: 1 << bit, drop: 1 << (bit + 1)}
+	if bit == 31 {
+		m.drop = 1 << 30
+	}
+	return m, nil
+}
+
+// set is the target that sets some bits within a mask.
+func setMark(bits, mask uint32) string {
+	return fmt.Sprintf("-j MARK --set-xmark %#x/%#x\n", bits, mask)
+}
+
+// ifMark is the match for some bits within a mask.
+func ifMark(bits, mask uint32) string { return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask) }
+
+// env is what rules depend on beside the ServicePorts. Two equal ones give
+// equal rules.
+type env struct {
+	family      dataplane.Family
+	marks       marks
+	randomFully bool // MASQUERADE knows --random-fully
+	dropInvalid bool // KUBE-PROXY §1.14
+	localnet    localnet
+	pods        []string // matches, each with a space behind it: any of them is a pod's packet
+	addresses   []netip.Prefix
+	ranges      []netip.Prefix // that ClusterIPs come from
+}
+
+func (e *env) equal(o *env) bool {
+	return e.family == o.family && e.marks == o.marks && e.randomFully == o.randomFully && e.dropInvalid == o.dropInvalid &&
+		e.localnet == o.localnet && slices.Equal(e.pods, o.pods) && slices.Equal(e.addresses, o.addresses) && slices.Equal(e.ranges, o.ranges)
+}
+
+// see takes over what a Snapshot says of the node.
+func (e *env) see(s *dataplane.Snapshot, localhost bool) {
+	e.pods = podMatches(s.Node.LocalPods, e.family)
+	e.ranges = ofFamily(s.ServiceCIDRs, e.family)
+	e.addresses = nil
+	for _, a := range ofFamily(s.Node.NodePorts, e.family) {
+		if a.Addr().IsLoopback() && (!localhost || e.family == dataplane.IPv6) {
+			continue // no kernel forwards from ::1
+		}
+		e.addresses = append(e.addresses, a)
+	}
+}
+
+func isLoopback(p netip.Prefix) bool { return p.Addr().IsLoopback() }
+
+func ofFamily(prefixes []netip.Prefix, f dataplane.Family) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range prefixes {
+		if dataplane.FamilyOf(p.Addr()) == f {
+			out = append(out, p.Masked())
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// podMatches tells packets of the node's pods. None is negated: "not from this
+// interface" is true of what the node itself sends under legacy iptables and
+// false under older nft, so rules ask for pods first and go on with the others.
+// In OUTPUT no packet has an input interface, so there none is a pod's; by
+// address, one that the node sends from within the range is.
+func podMatches(l dataplane.LocalPods, f dataplane.Family) []string {
+	var out []string
+	for _, c := range ofFamily(l.CIDRs, f) {
+		out = append(out, fromPrefix(c))
+	}
+	if l.Interface != "" {
+		out = append(out, "-i "+l.Interface+" ")
+	}
+	if l.InterfacePrefix != "" {
+		out = append(out, "-i "+l.InterfacePrefix+"+ ")
+	}
+	return out
+}
+
+// fromPrefix matches a source prefix; iptables writes none for all addresses.
+func fromPrefix(p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return ""
+	}
+	return "-s " + p.Masked().String() + " "
+}
+
+// masquerade is the rule that marks the packets whose source is masqueraded.
+func (e *env) masquerade(s dataplane.SNAT) string {
+	switch s {
+	case dataplane.SNATNode:
+		return "-j " + chainMasqNode + "\n"
+	case dataplane.SNATNonPods:
+		return "-j " + chainMasqNonPods + "\n"
+	case dataplane.SNATAll:
+		return setMark(e.marks.masquerade, e.marks.masquerade)
+	default:
+		return ""
+	}
+}
+
+// jump is a rule of a built-in chain.
+type jump struct {
+	table, from, to string
+	why             string
+}
+
+func (j jump) rule() string {
+	return strings.TrimPrefix(comment("switchyard: "+j.why), " ") + " -j " + j.to
+}
+
+// jumps are Switchyard's only rules outside its own chains.
+func jumps() []jump {
+	return []jump{
+		{tableFilter, "INPUT", chainInput, "verdicts, health checks"},
+		{tableFilter, "FORWARD", chainForward, "verdicts, Service traffic"},
+		{tableFilter, "OUTPUT", chainOutput, "verdicts"},
+		{tableNAT, "PREROUTING", chainServices, "Services"},
+		{tableNAT, "OUTPUT", chainServices, "Services"},
+		{tableNAT, "POSTROUTING", chainPostrouting, "masquerade"},
+	}
+}
+
+// natConstants are the chains of the nat table that no ServicePort changes.
+func natConstants(e *env) []chain {
+	both := e.marks.masquerade | e.marks.drop
+	mark := setMark(e.marks.masquerade, e.marks.masquerade)
+	var pods, ranges strings.Builder
+	for _, p := range e.pods {
+		pods.WriteString(p + "-j RETURN\n")
+	}
+	for _, r := range e.ranges {
+		ranges.WriteString("-d " + r.String() + " -j " + chainUnallocated + "\n")
+	}
+	// An address of the Service ranges that somebody bound on this node is meant
+	// to answer there (a DNS cache on the node does so).
+	const bound = "-m addrtype --dst-type LOCAL -j RETURN\n"
+	masquerade := "-j MASQUERADE"
+	if e.randomFully {
+		masquerade += " --random-fully"
+	}
+	return []chain{
+		{chainServices, "-j " + chainFrontends + "\n" + ranges.String() + "-j " + chainAddresses + "\n"},
+		{chainUndefined, bound + "-g " + chainReject + "\n"},
+		{chainUnallocated, bound + "-g " + chainDrop + "\n"},
+		// ACCEPT ends this table alone: no later rule shall redirect what is doomed.
+		{chainReject, setMark(both, both) + "-j ACCEPT\n"},
+		{chainDrop, setMark(e.marks.drop, both) + "-j ACCEPT\n"},
+		{chainMasqNonPods, pods.String() + mark},
+		{chainMasqNode, pods.String() + "-m addrtype --src-type LOCAL " + mark},
+		{chainPostrouting, "-m conntrack --ctstate DNAT -j " + chainHairpin + "\n" +
+			fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN\n", e.marks.masquerade, e.marks.masquerade) +
+			// Cleared, so that no tunnel's outer packet is masqueraded too.
+			setMark(e.marks.masquerade, 0) + masquerade + "\n"},
+	}
+}
+
+// filterConstants are the chains of the filter table that no ServicePort changes.
+func filterConstants(e *env) []chain {
+	both := e.marks.masquerade | e.marks.drop
+	verdict := ifMark(e.marks.drop, e.marks.drop) + "-m conntrack --ctstate NEW -j " + chainVerdict + "\n"
+	refuse := "icmp-port-unreachable"
+	if e.family == dataplane.IPv6 {
+		refuse = "icmp6-port-unreachable"
+	}
+	invalid := ""
+	if e.dropInvalid {
+		invalid = "-m conntrack --ctstate INVALID -j DROP\n"
+	}
+	return []chain{
+		{chainInput, verdict + e.localnet.rule() + "-p tcp -j " + chainHealth + "\n"},
+		{chainForward, invalid + verdict +
+			ifMark(e.marks.masquerade, both) + "-j ACCEPT\n" +
+			"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"},
+		{chainOutput, verdict},
+		{chainVerdict, ifMark(both, both) + "-j REJECT --reject-with " + refuse + "\n-j DROP\n"},
+	}
+}

@@ -1,0 +1,135 @@
+package iptables
+
+import (
+	"bufio"
+	"bytes"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// saved is a table as iptables-save printed it, as far as it is ours.
+type saved struct {
+	chains map[string]string // our chains: their rules, as in chain
+	jumps  []builtinRule     // rules of foreign chains that lead to ours
+}
+
+// builtinRule is a rule of a chain that is not ours.
+type builtinRule struct {
+	chain string
+	rule  string
+}
+
+// parseSaved reads one table.
+func parseSaved(out []byte) *saved {
+	s := &saved{chains: map[string]string{}}
+	var name string       // of the chain whose rules come
+	var body bytes.Buffer // its rules
+	done := func() {
+		if name != "" && body.Len() > 0 {
+			s.chains[name] += body.String()
+		}
+		body.Reset()
+	}
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := lines.Bytes()
+		switch {
+		case bytes.HasPrefix(line, []byte(":")):
+			chain, _, _ := strings.Cut(string(line[1:]), " ")
+			if isOwn(chain) {
+				s.chains[chain] = ""
+			}
+		case bytes.HasPrefix(line, []byte("-A ")):
+			chain, rule, _ := bytes.Cut(line[3:], []byte(" "))
+			if string(chain) != name {
+				done()
+				name = ""
+				if isOwn(string(chain)) {
+					name = string(chain)
+				}
+			}
+			if name != "" {
+				body.Write(rule)
+				body.WriteByte('\n')
+			} else if target := targetOf(string(rule)); isOwn(target) {
+				s.jumps = append(s.jumps, builtinRule{string(chain), string(rule)})
+			}
+		}
+	}
+	done()
+	return s
+}
+
+// targetOf is the chain that a rule jumps or goes to, or its target.
+func targetOf(rule string) string {
+	for _, flag := range []string{"-j ", "-g "} {
+		i := strings.LastIndex(rule, flag)
+		if i == 0 || i > 0 && rule[i-1] == ' ' {
+			target, _, _ := strings.Cut(rule[i+len(flag):], " ")
+			return target
+		}
+	}
+	return ""
+}
+
+// removeAll notes the removal of all that is ours.
+func (s *saved) removeAll(t *tableText) {
+	for _, name := range slices.Sorted(maps.Keys(s.chains)) {
+		t.remove = append(t.remove, name)
+	}
+	for _, j := range s.jumps {
+		if isBuiltin(j.chain) {
+			t.deletes = append(t.deletes, j)
+		}
+	}
+}
+
+// isBuiltin tells the chains that hooks call. A rule in them that leads to us is
+// ours; one in another chain is its owner's business.
+func isBuiltin(chain string) bool {
+	switch chain {
+	case "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING":
+		return true
+	}
+	return false
+}
+
+// repair notes what turns one table, as read back, into the wanted one: chains
+// that differ, chains and jumps that are missing, and those that are too many.
+func (s *saved) repair(table string, wanted []chain, t *tableText) {
+	keep := make(map[string]bool, len(wanted))
+	for _, c := range wanted {
+		keep[c.name] = true
+		if have, ok := s.chains[c.name]; !ok || !equalRules(c.body, have) {
+			t.write = append(t.write, c)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.chains)) {
+		if !keep[name] {
+			t.remove = append(t.remove, name)
+		}
+	}
+	missing := map[builtinRule]jump{}
+	for _, j := range jumps() {
+		if j.table == table {
+			missing[builtinRule{j.from, j.rule()}] = j
+		}
+	}
+	for _, have := range s.jumps {
+		if _, first := missing[have]; first {
+			delete(missing, have)
+		} else if isBuiltin(have.chain) {
+			t.deletes = append(t.deletes, have) // an older form, or a second one
+		}
+	}
+	for _, j := range jumps() {
+		if _, ok := missing[builtinRule{j.from, j.rule()}]; ok && j.table == table {
+			t.inserts = append(t.inserts, j)
+		}
+	}
+}
+
+// equalRules compares rules as we write them to rules as they were read back.
+func equalRules(want, have string) bool { return want == have }

@@ -1,0 +1,132 @@
+package iptables
+
+import (
+	"bytes"
+	"maps"
+)
+
+// transaction is the input of one iptables-restore, by table. The filter table
+// comes first: it enforces what the nat table decides.
+type transaction struct {
+	tables map[string]*tableText
+}
+
+type tableText struct {
+	write   []chain
+	remove  []string
+	inserts []jump        // into built-in chains, at the top
+	deletes []builtinRule // from them
+}
+
+func newTransaction(d *delta) *transaction {
+	tx := &transaction{}
+	for table, chains := range d.write {
+		tx.table(table).write = chains
+	}
+	for table, names := range d.remove {
+		tx.table(table).remove = names
+	}
+	return tx
+}
+
+func (tx *transaction) table(name string) *tableText {
+	t, ok := tx.tables[name]
+	if !ok {
+		if tx.tables == nil {
+			tx.tables = map[string]*tableText{}
+		}
+		t = &tableText{}
+		tx.tables[name] = t
+	}
+	return t
+}
+
+func (tx *transaction) empty() bool { return len(tx.tables) == 0 }
+
+// text writes the transaction. Within a table: all chains that it names are
+// made or emptied, filled, led to, and those to be removed are removed last.
+// The kernel sees a table's changes at once.
+func (tx *transaction) text() []byte {
+	var b bytes.Buffer
+	for _, name := range []string{tableFilter, tableNAT} {
+		if t, ok := tx.tables[name]; ok {
+			t.text(&b, name)
+		}
+	}
+	return b.Bytes()
+}
+
+func (t *tableText) text(b *bytes.Buffer, name string) {
+	size := 64
+	for _, c := range t.write {
+		size += len(c.body) + (bytes.Count([]byte(c.body), []byte("\n"))+2)*(len(c.name)+12)
+	}
+	b.Grow(size)
+	b.WriteString("*" + name + "\n")
+	for _, c := range t.write {
+		b.WriteString(":" + c.name + " - [0:0]\n")
+	}
+	for _, c := range t.remove {
+		b.WriteString(":" + c + " - [0:0]\n")
+	}
+	for _, c := range t.write {
+		writeRules(b, c)
+	}
+	for _, d := range t.deletes {
+		b.WriteString("-D " + d.chain + " " + d.rule + "\n")
+	}
+	for _, j := range t.inserts {
+		b.WriteString("-I " + j.from + " 1 " + j.rule() + "\n")
+	}
+	for _, c := range t.remove {
+		b.WriteString("-X " + c + "\n")
+	}
+	b.WriteString("COMMIT\n")
+}
+
+func writeRules(b *bytes.Buffer, c chain) {
+	for rest := c.body; rest != ""; {
+		end := len(rest)
+		for i := range len(rest) {
+			if rest[i] == '\n' {
+				end = i + 1
+				break
+			}
+		}
+		b.WriteString("-A ")
+		b.WriteString(c.name)
+		b.WriteByte(' ')
+		b.WriteString(rest[:end])
+		rest = rest[end:]
+	}
+}
+
+// size tells how much a transaction writes, for the log.
+func (tx *transaction) size() (chains, rules int) {
+	for _, t := range tx.tables {
+		chains += len(t.write) + len(t.remove)
+		rules += len(t.inserts) + len(t.deletes)
+		for _, c := range t.write {
+			rules += bytes.Count([]byte(c.body), []byte("\n"))
+		}
+	}
+	return chains, rules
+}
+
+// trim forgets the tables that stay as they are.
+func (tx *transaction) trim() {
+	maps.DeleteFunc(tx.tables, func(_ string, t *tableText) bool {
+		return len(t.write) == 0 && len(t.remove) == 0 && len(t.inserts) == 0 && len(t.deletes) == 0
+	})
+}
+
+// keepStale takes the removal of chains out; false: there was none.
+func (tx *transaction) keepStale() bool {
+	found := false
+	for _, t := range tx.tables {
+		found = found || len(t.remove) > 0
+		t.remove = nil
+	}
+	tx.trim()
+	return found
+}
