@@ -1,0 +1,122 @@
+package conformance
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// KUBE-PROXY §1.12, load balancing; §1.13, hairpin; §1.17, ports and protocols.
+
+// alarm is how unlikely a spread must be to count as uneven.
+const alarm = 1e-5
+
+func balanceCases() []testCase {
+	return []testCase{
+		{"§1.12", "1,000 connections spread evenly over five endpoints (chi-squared)", spread},
+		{"§1.12", "the spread is even again after an endpoint went and came back", func(r *run) {
+			r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on("a1 a2 b1 b2 b3")}}}}})
+			r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on("a1 b2 b3")}}}}})
+			spread(r)
+		}},
+		{"§1.13", "hairpin: an endpoint reaches itself by every kind of frontend, and sees the node", func(r *run) {
+			for _, pods := range []detector{byCIDR, byPrefix, byNothing} {
+				r.sync(world{pods: pods, services: []service{
+					{name: "alone", frontends: frontendsOf(kinds, frontend{pool: on("a1"), snat: dataplane.SNATNone})},
+					{name: "local", frontends: frontendsOf(externalKinds, frontend{pool: own("a1"), snat: dataplane.SNATNode}.or(on("a1")))},
+					{name: "sticky", affinity: time.Hour, frontends: []frontend{{kind: clusterIP, pool: on("a1"), snat: dataplane.SNATNone}}},
+				}})
+				r.check(append(append(toEach(kinds, "alone", from("a1").reaches("a1").seenAs("node-a")), toEach(externalKinds, "local", from("a1").reaches("a1").seenAs("node-a"))...),
+					from("a1").to(clusterIP, "sticky").reaches("a1").seenAs("node-a"),
+					from("a2").to(clusterIP, "alone").reaches("a1").seenAs("a2"))...)
+			}
+		}},
+		{"§1.13", "hairpin goes on being masqueraded as endpoints come and go", func(r *run) {
+			for _, endpoints := range []string{"a1", "a2", "a1 a2", "a2"} {
+				r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on(endpoints)}}}}})
+				r.check(from("a2").to(clusterIP, "web").reaches(endpoints), from("a1").to(clusterIP, "web").reaches(endpoints))
+			}
+			r.check(from("a2").to(clusterIP, "web").reaches("a2").seenAs("node-a"))
+		}},
+		{"§1.5", "an endpoint on the host network serves pods, nodes and outside", func(r *run) {
+			r.sync(world{services: []service{{name: "host", frontends: frontendsOf(kinds, frontend{pool: on("node-a"), snat: dataplane.SNATNonPods})}}})
+			var probes []probe
+			for _, client := range []string{"a3", "node-a", "outside"} {
+				probes = append(probes, toEach(kinds, "host", from(client).reaches("node-a"))...)
+			}
+			r.check(append(probes, from("a3").to(clusterIP, "host").reaches("node-a").seenAs("a3"), from("b3").to(clusterIP, "host").reaches("node-a").seenAs("b3"))...)
+		}},
+		{"§1.1", "the ports of a Service, and TCP, UDP and SCTP on one port, are apart", func(r *run) {
+			r.sync(world{services: []service{
+				{name: "tcp", only: dataplane.TCP, frontends: frontendsOf([]dataplane.Kind{clusterIP, loadBalancer}, frontend{pool: on("a1"), snat: dataplane.SNATAll})},
+				{name: "udp", only: dataplane.UDP, addrOf: "tcp", frontends: frontendsOf([]dataplane.Kind{clusterIP, loadBalancer}, frontend{pool: on("a2"), snat: dataplane.SNATAll})},
+				{name: "sctp", only: dataplane.SCTP, addrOf: "tcp", frontends: frontendsOf([]dataplane.Kind{clusterIP, loadBalancer}, frontend{pool: on("b1"), snat: dataplane.SNATAll})},
+				{name: "other", addrOf: "tcp", port: 443, frontends: frontendsOf([]dataplane.Kind{clusterIP, loadBalancer}, frontend{pool: on("b2"), snat: dataplane.SNATAll})},
+			}})
+			var probes []probe
+			for _, kind := range []dataplane.Kind{clusterIP, loadBalancer} {
+				probes = append(probes,
+					from("a3").to(kind, "tcp").in(dataplane.TCP).reaches("a1"), from("a3").to(kind, "udp").in(dataplane.UDP).reaches("a2"),
+					from("a3").to(kind, "sctp").in(dataplane.SCTP).reaches("b1"), from("a3").to(kind, "other").reaches("b2"),
+				)
+			}
+			r.check(probes...)
+		}},
+		{"§1.1", "200 Services side by side each reach their own endpoint", func(r *run) {
+			var services []service
+			owner := map[string]string{}
+			for i := range 200 {
+				endpoint := []string{"a1", "a2", "b1", "b2"}[i%4]
+				s := service{name: fmt.Sprintf("web-%d", i), frontends: []frontend{{kind: clusterIP, pool: on(endpoint)}, {kind: nodePort, pool: on(endpoint), snat: dataplane.SNATAll}}}
+				services, owner[s.name] = append(services, s), endpoint
+			}
+			r.sync(world{services: services})
+			var probes []probe
+			for name, endpoint := range owner {
+				probes = append(probes, from("a3").to(clusterIP, name).reaches(endpoint), from("outside").toNodePort(name, "node-a").reaches(endpoint))
+			}
+			r.check(probes...)
+		}},
+	}
+}
+
+// spread opens 1,000 TCP connections, and 300 of UDP, in each family, and
+// tests whether they reached the endpoints evenly.
+func spread(r *run) {
+	endpoints := []string{"a1", "a2", "b1", "b2", "b3"}
+	r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on("a1 a2 b1 b2 b3")}}}}})
+	var all sync.WaitGroup
+	for protocol, n := range map[dataplane.Protocol]int{dataplane.TCP: 1000, dataplane.UDP: 300} {
+		for _, family := range families {
+			all.Go(func() {
+				req := r.request(from("a4").to(clusterIP, "web"), protocol, family)
+				req.Timeout = answerTime
+				sum, err := r.host("a4").AskMany(req, n, 8)
+				if err != nil || sum.Failed > 0 {
+					r.Errorf("%s %s: %s, %v", protocol, family, sum, err)
+					return
+				}
+				if p := chiSquared(sum.ByServer, endpoints, n); p < alarm {
+					r.Errorf("%s %s: the spread %v has a probability of %.1e", protocol, family, sum.ByServer, p)
+				}
+			})
+		}
+	}
+	all.Wait()
+}
+
+// chiSquared is the probability of a spread of n at least so uneven, if each of
+// five endpoints is as likely as the others: four degrees of freedom, for
+// which the distribution has a closed form.
+func chiSquared(counts map[string]int, endpoints []string, n int) float64 {
+	expected := float64(n) / float64(len(endpoints))
+	x := 0.0
+	for _, e := range endpoints {
+		d := float64(counts[e]) - expected
+		x += d * d / expected
+	}
+	return math.Exp(-x/2) * (1 + x/2)
+}

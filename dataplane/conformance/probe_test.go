@@ -1,0 +1,245 @@
+package conformance
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// Times of probes.
+const (
+	answerTime = 3 * time.Second        // an answer must come within this, on a busy machine too
+	rejectTime = time.Second            // a reject must come within this
+	dropTime   = 400 * time.Millisecond // what has not been answered by then is dropped
+)
+
+// manyTries is how often a probe asks, so that an endpoint outside the pool is noticed.
+const manyTries = 6
+
+// atATime bounds how many probes are out at a time.
+const atATime = 32
+
+// probe is one sentence about traffic: from a host, to a frontend, what
+// becomes of it. It holds in each protocol and family.
+type probe struct {
+	client    string
+	service   string
+	kind      dataplane.Kind
+	node      string                                // of a NodePort: whose address
+	at        func(dataplane.Family) netip.AddrPort // instead of a frontend
+	atText    string                                // what at is
+	source    func(dataplane.Family) netip.Addr     // nil: the kernel's choice
+	want      netlab.Outcome                        // "": anything but an answer
+	servers   string                                // who may answer
+	as        string                                // whose address the server must see; "": not checked
+	elsewhere string                                // servers whose answer cannot find its way, so that no answer will do too
+	protocols []dataplane.Protocol
+	families  []dataplane.Family
+}
+
+// from begins a probe by a host.
+func from(client string) probe {
+	return probe{client: client, protocols: protocols, families: families}
+}
+
+// to makes for a service's ClusterIP, load balancer IP or external IP.
+func (p probe) to(kind dataplane.Kind, service string) probe {
+	p.kind, p.service = kind, service
+	return p
+}
+
+// toNodePort makes for a service's NodePort on a node.
+func (p probe) toNodePort(service, node string) probe {
+	p.kind, p.service, p.node = nodePort, service, node
+	return p
+}
+
+// toAddr makes for an address that is no frontend; what says what it is.
+func (p probe) toAddr(what string, at func(dataplane.Family) netip.AddrPort) probe {
+	p.atText, p.at = what, at
+	return p
+}
+
+// reaches says who may answer.
+func (p probe) reaches(servers string) probe {
+	p.want, p.servers = netlab.Answered, servers
+	return p
+}
+
+// seenAs says whose source address the server sees.
+func (p probe) seenAs(host string) probe {
+	p.as = host
+	return p
+}
+
+// rejected says that the client learns at once that nobody is there.
+func (p probe) rejected() probe {
+	p.want = netlab.Refused
+	return p
+}
+
+// dropped says that nothing comes back.
+func (p probe) dropped() probe {
+	p.want = netlab.TimedOut
+	return p
+}
+
+// notServed says that nobody answers, however the client learns.
+func (p probe) notServed() probe {
+	p.want = ""
+	return p
+}
+
+// butNotFrom says that answers of these servers cannot find their way back, so
+// that none is right too.
+func (p probe) butNotFrom(servers string) probe {
+	p.elsewhere = servers
+	return p
+}
+
+// in says which protocols the sentence is about.
+func (p probe) in(protocols ...dataplane.Protocol) probe {
+	p.protocols = protocols
+	return p
+}
+
+// over says which families the sentence is about.
+func (p probe) over(families ...dataplane.Family) probe {
+	p.families = families
+	return p
+}
+
+// check does probes and reports those that were wrong.
+func (r *run) check(probes ...probe) {
+	r.Helper()
+	const most = 12
+	var mu sync.Mutex
+	var wrong []string
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atATime)
+	for _, p := range probes {
+		for _, protocol := range p.protocols {
+			for _, family := range p.families {
+				slots <- struct{}{}
+				all.Go(func() {
+					defer func() { <-slots }()
+					if text := r.try(p, protocol, family); text != "" {
+						mu.Lock()
+						defer mu.Unlock()
+						wrong = append(wrong, text)
+					}
+				})
+			}
+		}
+	}
+	all.Wait()
+	slices.Sort(wrong)
+	for i, text := range wrong {
+		if i == most {
+			r.Errorf("and %d more", len(wrong)-most)
+			break
+		}
+		r.Error(text)
+	}
+}
+
+// try does one probe in one protocol and family; "": all was right.
+func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family) string {
+	req := r.request(p, protocol, family)
+	tries := 1
+	switch {
+	case p.want == netlab.Answered && p.elsewhere == "":
+		req.Timeout, tries = answerTime, manyTries
+	case p.want == netlab.Answered:
+		req.Timeout, tries = dropTime, manyTries/2
+	case p.want == netlab.Refused:
+		req.Timeout = 3 * rejectTime
+	default:
+		req.Timeout = dropTime
+	}
+	for range tries {
+		a, err := r.host(p.client).Ask(req)
+		if err != nil {
+			return err.Error()
+		}
+		if text := r.judge(p, family, a); text != "" {
+			return fmt.Sprintf("%s %s: %s to %s (%s): %s; %s", protocol, family, p.client, r.targetText(p), req.To, text, a)
+		}
+	}
+	return ""
+}
+
+// request is a probe in one protocol and family.
+func (r *run) request(p probe, protocol dataplane.Protocol, family dataplane.Family) netlab.Request {
+	req := netlab.Request{Protocol: wireName(protocol)}
+	switch {
+	case p.at != nil:
+		req.To = p.at(family)
+	case p.kind == nodePort:
+		req.To = netip.AddrPortFrom(r.node(p.node).Addr(int(family)), r.frontendAddr(r.service(p.service), nodePort, family).Port())
+	default:
+		req.To = r.frontendAddr(r.service(p.service), p.kind, family)
+	}
+	if p.source != nil {
+		req.From = netip.AddrPortFrom(p.source(family), 0)
+	}
+	return req
+}
+
+func (r *run) targetText(p probe) string {
+	switch {
+	case p.at != nil:
+		return p.atText
+	case p.kind == nodePort:
+		return "the NodePort of " + p.service + " on " + p.node
+	}
+	return "the " + p.kind.String() + " of " + p.service
+}
+
+// judge says what is wrong with an answer; "": nothing.
+func (r *run) judge(p probe, family dataplane.Family, a netlab.Answer) string {
+	if p.want == "" {
+		if a.Outcome == netlab.Answered {
+			return "nobody should answer"
+		}
+		return ""
+	}
+	if p.want == netlab.Answered && a.Outcome != netlab.Answered && p.elsewhere != "" {
+		return "" // it went to an endpoint whose answer finds no way back
+	}
+	if a.Outcome != p.want {
+		return "should be " + p.sentence()
+	}
+	if p.want == netlab.Refused && a.Took > rejectTime {
+		return fmt.Sprintf("should be refused within %s", rejectTime)
+	}
+	if p.want != netlab.Answered {
+		return ""
+	}
+	if !slices.Contains(strings.Fields(p.servers), a.Server) {
+		return "should be " + p.sentence()
+	}
+	if p.as != "" && a.Source.Addr() != r.host(p.as).Addr(int(family)) {
+		return "should be " + p.sentence()
+	}
+	return ""
+}
+
+func (p probe) sentence() string {
+	if p.want != netlab.Answered {
+		return string(p.want)
+	}
+	s := "answered by one of " + p.servers
+	if p.as != "" {
+		s += ", seen as " + p.as
+	}
+	return s
+}
+
+func wireName(p dataplane.Protocol) string { return strings.ToLower(p.String()) }

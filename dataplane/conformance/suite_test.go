@@ -1,0 +1,250 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// serverPort is where every host answers, in all protocols.
+const serverPort = 8080
+
+// The ranges of the addresses that frontends get; the outside reaches them by node-a.
+const (
+	clusterIPs4, clusterIPs6 = "10.96.0.0/16", "fd96::/112"
+	balancers4, balancers6   = "10.97.0.0/16", "fd97::/112"
+	externals4, externals6   = "10.98.0.0/16", "fd98::/112"
+)
+
+// suite is one column's run: a lab and an agent on each node.
+type suite struct {
+	col    column
+	lab    *netlab.Lab
+	agents []*agent // by node
+	number int      // cases run so far
+}
+
+func newSuite(t *testing.T, col column) *suite {
+	lab, err := netlab.New(t.Context(), netlab.Config{Nodes: 2, Pods: 4, Clients: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	labs.add(lab)
+	s := &suite{col: col, lab: lab, agents: make([]*agent, len(lab.Nodes))}
+	t.Cleanup(func() {
+		for _, a := range s.agents {
+			if a.alive() {
+				a.process.Stop(time.Second)
+			}
+		}
+		if err := lab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, p := range []string{clusterIPs4, clusterIPs6, balancers4, balancers6, externals4, externals6} {
+		if err := lab.Announce(netip.MustParsePrefix(p), lab.Nodes[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range lab.Hosts() {
+		for _, protocol := range protocols {
+			if _, err := h.Serve(wireName(protocol), serverPort); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return s
+}
+
+// run runs one case, on agents that are there and know the kernel's state or not.
+func (s *suite) run(t *testing.T, c testCase) {
+	s.number++
+	r := &run{T: t, suite: s, id: s.number}
+	defer func() {
+		if t.Failed() {
+			results.set(c, s.col.name, "FAIL")
+			for _, a := range s.agents {
+				if a.alive() {
+					t.Logf("%s wrote last:\n%s", a.node.Name, a.log())
+				}
+			}
+			s.keep(t)
+		}
+	}()
+	r.ensureAgents()
+	c.run(r)
+	switch {
+	case r.Failed():
+	case r.lacking != "":
+		results.set(c, s.col.name, "unsupported: "+r.lacking)
+		if os.Getenv("REQUIRE_KERNEL") == "1" {
+			t.Fatalf("REQUIRE_KERNEL is set: %s", r.lacking)
+		}
+		t.Skip(r.lacking)
+	default:
+		results.set(c, s.col.name, "pass")
+	}
+}
+
+// keep waits for an interrupt where -keep asks for it.
+func (s *suite) keep(t *testing.T) {
+	if !*keepFlag {
+		return
+	}
+	t.Logf("the lab is kept; enter a host by nsenter --net=/run/netns/%s-HOST (HOST is node-a, a1, outside, …); Ctrl-C removes it", s.lab.Name)
+	results.print()
+	select {}
+}
+
+// run is one case that runs.
+type run struct {
+	*testing.T
+	*suite
+	id      int
+	world   world // as synced last
+	lacking string
+
+	mu      sync.Mutex
+	numbers map[string]int // of the case's services
+}
+
+// unsupported ends a case that this column cannot run, with the reason.
+func (r *run) unsupported(reason string) { r.lacking = reason }
+
+// must ends the case on an error of the lab itself or of what the case needs.
+func (r *run) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// shell runs a shell command on a node and gives what it wrote.
+func (r *run) shell(n *netlab.Node, command string) string {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
+	defer cancel()
+	out, err := n.Run(ctx, "sh", "-c", command)
+	r.must(err)
+	return out
+}
+
+// node is a node by name.
+func (r *run) node(name string) *netlab.Node {
+	for _, n := range r.lab.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	r.Fatalf("there is no node %q", name)
+	return nil
+}
+
+// agentOf is the agent on a node.
+func (r *run) agentOf(node string) *agent {
+	for _, a := range r.agents {
+		if a.node.Name == node {
+			return a
+		}
+	}
+	r.Fatalf("there is no agent on %q", node)
+	return nil
+}
+
+// onEach runs f for each node at the same time and gives the errors.
+func (r *run) onEach(f func(i int, n *netlab.Node) error) error {
+	errs := make([]error, len(r.lab.Nodes))
+	var all sync.WaitGroup
+	for i, n := range r.lab.Nodes {
+		all.Go(func() { errs[i] = f(i, n) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// ensureAgents starts an agent on each node that has none.
+func (r *run) ensureAgents() {
+	r.Helper()
+	r.must(r.onEach(func(i int, n *netlab.Node) error {
+		if r.agents[i].alive() {
+			return nil
+		}
+		a, err := startAgent(n, r.col, nil)
+		r.agents[i] = a
+		return err
+	}))
+}
+
+// kill ends the agent on a node with SIGKILL.
+func (r *run) kill(node string) { r.agentOf(node).process.Kill() }
+
+// restart kills the agent on a node, if it is alive, and starts a new one,
+// which knows nothing of the kernel's state.
+func (r *run) restart(node string, env ...string) *agent {
+	r.Helper()
+	for i, a := range r.agents {
+		if a.node.Name != node {
+			continue
+		}
+		a.process.Kill()
+		fresh, err := startAgent(a.node, r.col, env)
+		r.must(err)
+		r.agents[i] = fresh
+		return fresh
+	}
+	r.Fatalf("there is no agent on %q", node)
+	return nil
+}
+
+// sync makes both nodes forward a world, and reads it back.
+func (r *run) sync(w world) {
+	r.Helper()
+	r.syncAs(false, w)
+}
+
+// syncUnknown is sync with prev == nil.
+func (r *run) syncUnknown(w world) {
+	r.Helper()
+	r.syncAs(true, w)
+}
+
+func (r *run) syncAs(unknown bool, w world) {
+	r.Helper()
+	r.world = w
+	r.must(r.onEach(func(i int, n *netlab.Node) error { return r.agents[i].sync(unknown, w.snapshot(r, n)) }))
+	r.observe()
+}
+
+// observe checks that each kernel holds what the world says.
+func (r *run) observe() {
+	r.Helper()
+	for i, n := range r.lab.Nodes {
+		r.observeOn(r.agents[i], r.world.snapshot(r, n))
+	}
+}
+
+func (r *run) observeOn(a *agent, want *dataplane.Snapshot) {
+	r.Helper()
+	const most = 5
+	have, err := a.observe()
+	r.must(err)
+	diffs := have.Differences(dataplane.Expect(want))
+	if len(diffs) > 0 {
+		r.Errorf("Observe on %s is not what was synced (%d differences):\n%s", a.node.Name, len(diffs), strings.Join(diffs[:min(len(diffs), most)], "\n"))
+	}
+}
+
+// syncOn syncs one node and gives the backend's error.
+func (r *run) syncOn(node string, unknown bool, w world) error {
+	r.Helper()
+	r.world = w
+	return r.agentOf(node).sync(unknown, w.snapshot(r, r.node(node)))
+}
