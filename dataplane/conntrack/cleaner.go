@@ -146,7 +146,7 @@ func (c *Cleaner) learn(want *dataplane.Snapshot) {
 }
 
 func (c *Cleaner) tell(p Pass) {
-	attrs := []any{"family", p.Family, "deleted", p.Deleted, "took", p.Took}
+	attrs := []any{"family", p.Family.String(), "deleted", p.Deleted, "took", p.Took}
 	switch {
 	case p.Err != nil:
 		c.log.Warn("Could not end all UDP flows whose endpoint is gone; trying again", append(attrs, "error", p.Err)...)
