@@ -139,21 +139,27 @@ func (l *logFlags) logger() (*slog.Logger, error) {
 // check finds what is wrong with the flags themselves.
 func (f *runFlags) check() error {
 	errs := []error{f.backend.check()}
-	for flag, addr := range map[string]string{"healthz-bind-address": f.healthz, "metrics-bind-address": f.metrics} {
-		if addr == "" {
-			continue
-		}
-		if _, err := netip.ParseAddrPort(addr); err != nil {
+	checkAddr := func(flag, addr string) {
+		if _, err := netip.ParseAddrPort(addr); addr != "" && err != nil {
 			errs = append(errs, wrong(flag, addr, "it must be an IP address and a port, as in 127.0.0.1:10249"))
 		}
 	}
-	for flag, d := range map[string]time.Duration{"min-sync-interval": f.minInterval, "audit-interval": f.audit} {
+	checkAddr("healthz-bind-address", f.healthz)
+	checkAddr("metrics-bind-address", f.metrics)
+	checkPositive := func(flag string, d time.Duration) {
 		if d <= 0 {
 			errs = append(errs, wrong(flag, d, "it must be more than 0"))
 		}
 	}
+	checkPositive("min-sync-interval", f.minInterval)
+	checkPositive("audit-interval", f.audit)
 	if f.manifests != "" && (f.kubeconfig != "" || f.master != "") {
 		errs = append(errs, errors.New("--manifests excludes --kubeconfig and --master: give one source of Services"))
+	}
+	if f.manifests != "" {
+		if info, err := os.Stat(f.manifests); err != nil || !info.IsDir() {
+			errs = append(errs, wrong("manifests", f.manifests, "it must be a directory that is there"))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 		}
 		err := d.Probe(ctx, cfg)
 		if err == nil {
-			cfg.Log.Info("backend chosen", "backend", d.Name, "asked for", name)
+			cfg.Log.Info("backend chosen", "backend", d.Name, "asked", name)
 			return d, nil
 		}
 		err = fmt.Errorf("backend %s: %w", d.Name, err)

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestWrongInput: each ends in one line that names the flag, the value and what
+// is allowed, before anything in the kernel changes.
+func TestWrongInput(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args string
+		want string // in stderr
+	}{
+		{"run --backend nftables", `--backend is "nftables"; it can be auto, iptables`},
+		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, iptables`},
+		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, iptables`},
+		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
+		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
+		{"run --cluster-cidr 10.244.0.0", `--cluster-cidr is "10.244.0.0"; it must be an address range`},
+		{"run --nodeport-addresses 10.0.0.0/33", "10.0.0.0/33"},
+		{"run --detect-local-mode Magic", "Magic"},
+		{"run --detect-local-mode BridgeInterface", "BridgeInterface needs the name of an interface"},
+		{"run --healthz-bind-address 10256", `--healthz-bind-address is "10256"; it must be an IP address and a port`},
+		{"run --metrics-bind-address localhost:10249", `--metrics-bind-address is "localhost:10249"; it must be an IP address and a port`},
+		{"run --audit-interval 0s", `--audit-interval is "0s"; it must be more than 0`},
+		{"run --logging-format xml", `--logging-format is "xml"; it can be text or json`},
+		{"run --manifests " + file, `it must be a directory that is there`},
+		{"run --manifests /nowhere", `--manifests is "/nowhere"; it must be a directory that is there`},
+		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig and --master"},
+		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
+		{"run --backend nftables --audit-interval 0s", "--audit-interval"}, // the second fault is told too
+		{"run --frob", "unknown flag: --frob"},
+		{"run something", "unknown command"},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			if code := execute(t.Context(), strings.Fields(c.args), &out, &errs); code == 0 {
+				t.Error("exit status 0")
+			}
+			if got := errs.String(); !strings.Contains(got, c.want) || strings.Count(got, "\n") != 1 {
+				t.Errorf("stderr is %q; want one line with %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := execute(t.Context(), []string{"version"}, &out, &errs); code != 0 || out.String() != version+"\n" {
+		t.Errorf("status %d, stdout %q, stderr %q", code, out.String(), errs.String())
+	}
+}
