@@ -67,8 +67,10 @@ e2e: build ## run the agent under a real Kubernetes control plane and kubelets (
 	$(GO) run ./deploy/e2e all --backend $(BACKEND)
 
 .PHONY: demo
-demo: deps-test build ## see it work: two nodes with pods on this machine, no cluster needed (BACKEND=...)
-	@$(GO) build -o bin/demo ./deploy/demo
+demo: deps-test ## see it work: two nodes with pods on this machine, no cluster needed (BACKEND=...)
+	@echo "Building (the first time takes a minute or two)"
+	@mkdir -p bin
+	@$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard ./deploy/demo
 	@bin/demo --backend $(BACKEND)
 
 .PHONY: bench
