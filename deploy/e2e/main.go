@@ -204,7 +204,7 @@ func status(ctx context.Context, _ *options, lab *cluster.Lab) error {
 }
 
 func shell(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "shell PLACE [PROGRAM ARGS...]",
 		Short: "run a program, or a shell, at control, ext, node1 or node2",
 		Args:  cobra.MinimumNArgs(1),
@@ -216,6 +216,8 @@ func shell(o *options) *cobra.Command {
 			return o.become(place, program)
 		},
 	}
+	cmd.Flags().SetInterspersed(false) // what follows PLACE is the program's
+	return cmd
 }
 
 func kubectl(o *options) *cobra.Command {

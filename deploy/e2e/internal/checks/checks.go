@@ -18,7 +18,7 @@ func (s *suite) checks() []check {
 	all := []check{{"new Service answers at every place", s.programmed}}
 	all = append(all, s.reach()...)
 	return append(all,
-		check{"Service without Pods refuses at once", s.refused},
+		check{"Service without Pods refuses", s.refused},
 		check{"API server through its own Service", s.apiService},
 		check{"scale 1 to 10 to 1 under load", s.scaling},
 		check{"rolling update under load", s.rollingUpdate},
@@ -144,9 +144,13 @@ func (s *suite) programmed(ctx context.Context) ([]load.Report, error) {
 	})
 }
 
-// refused wants an immediate "connection refused" from a Service without Pods.
+// refused wants "connection refused", and no silence, from a Service without
+// Pods. With all nodes on one kernel an ICMP error can arrive while connect still
+// holds its socket; it then takes effect when the SYN is repeated after a second.
 func (s *suite) refused(ctx context.Context) ([]load.Report, error) {
-	const count = 10
+	// One each, because the kernel bounds the ICMP errors that it sends to a
+	// peer: about one a second (net.ipv4.icmp_ratelimit, net.ipv6.icmp.ratelimit).
+	const count = 1
 	var streams []stream
 	for _, f := range families() {
 		clusterIP := to(f.pick(s.empty.v4, s.empty.v6), port, count)
@@ -155,12 +159,12 @@ func (s *suite) refused(ctx context.Context) ([]load.Report, error) {
 			stream{s.ext, to(f.pick(first.V4, first.V6), nodeEmpty, count)})
 	}
 	reports, err := exchange(ctx, streams)
-	const immediate = 500 * time.Millisecond
+	const soon = 2 * time.Second
 	for i := range reports {
 		r := &reports[i]
-		if r.Failed != r.Requests || !strings.Contains(r.FirstError, "refused") || r.Slowest > immediate {
+		if r.Failed != r.Requests || !strings.Contains(r.FirstError, "refused") || r.Slowest > soon {
 			err = errors.Join(err, fmt.Errorf("%s: %d of %d requests failed with %q, the slowest after %v; want all refused within %v",
-				r.Target.Name, r.Failed, r.Requests, r.FirstError, r.Slowest, immediate))
+				r.Target.Name, r.Failed, r.Requests, r.FirstError, r.Slowest, soon))
 		}
 		r.Failed = 0 // a refusal is what was wanted
 	}

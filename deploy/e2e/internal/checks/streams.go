@@ -54,17 +54,17 @@ func during(ctx context.Context, streams []stream, do func(context.Context) erro
 // start runs one client per place. It gives those that it started also when one
 // failed to.
 func start(streams []stream) ([]*load.Client, error) {
-	targets := map[load.Place][]load.Target{}
+	targets := map[string][]load.Target{} // by the place's namespace
 	var places []load.Place
 	for _, s := range streams {
-		if targets[s.from] == nil {
+		if targets[s.from.Namespace] == nil {
 			places = append(places, s.from)
 		}
-		targets[s.from] = append(targets[s.from], s.to)
+		targets[s.from.Namespace] = append(targets[s.from.Namespace], s.to)
 	}
 	var clients []*load.Client
 	for _, p := range places {
-		c, err := load.Start(p, targets[p])
+		c, err := load.Start(p, targets[p.Namespace])
 		if err != nil {
 			return clients, err
 		}

@@ -65,7 +65,7 @@ func (r result) String() string {
 	line := fmt.Sprintf("%s  %-58s %6d requests %4d failed  slowest %5d ms %6.1f s",
 		word, r.name, r.requests, r.failed, r.slowest.Milliseconds(), r.took.Seconds())
 	for _, p := range r.problems {
-		line += "\n      " + p
+		line += "\n      " + strings.ReplaceAll(p, "\n", "\n      ")
 	}
 	return line
 }

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
-
-	"github.com/switchyard-io/switchyard/deploy/e2e/internal/process"
 )
 
 // Names of the agents that the lab can run.
@@ -48,7 +46,7 @@ func (l *Lab) StartAgent(ctx context.Context, n Node) error {
 	if err != nil {
 		return err
 	}
-	if err := l.programs.Start(process.Spec{Name: agentOn(n), Cgroup: l.cgroups.Path(n.system()), Args: line}); err != nil {
+	if err := l.start(n.system(), agentOn(n), line); err != nil {
 		return err
 	}
 	client := httpClient(n.Namespace(), nil)

@@ -52,10 +52,9 @@ func cniConfig(n Node) ([]byte, error) {
 			"type": "ptp",
 			"mtu":  1500,
 			"ipam": map[string]any{
-				"type":    "host-local",
-				"dataDir": cniData,
-				"ranges":  [][]rng{{{n.Pods4}}, {{n.Pods6}}},
-				"routes":  []route{{"0.0.0.0/0"}, {"::/0"}},
+				"type":   "host-local",
+				"ranges": [][]rng{{{n.Pods4}}, {{n.Pods6}}},
+				"routes": []route{{"0.0.0.0/0"}, {"::/0"}},
 			},
 		}},
 	}, "", "  ")

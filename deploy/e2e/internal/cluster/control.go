@@ -17,7 +17,6 @@ import (
 
 	"github.com/switchyard-io/switchyard/deploy/e2e/internal/network"
 	"github.com/switchyard-io/switchyard/deploy/e2e/internal/pki"
-	"github.com/switchyard-io/switchyard/deploy/e2e/internal/process"
 )
 
 // controlGroup is the cgroup of the control plane.
@@ -71,57 +70,49 @@ func (l *Lab) server() string                { return "https://" + l.apiAddr().S
 func (l *Lab) apiAddr() netip.AddrPort       { return netip.AddrPortFrom(l.Topology.Control4, apiPort) }
 
 func (l *Lab) startEtcd() error {
-	return l.programs.Start(process.Spec{
-		Name: "etcd", Cgroup: l.cgroups.Path(controlGroup()),
-		Args: inControl("etcd",
-			"--name=lab", "--data-dir="+l.path("etcd"),
-			"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
-			"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL,
-			"--initial-cluster=lab="+etcdPeerURL,
-			"--unsafe-no-fsync", "--log-level=warn"),
-	})
+	return l.start(controlGroup(), "etcd", inControl("etcd",
+		"--name=lab", "--data-dir="+l.path("etcd"),
+		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
+		"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL,
+		"--initial-cluster=lab="+etcdPeerURL,
+		"--unsafe-no-fsync", "--logger=zap", "--log-level=warn"))
 }
 
 func (l *Lab) startControllers() error {
 	key := pki.Paths(l.path("pki"))
-	manager := process.Spec{
-		Name: "kube-controller-manager", Cgroup: l.cgroups.Path(controlGroup()),
-		Args: inControl(l.bin("kube-controller-manager"),
-			"--kubeconfig="+l.kubeconfig("kube-controller-manager"),
-			"--service-account-private-key-file="+key.ServiceAccount, "--root-ca-file="+key.CA,
-			"--service-cluster-ip-range="+pair(l.Topology.Services4, l.Topology.Services6),
-			"--cluster-cidr="+pair(l.Topology.Pods4, l.Topology.Pods6),
-			"--allocate-node-cidrs=false", // the Nodes were made with theirs
-			"--leader-elect=false", "--bind-address=127.0.0.1",
-			"--kube-api-qps=200", "--kube-api-burst=400"),
+	err := l.start(controlGroup(), "kube-controller-manager", inControl(l.bin("kube-controller-manager"),
+		"--kubeconfig="+l.kubeconfig("kube-controller-manager"),
+		"--service-account-private-key-file="+key.ServiceAccount, "--root-ca-file="+key.CA,
+		"--service-cluster-ip-range="+pair(l.Topology.Services4, l.Topology.Services6),
+		"--cluster-cidr="+pair(l.Topology.Pods4, l.Topology.Pods6),
+		"--allocate-node-cidrs=false", // the Nodes were made with theirs
+		"--leader-elect=false", "--bind-address=127.0.0.1",
+		"--kube-api-qps=200", "--kube-api-burst=400"))
+	if err != nil {
+		return err
 	}
-	scheduler := process.Spec{
-		Name: "kube-scheduler", Cgroup: l.cgroups.Path(controlGroup()),
-		Args: inControl(l.bin("kube-scheduler"),
-			"--kubeconfig="+l.kubeconfig("kube-scheduler"),
-			"--leader-elect=false", "--bind-address=127.0.0.1",
-			"--kube-api-qps=200", "--kube-api-burst=400"),
-	}
-	return errors.Join(l.programs.Start(manager), l.programs.Start(scheduler))
+	return l.start(controlGroup(), "kube-scheduler", inControl(l.bin("kube-scheduler"),
+		"--kubeconfig="+l.kubeconfig("kube-scheduler"),
+		"--leader-elect=false", "--bind-address=127.0.0.1",
+		"--kube-api-qps=200", "--kube-api-burst=400"))
 }
 
 // StartAPIServer starts the API server and waits until it is ready.
 func (l *Lab) StartAPIServer(ctx context.Context) error {
 	key, t := pki.Paths(l.path("pki")), l.Topology
-	err := l.programs.Start(process.Spec{
-		Name: apiserver, Cgroup: l.cgroups.Path(controlGroup()),
-		Args: inControl(l.bin("kube-apiserver"),
-			"--etcd-servers="+etcdURL,
-			"--advertise-address="+t.Control4.String(), "--secure-port="+strconv.Itoa(apiPort),
-			"--tls-cert-file="+key.Cert, "--tls-private-key-file="+key.Key,
-			"--service-account-issuer=https://kubernetes.default.svc",
-			"--service-account-key-file="+key.ServiceAccount,
-			"--service-account-signing-key-file="+key.ServiceAccount,
-			"--token-auth-file="+l.tokens(), "--authorization-mode=Node,RBAC",
-			"--service-cluster-ip-range="+pair(t.Services4, t.Services6),
-			// exec and logs without DNS
-			"--kubelet-preferred-address-types=InternalIP"),
-	})
+	err := l.start(controlGroup(), apiserver, inControl(l.bin("kube-apiserver"),
+		"--etcd-servers="+etcdURL,
+		"--advertise-address="+t.Control4.String(), "--secure-port="+strconv.Itoa(apiPort),
+		"--tls-cert-file="+key.Cert, "--tls-private-key-file="+key.Key,
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file="+key.ServiceAccount,
+		"--service-account-signing-key-file="+key.ServiceAccount,
+		"--token-auth-file="+l.tokens(), "--authorization-mode=Node,RBAC",
+		"--service-cluster-ip-range="+pair(t.Services4, t.Services6),
+		// end watches on SIGTERM rather than wait a minute for their clients
+		"--shutdown-watch-termination-grace-period=1s",
+		// exec and logs without DNS
+		"--kubelet-preferred-address-types=InternalIP"))
 	if err != nil {
 		return err
 	}

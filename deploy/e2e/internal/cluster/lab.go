@@ -76,6 +76,17 @@ func (l *Lab) Programs() ([]Program, error) {
 	return all, nil
 }
 
+// start runs a program in a cgroup of the lab.
+func (l *Lab) start(group, name string, args []string) error {
+	if err := l.programs.Start(process.Spec{Name: name, Args: args, Cgroup: l.cgroups.Path(group)}); err != nil {
+		return err
+	}
+	// A process starts in a v2 group, but has to be moved into v1 groups. So far
+	// it is nsenter, which has no children yet.
+	r, _ := l.programs.Find(name)
+	return cgroup.Join(r.PID, l.cgroups.V1Paths(group)...)
+}
+
 // step does one part of a longer task and says how long it took.
 func (l *Lab) step(name string, do func() error) error {
 	began := time.Now()

@@ -7,25 +7,23 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/switchyard-io/switchyard/deploy/e2e/internal/network"
-	"github.com/switchyard-io/switchyard/deploy/e2e/internal/process"
 )
 
 //go:embed files/node.sh
 var nodeScript string
 
-const (
-	// CNIPlugins is where Debian's containernetworking-plugins are.
-	CNIPlugins = "/usr/lib/cni"
-	// cniData is below the node's own /run.
-	cniData = "/run/cni"
-	// kubeletDir is the node's own: see files/node.sh. It is short because
-	// kubelet has sockets below it, and a socket's path has at most 107 bytes.
-	kubeletDir = "/run/kubelet"
-)
+// CNIPlugins is where Debian's containernetworking-plugins are.
+const CNIPlugins = "/usr/lib/cni"
+
+// mountPoints are folders that kubelet and the CNI plugins use by name. Each
+// node sees one of its own there: see files/node.sh.
+func mountPoints() []string {
+	return []string{"/var/lib/cni", "/var/lib/kubelet", "/var/log/containers", "/var/log/pods"}
+}
 
 func containerdOn(n Node) string { return n.Name + "-containerd" }
 func kubeletOn(n Node) string    { return n.Name + "-kubelet" }
@@ -35,10 +33,8 @@ func agentOn(n Node) string      { return n.Name + "-agent" }
 // node's other programs then share, and imports the image.
 func (l *Lab) startContainerd(ctx context.Context, n Node) error {
 	files := func(parts ...string) string { return l.path(append([]string{"nodes", n.Name}, parts...)...) }
-	for _, dir := range []string{"containerd", "cni", "kubelet", "pods"} {
-		if err := os.MkdirAll(files(dir), 0o755); err != nil {
-			return fmt.Errorf("prepare %s: %w", n.Name, err)
-		}
+	if err := os.MkdirAll(files("cni"), 0o755); err != nil {
+		return fmt.Errorf("prepare %s: %w", n.Name, err)
 	}
 	config, err := render("containerd.toml", containerdTemplate, map[string]string{
 		"Root": files("containerd"), "Image": Image, "CNIPlugins": CNIPlugins, "CNIConfig": files("cni"),
@@ -51,7 +47,7 @@ func (l *Lab) startContainerd(ctx context.Context, n Node) error {
 		return fmt.Errorf("prepare %s: %w", n.Name, err)
 	}
 	kubelet, err := render("kubelet.yaml", kubeletTemplate, map[string]string{
-		"PodLogs": files("pods"), "Resolv": files("resolv.conf"), "Cgroup": n.group(),
+		"Resolv": files("resolv.conf"), "Cgroup": n.group(),
 	})
 	if err != nil {
 		return err
@@ -64,14 +60,11 @@ func (l *Lab) startContainerd(ctx context.Context, n Node) error {
 			return fmt.Errorf("prepare %s: %w", n.Name, err)
 		}
 	}
-	err = l.programs.Start(process.Spec{
-		Name: containerdOn(n), Cgroup: l.cgroups.Path(n.system()),
-		Args: []string{
-			"nsenter", "--net=" + network.Path(n.Namespace()), "--",
-			"unshare", "--mount", "--propagation=private", "--",
-			"sh", files("node.sh"), files("kubelet"),
-			"containerd", "--config", files("containerd.toml"),
-		},
+	err = l.start(n.system(), containerdOn(n), []string{
+		"nsenter", "--net=" + network.Path(n.Namespace()), "--",
+		"unshare", "--mount", "--propagation=private", "--",
+		"sh", files("node.sh"), files("root"), strings.Join(mountPoints(), " "),
+		"containerd", "--config", files("containerd.toml"),
 	})
 	if err != nil {
 		return err
@@ -117,12 +110,11 @@ func (l *Lab) startKubelet(n Node) error {
 	line, err := l.onNode(n, l.bin("kubelet"),
 		"--config="+l.path("nodes", n.Name, "kubelet.yaml"),
 		"--kubeconfig="+l.kubeconfig(n.Name),
-		"--hostname-override="+n.Name, "--node-ip="+pair(n.V4, n.V6),
-		"--root-dir="+kubeletDir, "--cert-dir="+filepath.Join(kubeletDir, "pki"))
+		"--hostname-override="+n.Name, "--node-ip="+pair(n.V4, n.V6))
 	if err != nil {
 		return err
 	}
-	return l.programs.Start(process.Spec{Name: kubeletOn(n), Cgroup: l.cgroups.Path(n.system()), Args: line})
+	return l.start(n.system(), kubeletOn(n), line)
 }
 
 // registerNodes makes the Node objects, so that each has the pod ranges and the

@@ -17,12 +17,16 @@ import (
 
 // OutsidePlace is where clients run that are no part of the cluster.
 func (l *Lab) OutsidePlace() load.Place {
-	return load.Place{Name: "ext", Namespace: network.Path(Outside), Cgroup: l.cgroups.Path(group)}
+	return l.place("ext", network.Path(Outside), group)
 }
 
 // NodePlace is where n's own programs run.
 func (l *Lab) NodePlace(n Node) load.Place {
-	return load.Place{Name: n.Name, Namespace: network.Path(n.Namespace()), Cgroup: l.cgroups.Path(n.system())}
+	return l.place(n.Name, network.Path(n.Namespace()), n.system())
+}
+
+func (l *Lab) place(name, namespace, group string) load.Place {
+	return load.Place{Name: name, Namespace: namespace, Cgroup: l.cgroups.Path(group), Cgroups1: l.cgroups.V1Paths(group)}
 }
 
 // PodPlace is where the containers of p run.
@@ -37,11 +41,11 @@ func (l *Lab) PodPlace(p Pod) (load.Place, error) {
 		if err != nil || !strings.Contains(string(data), "/pod"+p.UID+"/") {
 			continue // not of this pod, or it has ended
 		}
-		return load.Place{
-			Name:      "pod on " + p.Node,
-			Namespace: filepath.Join(filepath.Dir(file), "ns", "net"),
-			Cgroup:    l.cgroups.Path(unified(string(data))),
-		}, nil
+		// Of the v1 groups the client needs no more than its share of the
+		// processors, and that is the node's.
+		place := l.place("pod on "+p.Node, filepath.Join(filepath.Dir(file), "ns", "net"), systemOn(p.Node))
+		place.Cgroup = l.cgroups.Path(unified(string(data)))
+		return place, nil
 	}
 	return load.Place{}, fmt.Errorf("find pod %s: no process runs in its cgroup", p.Name)
 }

@@ -45,7 +45,9 @@ func (n Node) group() string { return filepath.Join(group, n.Name) }
 
 // system is the cgroup of the node's own programs. cgroup v2 allows no process
 // in a group that has groups with controllers below it, so they need one too.
-func (n Node) system() string { return filepath.Join(n.group(), "system") }
+func (n Node) system() string { return systemOn(n.Name) }
+
+func systemOn(node string) string { return filepath.Join(group, node, "system") }
 
 // Topology is the lab's address plan.
 type Topology struct {

@@ -111,6 +111,9 @@ func (l *Lab) prepare() error {
 			return fmt.Errorf("prepare the lab: %w", err)
 		}
 	}
+	if err := l.makeMountPoints(); err != nil {
+		return err
+	}
 	if err := network.CreateHub(l.Topology.hub()); err != nil {
 		return err
 	}
@@ -128,7 +131,47 @@ func (l *Lab) prepare() error {
 			return err
 		}
 	}
+	if err := l.cgroups.Favor(group); err != nil {
+		return err
+	}
 	return l.identities()
+}
+
+// made lists the mount points that the machine did not have before.
+func (l *Lab) made() string { return l.path("run", "made") }
+
+// makeMountPoints makes what nodes mount their own folders on, and notes which
+// of it Down has to remove.
+func (l *Lab) makeMountPoints() error {
+	var made []string
+	for _, dir := range mountPoints() {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			made = append(made, dir)
+		}
+	}
+	if err := os.WriteFile(l.made(), []byte(strings.Join(made, "\n")), 0o644); err != nil {
+		return fmt.Errorf("prepare the lab: %w", err)
+	}
+	for _, dir := range made {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("prepare the lab: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeMountPoints spares what is not empty: the lab never writes there.
+func (l *Lab) removeMountPoints() error {
+	made, err := os.ReadFile(l.made())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the nodes' mount points: %w", err)
+	}
+	for _, dir := range strings.Fields(string(made)) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the nodes' mount points: %w", err)
+		}
+	}
+	return nil
 }
 
 // Down ends all that Up started and removes all that it made, except for the
@@ -149,6 +192,7 @@ func (l *Lab) Down() error {
 	for _, ns := range l.namespaces() {
 		errs = append(errs, network.Delete(ns))
 	}
+	errs = append(errs, l.removeMountPoints())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("take the lab down: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/switchyard-io/switchyard/deploy/e2e/internal/cgroup"
 	"github.com/switchyard-io/switchyard/deploy/e2e/internal/network"
 )
 
@@ -20,8 +22,9 @@ const Verb = "load"
 // Place is where a client runs.
 type Place struct {
 	Name      string
-	Namespace string // the file of its network namespace
-	Cgroup    string // the cgroup v2 folder; cgroup hooks tell nodes apart by it
+	Namespace string   // the file of its network namespace
+	Cgroup    string   // the cgroup v2 folder; cgroup hooks tell nodes apart by it
+	Cgroups1  []string // cgroup v1 folders, for its share of the processors
 }
 
 // Client is a process in another place that sends requests.
@@ -53,7 +56,8 @@ func Start(place Place, targets []Target) (*Client, error) {
 	if err := network.Do(place.Namespace, cmd.Start); err != nil {
 		return nil, fmt.Errorf("start a client %s: %w", place.Name, err)
 	}
-	if err := json.NewEncoder(c.stdin).Encode(targets); err != nil {
+	err = errors.Join(cgroup.Join(cmd.Process.Pid, place.Cgroups1...), json.NewEncoder(c.stdin).Encode(targets))
+	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("start a client %s: %w", place.Name, err)
