@@ -102,7 +102,7 @@ type ServicePort struct {
 	// (KUBE-PROXY §1.11).
 	Affinity time.Duration
 	// HealthCheck is the Service's healthCheckNodePort; nil: none. The ports of
-	// one Service share the pointer.
+	// one Service share the pointer within a family.
 	HealthCheck *HealthCheck
 	// Serving are all endpoints that may keep the flows which they have, sorted,
 	// whatever the policies say (KUBE-PROXY §1.15). conntrack ends flows to others.
@@ -113,7 +113,7 @@ type ServicePort struct {
 // (KUBE-PROXY §1.16).
 type HealthCheck struct {
 	Port           uint16 // TCP, 1 to 65535
-	LocalEndpoints int    // distinct addresses of ready endpoints on this node
+	LocalEndpoints int    // distinct addresses of ready endpoints on this node, in this family
 }
 
 // Frontend is an address and port that clients connect to.

@@ -114,6 +114,7 @@ func FromSlice(s *discoveryv1.EndpointSlice, node string) (*Slice, []error) {
 			continue
 		}
 		f.Endpoints = append(f.Endpoints, endpoint(e, addr, node))
+		shareZones(f.Endpoints)
 	}
 	if v := s.Annotations[corev1.EndpointsLastChangeTriggerTime]; v != "" {
 		f.Trigger, _ = time.Parse(time.RFC3339Nano, v) // a bad one is as good as none
@@ -137,6 +138,19 @@ func endpoint(e *discoveryv1.Endpoint, addr netip.Addr, node string) Endpoint {
 		f.ForThisNode = slices.ContainsFunc(e.Hints.ForNodes, func(n discoveryv1.ForNode) bool { return n.Name == node })
 	}
 	return f
+}
+
+// shareZones lets the last of the endpoints have an equal list of zones of one
+// before it: of hints there are few kinds in a slice.
+func shareZones(es []Endpoint) {
+	const far = 8
+	last := &es[len(es)-1]
+	for i := len(es) - 2; i >= 0 && i >= len(es)-1-far && len(last.Zones) > 0; i-- {
+		if slices.Equal(es[i].Zones, last.Zones) {
+			last.Zones = es[i].Zones
+			return
+		}
+	}
 }
 
 // FromNode takes the facts of a Node.

@@ -36,13 +36,16 @@ func (e Env) Equal(f Env) bool {
 // is left out. sets are the Service's EndpointSlices sorted by name.
 func Ports(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env Env) []*dataplane.ServicePort {
 	var out []*dataplane.ServicePort
-	health := healthCheck(svc, sets)
+	health := map[dataplane.Family]*dataplane.HealthCheck{} // shared by the ports
+	for _, f := range env.Families {
+		health[f] = healthCheck(svc, sets, f)
+	}
 	for len(frontends) > 0 {
 		n := 1
 		for n < len(frontends) && frontends[n].port == frontends[0].port && frontends[n].family == frontends[0].family {
 			n++
 		}
-		out = append(out, servicePort(svc, frontends[:n], sets, env, health))
+		out = append(out, servicePort(svc, frontends[:n], sets, env, health[frontends[0].family]))
 		frontends = frontends[n:]
 	}
 	slices.SortFunc(out, func(a, b *dataplane.ServicePort) int { return a.ID.Compare(b.ID) })
@@ -89,29 +92,24 @@ func internalSNAT(env Env, family dataplane.Family) dataplane.SNAT {
 	return dataplane.SNATNone // nobody can be told from a pod
 }
 
-// healthCheck is what the healthCheckNodePort tells, for all ports and families
-// of a Service (§1.16); nil: it has none. A dual-stack pod has an endpoint in
-// each family and counts once: of the two families' counts it is the larger.
-func healthCheck(svc *facts.Service, sets []*facts.Slice) *dataplane.HealthCheck {
+// healthCheck is what the healthCheckNodePort tells in a family, for all ports
+// of a Service (§1.16); nil: it has none.
+func healthCheck(svc *facts.Service, sets []*facts.Slice, family dataplane.Family) *dataplane.HealthCheck {
 	if svc.HealthCheckPort == 0 {
 		return nil
 	}
-	var v4, v6 []netip.Addr
+	ready := map[netip.Addr]struct{}{}
 	for _, s := range sets {
-		if len(s.Ports) == 0 {
+		if s.Family != family || len(s.Ports) == 0 {
 			continue
 		}
-		ready := &v4
-		if s.Family == dataplane.IPv6 {
-			ready = &v6
-		}
 		for _, e := range s.Endpoints {
-			if e.Local && e.Ready && !slices.Contains(*ready, e.Addr) {
-				*ready = append(*ready, e.Addr)
+			if e.Local && e.Ready {
+				ready[e.Addr] = struct{}{}
 			}
 		}
 	}
-	return &dataplane.HealthCheck{Port: svc.HealthCheckPort, LocalEndpoints: max(len(v4), len(v6))}
+	return &dataplane.HealthCheck{Port: svc.HealthCheckPort, LocalEndpoints: len(ready)}
 }
 
 // sourceRanges is who may use the load balancer addresses of a family, sorted;

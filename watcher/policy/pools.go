@@ -52,17 +52,13 @@ func equalPool(a, b *dataplane.Pool) bool {
 	return a == b || a != nil && b != nil && a.IfEmpty == b.IfEmpty && slices.Equal(a.Endpoints, b.Endpoints)
 }
 
-// Keep gives back what of built is as it was in old: the very ServicePorts and
-// Pools, so that pointers tell what changed. Both are sorted by ID.
+// Keep gives back what of built is as it was in old: the very ServicePorts,
+// Pools and HealthChecks, so that pointers tell what changed. Both are the
+// ports of one Service, sorted by ID.
 func Keep(old, built []*dataplane.ServicePort) []*dataplane.ServicePort {
-	var health *dataplane.HealthCheck // shared by the ports of a Service
-	if len(old) > 0 {
-		health = old[0].HealthCheck
-	}
+	before := old
 	for i, b := range built {
-		if health != nil && b.HealthCheck != nil && *health == *b.HealthCheck {
-			b.HealthCheck = health
-		}
+		keepHealth(before, b)
 		for len(old) > 0 && old[0].ID.Compare(b.ID) < 0 {
 			old = old[1:]
 		}
@@ -76,6 +72,15 @@ func Keep(old, built []*dataplane.ServicePort) []*dataplane.ServicePort {
 		keepPools(old[0], b)
 	}
 	return built
+}
+
+func keepHealth(before []*dataplane.ServicePort, built *dataplane.ServicePort) {
+	for _, o := range before {
+		if built.HealthCheck != nil && o.HealthCheck != nil && o.ID.Family == built.ID.Family && *o.HealthCheck == *built.HealthCheck {
+			built.HealthCheck = o.HealthCheck
+			return
+		}
+	}
 }
 
 func keepPools(old, built *dataplane.ServicePort) {

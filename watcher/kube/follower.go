@@ -1,0 +1,189 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/switchyard-io/switchyard/watcher/facts"
+)
+
+// follower hands one kind of objects on as facts, F of each O. It is the store
+// of a reflector and stores nothing: what the reflector tells is applied.
+type follower[O, F any] struct {
+	what     string // for the log
+	optional bool   // the API server may not have it
+	log      *slog.Logger
+	convert  func(*O) (*F, []error)
+	apply    func(facts.Delta[F])
+}
+
+// converted is what becomes of an object before all of a list is together, so
+// that a list of objects is never in memory as such; facts nil: of no interest.
+type converted[F any] struct{ facts *F }
+
+func (f *follower[O, F]) reflector(client rest.Interface, resource string, example *O, sel selection) *cache.Reflector {
+	longest := lastRetry
+	if f.optional {
+		longest = lastOptionalRetry
+	}
+	return cache.NewReflectorWithOptions(f.listWatch(client, resource, sel), example, f, cache.ReflectorOptions{
+		Name:            "switchyard/" + resource,
+		TypeDescription: f.what,
+		Backoff:         retries(longest),
+	})
+}
+
+func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel selection) cache.ListerWatcher {
+	request := func(o metav1.ListOptions) *rest.Request {
+		o.LabelSelector, o.FieldSelector = sel.labels, sel.fields
+		return client.Get().Resource(resource).VersionedParams(&o, metav1.ParameterCodec)
+	}
+	luck := &luck{what: f.what, optional: f.optional, log: f.log}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := request(o).Do(ctx).Get()
+			luck.note(ctx, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.Watch = true
+			w, err := request(o).Watch(ctx)
+			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) { // or else an API server before 1.32: it is asked for a list next
+				luck.note(ctx, err)
+			}
+			return w, err
+		},
+	}
+}
+
+// Add implements cache.ReflectorStore.
+func (f *follower[O, F]) Add(obj any) error { return f.put(obj) }
+
+// Update implements cache.ReflectorStore.
+func (f *follower[O, F]) Update(obj any) error { return f.put(obj) }
+
+func (f *follower[O, F]) put(obj any) error {
+	got, err := f.transform(obj)
+	if err != nil {
+		return err
+	}
+	if got.facts == nil { // of no interest any more, if it was before
+		return f.Delete(obj)
+	}
+	f.apply(facts.Delta[F]{Put: []*F{got.facts}})
+	return nil
+}
+
+// Delete implements cache.ReflectorStore.
+func (f *follower[O, F]) Delete(obj any) error {
+	m, ok := obj.(metav1.Object)
+	if !ok {
+		return fmt.Errorf("%s: an unexpected %T", f.what, obj)
+	}
+	f.apply(facts.Delta[F]{Remove: []facts.Name{{Namespace: m.GetNamespace(), Name: m.GetName()}}})
+	return nil
+}
+
+// Replace implements cache.ReflectorStore.
+func (f *follower[O, F]) Replace(list []any, _ string) error {
+	put := make([]*F, 0, len(list))
+	for _, obj := range list {
+		got, err := f.transform(obj)
+		if err != nil {
+			return err
+		}
+		if got.facts != nil {
+			put = append(put, got.facts)
+		}
+	}
+	f.apply(facts.Delta[F]{All: true, Put: put})
+	return nil
+}
+
+// Resync implements cache.ReflectorStore; there is nothing to repeat.
+func (f *follower[O, F]) Resync() error { return nil }
+
+// Transformer implements cache.TransformingStore: a streamed list is gathered
+// as facts.
+func (f *follower[O, F]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) { return f.transform(obj) }
+}
+
+func (f *follower[O, F]) transform(obj any) (*converted[F], error) {
+	switch obj := obj.(type) {
+	case *converted[F]:
+		return obj, nil
+	case *O:
+		fact, problems := f.convert(obj)
+		for _, p := range problems {
+			f.log.Warn("an object of "+f.what+" has a part that makes no sense and is left out", "object", nameOf(obj), "err", p)
+		}
+		return &converted[F]{fact}, nil
+	}
+	return nil, fmt.Errorf("%s: an unexpected %T", f.what, obj)
+}
+
+func nameOf(obj any) string {
+	if m, ok := obj.(metav1.Object); ok {
+		return facts.Name{Namespace: m.GetNamespace(), Name: m.GetName()}.String()
+	}
+	return ""
+}
+
+// luck tells the log how requests fare: when they begin to fail, why, now and
+// then that they still do, and that they are well again. It is used by one
+// reflector, one request at a time.
+type luck struct {
+	what     string
+	optional bool
+	log      *slog.Logger
+	failing  string // the error; "": all is well
+	since    time.Time
+	told     time.Time
+}
+
+func (l *luck) note(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		if l.failing != "" {
+			l.log.Info("the API server answers for "+l.what+" again", "after", time.Since(l.since).Round(time.Millisecond))
+		}
+		l.failing = ""
+	case apierrors.IsResourceExpired(err) || apierrors.IsGone(err): // an old watch, to be begun anew
+	default:
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // without the URL, which is another one with each request
+		}
+		now := time.Now()
+		if l.failing == "" {
+			l.since = now
+		}
+		if l.failing == err.Error() && now.Sub(l.told) < repeat {
+			return
+		}
+		l.failing, l.told = err.Error(), now
+		l.tell(err)
+	}
+}
+
+func (l *luck) tell(err error) {
+	if l.optional && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err)) {
+		l.log.Debug("the API server does not give "+l.what+"; going on without", "err", err)
+		return
+	}
+	l.log.Warn("the API server does not give "+l.what+"; what is known stays in force, trying again",
+		"failing", time.Since(l.since).Round(time.Second), "err", err)
+}
