@@ -76,7 +76,7 @@ func balanceCases() []testCase {
 			r.sync(world{services: services})
 			var probes []probe
 			for name, endpoint := range owner {
-				probes = append(probes, from("a3").to(clusterIP, name).reaches(endpoint), from("outside").toNodePort(name, "node-a").reaches(endpoint))
+				probes = append(probes, from("a3").to(clusterIP, name).reaches(endpoint).once(), from("outside").toNodePort(name, "node-a").reaches(endpoint).once())
 			}
 			r.check(probes...)
 		}},

@@ -173,17 +173,23 @@ func (r *run) sameState(what string, want, have []string) {
 	if slices.Equal(want, have) {
 		return
 	}
-	var diff []string
+	count := map[string]int{}
 	for _, line := range want {
-		if !slices.Contains(have, line) {
-			diff = append(diff, "- "+line)
-		}
+		count[line]++
 	}
 	for _, line := range have {
-		if !slices.Contains(want, line) {
+		count[line]--
+	}
+	var diff []string
+	for line, n := range count {
+		for range n {
+			diff = append(diff, "- "+line)
+		}
+		for range -n {
 			diff = append(diff, "+ "+line)
 		}
 	}
+	slices.Sort(diff)
 	if len(diff) == 0 {
 		diff = []string{"the same lines in another order"}
 	}

@@ -39,6 +39,7 @@ type probe struct {
 	servers   string                                // who may answer
 	as        string                                // whose address the server must see; "": not checked
 	elsewhere string                                // servers whose answer cannot find its way, so that no answer will do too
+	single    bool                                  // ask once, not manyTries times
 	protocols []dataplane.Protocol
 	families  []dataplane.Family
 }
@@ -103,6 +104,12 @@ func (p probe) butNotFrom(servers string) probe {
 	return p
 }
 
+// once says to ask just once.
+func (p probe) once() probe {
+	p.single = true
+	return p
+}
+
 // in says which protocols the sentence is about.
 func (p probe) in(protocols ...dataplane.Protocol) probe {
 	p.protocols = protocols
@@ -162,6 +169,9 @@ func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family)
 		req.Timeout = 3 * rejectTime
 	default:
 		req.Timeout = dropTime
+	}
+	if p.single {
+		tries = 1
 	}
 	for range tries {
 		a, err := r.host(p.client).Ask(req)

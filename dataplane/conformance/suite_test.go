@@ -26,10 +26,11 @@ const (
 
 // suite is one column's run: a lab and an agent on each node.
 type suite struct {
-	col    column
-	lab    *netlab.Lab
-	agents []*agent // by node
-	number int      // cases run so far
+	col      column
+	lab      *netlab.Lab
+	agents   []*agent // by node
+	cases    int      // run so far
+	services int      // of all cases so far
 }
 
 func newSuite(t *testing.T, col column) *suite {
@@ -66,8 +67,8 @@ func newSuite(t *testing.T, col column) *suite {
 
 // run runs one case, on agents that are there and know the kernel's state or not.
 func (s *suite) run(t *testing.T, c testCase) {
-	s.number++
-	r := &run{T: t, suite: s, id: s.number}
+	s.cases++
+	r := &run{T: t, suite: s, id: s.cases}
 	defer func() {
 		if t.Failed() {
 			results.set(c, s.col.name, "FAIL")
@@ -187,7 +188,8 @@ func (r *run) ensureAgents() {
 func (r *run) kill(node string) { r.agentOf(node).process.Kill() }
 
 // restart kills the agent on a node, if it is alive, and starts a new one,
-// which knows nothing of the kernel's state.
+// which knows nothing of the kernel's state. As a supervisor would, it waits
+// for the commands that the old one left running.
 func (r *run) restart(node string, env ...string) *agent {
 	r.Helper()
 	for i, a := range r.agents {
@@ -195,6 +197,9 @@ func (r *run) restart(node string, env ...string) *agent {
 			continue
 		}
 		a.process.Kill()
+		if !a.process.GroupGone(10 * time.Second) {
+			r.Fatalf("commands of the agent on %s do not end", node)
+		}
 		fresh, err := startAgent(a.node, r.col, env)
 		r.must(err)
 		r.agents[i] = fresh

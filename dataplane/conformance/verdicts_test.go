@@ -108,7 +108,7 @@ func verdictCases() []testCase {
 		{"§1.7", "an address of the ServiceCIDRs that is no ClusterIP drops", func(r *run) {
 			r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on("a1")}}}}})
 			unallocated := func(family dataplane.Family) netip.AddrPort {
-				return netip.AddrPortFrom(r.vip(clusterIP, family, 200), frontendPort)
+				return netip.AddrPortFrom(r.vip(clusterIP, family, r.serviceNumber("nobody")), frontendPort)
 			}
 			var probes []probe
 			for _, client := range []string{"a3", "node-a", "outside", "b3"} {

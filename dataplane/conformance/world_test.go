@@ -222,14 +222,14 @@ const frontendPort = 80
 // address.
 func (r *run) frontendAddr(s service, kind dataplane.Kind, family dataplane.Family) netip.AddrPort {
 	if kind == nodePort {
-		i := r.serviceNumber(s.name)
-		return netip.AddrPortFrom(family.Unspecified(), uint16(30000+(r.id%4)*600+i%600))
+		const first, most = 20000, 12000 // below what kernels give to clients
+		return netip.AddrPortFrom(family.Unspecified(), uint16(first+r.serviceNumber(s.name)%most))
 	}
 	i := r.serviceNumber(cmp.Or(s.addrOf, s.name))
 	return netip.AddrPortFrom(r.vip(kind, family, i), cmp.Or(s.port, frontendPort))
 }
 
-// vip is the i-th address of a kind in this case.
+// vip is the i-th address of a kind.
 func (r *run) vip(kind dataplane.Kind, family dataplane.Family, i int) netip.Addr {
 	ranges := map[dataplane.Kind][2]string{
 		clusterIP: {clusterIPs4, clusterIPs6}, loadBalancer: {balancers4, balancers6}, externalIP: {externals4, externals6},
@@ -239,14 +239,14 @@ func (r *run) vip(kind dataplane.Kind, family dataplane.Family, i int) netip.Add
 		p = netip.MustParsePrefix(ranges[1])
 	}
 	b := p.Addr().AsSlice()
-	const most = 16 // numbers of cases; a case's addresses come again after so many
-	b[len(b)-2], b[len(b)-1] = byte(r.id%most*most+i>>8), byte(i)
+	b[len(b)-2], b[len(b)-1] = byte(i>>8), byte(i)
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }
 
-// serviceNumber counts the case's services from 1, in order of appearance. A
-// service keeps its number, and so its addresses, for the whole case.
+// serviceNumber counts the column's services from 1, in order of appearance. A
+// service keeps its number, and so its addresses, for the whole case; no other
+// case has them, so that no flow of an earlier case is taken for one of it.
 func (r *run) serviceNumber(name string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -254,7 +254,8 @@ func (r *run) serviceNumber(name string) int {
 		if r.numbers == nil {
 			r.numbers = map[string]int{}
 		}
-		r.numbers[name] = len(r.numbers) + 1
+		r.services++
+		r.numbers[name] = r.services
 	}
 	return r.numbers[name]
 }

@@ -81,11 +81,7 @@ func open(r Request, deadline time.Time) (session, error) {
 func dialer(r Request, deadline time.Time) net.Dialer {
 	d := net.Dialer{Deadline: deadline}
 	d.Control = func(_, _ string, c syscall.RawConn) error {
-		var err error
-		if cerr := c.Control(func(fd uintptr) { err = setOptions(int(fd), r) }); cerr != nil {
-			return cerr
-		}
-		return err
+		return control(c, func(fd int) error { return setOptions(fd, r) })
 	}
 	if !r.From.Addr().IsValid() && r.From.Port() == 0 {
 		return d
@@ -107,18 +103,33 @@ func dialer(r Request, deadline time.Time) net.Dialer {
 
 // setOptions readies the socket of a Request.
 func setOptions(fd int, r Request) error {
-	// A chosen port may be used again at once.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return err
+	switch r.Protocol {
+	case TCP:
+		// A chosen port may be used again at once. Not so for UDP, where this lets
+		// two sockets have the same port.
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	case UDP:
+		return reportAllErrors(fd, r)
 	}
-	if r.Protocol == TCP {
-		return nil
-	}
-	// "No route" is an error that UDP and raw sockets do not report unasked.
+	return nil
+}
+
+// reportAllErrors makes a UDP or raw socket report every ICMP error, also "no
+// route", which it does not unasked.
+func reportAllErrors(fd int, r Request) error {
 	if r.To.Addr().Is4() {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
 	}
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+}
+
+// control runs f on a connection's socket.
+func control(c syscall.RawConn, f func(fd int) error) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 func unspecifiedLike(a netip.Addr) netip.Addr {

@@ -177,6 +177,20 @@ func (p *Process) KillGroup() {
 	p.Kill()
 }
 
+// GroupGone waits until the process and all that it started are gone, and tells
+// whether they are within the time given.
+func (p *Process) GroupGone(patience time.Duration) bool {
+	<-p.exited
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		if errors.Is(unix.Kill(-p.Cmd.Process.Pid, 0), unix.ESRCH) {
+			return true
+		}
+		if time.Now().After(end) {
+			return false
+		}
+	}
+}
+
 // Exited is closed when the process has ended.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 

@@ -140,6 +140,14 @@ func openSCTP(r Request, deadline time.Time) (*sctpSession, error) {
 		return nil, err
 	}
 	s := &sctpSession{conn: c.(*net.IPConn), to: r.To, port: r.From.Port()}
+	// Only now: before it was connected, it would have got the errors of others.
+	raw, err := s.conn.SyscallConn()
+	if err == nil {
+		err = control(raw, func(fd int) error { return reportAllErrors(fd, r) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	if s.port == 0 {
 		s.port = 32768 + uint16(randomNumber()%16384)
 	}

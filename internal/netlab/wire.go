@@ -84,6 +84,9 @@ func (h *Host) prepare() error {
 		{"net.ipv6.conf.all.disable_ipv6", "0"}, {"net.ipv6.conf.default.disable_ipv6", "0"},
 		{"net.ipv6.conf.default.accept_dad", "0"}, {"net.ipv6.conf.default.dad_transmits", "0"},
 		{"net.ipv6.conf.default.accept_ra", "0"}, {"net.ipv6.conf.default.router_solicitations", "0"},
+		// No limit to ICMP errors: tests reject more in a second than the one to a
+		// peer that kernels allow after a short burst. 127 is a type not in use.
+		{"net.ipv4.icmp_ratemask", "0"}, {"net.ipv6.icmp.ratemask", "127"}, {"net.ipv6.icmp.ratelimit", "0"},
 	}
 	err := h.Do(func() error {
 		for _, s := range settings {
