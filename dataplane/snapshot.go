@@ -204,7 +204,7 @@ type Verdict uint8
 
 // The verdicts.
 const (
-	Reject Verdict = iota // at once, with ICMP port unreachable
+	Reject Verdict = iota // at once, with ICMP port unreachable, or a reset to TCP
 	Drop                  // in silence
 )
 

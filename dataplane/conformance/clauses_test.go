@@ -90,6 +90,18 @@ func stateCases() []testCase {
 				r.check(works("web", "a1 b1")...)
 			}
 		}},
+		{"Observe", "Observe tells what the kernel holds, not what was synced", func(r *run) {
+			w := world{services: []service{serving("web", "a1 b1")}}
+			r.cleared()
+			r.sync(w)
+			want := dataplane.Expect(w.snapshot(r, r.node("node-a")))
+			r.shell(r.node("node-a"), r.col.damage[0])
+			have, err := r.agentOf("node-a").observe()
+			if err == nil && len(have.Differences(want)) == 0 {
+				r.Errorf("after %q Observe is as if nothing had happened", r.col.damage[0])
+			}
+			r.syncUnknown(w)
+		}},
 		{"clause 2", "Sync(a, b) leaves the kernel as Sync(nil, b) does from nothing", func(r *run) {
 			worlds := walk()
 			r.cleared()
