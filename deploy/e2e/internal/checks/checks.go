@@ -114,14 +114,24 @@ func (s *suite) reaches(name string, from []load.Place, targets ...load.Target) 
 	}}
 }
 
-// everywhere is a few requests from each kind of place to all that web offers.
+// through is requests that the agent of node i has to forward: from its pod and
+// its programs to web's ClusterIP, and from outside to its NodePort.
+func (s *suite) through(i, count int) []stream {
+	var all []stream
+	n := s.lab.Topology.Nodes[i]
+	for _, f := range families() {
+		clusterIP := to(f.pick(s.web.v4, s.web.v6), port, count)
+		all = append(all, stream{s.pods[i], clusterIP}, stream{s.nodes[i], clusterIP},
+			stream{s.ext, to(f.pick(n.V4, n.V6), nodePort, count)})
+	}
+	return all
+}
+
+// everywhere is through of every node.
 func (s *suite) everywhere(count int) []stream {
 	var all []stream
-	for _, f := range families() {
-		for i, n := range s.lab.Topology.Nodes {
-			clusterIP, np := to(f.pick(s.web.v4, s.web.v6), port, count), to(f.pick(n.V4, n.V6), nodePort, count)
-			all = append(all, stream{s.pods[i], clusterIP}, stream{s.nodes[i], clusterIP}, stream{s.ext, np})
-		}
+	for i := range s.nodes {
+		all = append(all, s.through(i, count)...)
 	}
 	return all
 }

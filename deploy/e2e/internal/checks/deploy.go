@@ -40,7 +40,10 @@ type suite struct {
 
 // deploy creates the objects, waits for their Pods and finds its way into them.
 func (s *suite) deploy(ctx context.Context) error {
-	// A namespace's service account comes a moment after it.
+	// An earlier run's objects may still be on their way out.
+	if _, err := s.lab.Kubectl(ctx, nil, "delete", "namespace", namespace, "--ignore-not-found", "--timeout=60s"); err != nil {
+		return err
+	}
 	if _, err := s.lab.Kubectl(ctx, strings.NewReader(objects), "apply", "-f", "-"); err != nil {
 		return err
 	}

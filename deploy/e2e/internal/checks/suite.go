@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -39,17 +40,29 @@ type result struct {
 	problems []string // empty: it passed
 }
 
-// judge adds up a check's streams.
+// judge adds up a check's streams. It complains once about a stream that the
+// check ran several times.
 func judge(name string, took time.Duration, reports []load.Report, err error) result {
 	r := result{name: name, took: took}
+	var broken []load.Report
 	for _, s := range reports {
 		r.requests += s.Requests
 		r.failed += s.Failed
 		r.slowest = max(r.slowest, s.Slowest)
-		if s.Failed > 0 {
-			r.problems = append(r.problems, fmt.Sprintf("%s: %d of %d requests failed, the first of %s: %s",
-				s.Target.Name, s.Failed, s.Requests, s.FirstErrorAt.UTC().Format("15:04:05.000"), s.FirstError))
+		if s.Failed == 0 {
+			continue
 		}
+		same := func(b load.Report) bool { return b.Target.Name == s.Target.Name }
+		if i := slices.IndexFunc(broken, same); i >= 0 {
+			broken[i].Requests += s.Requests
+			broken[i].Failed += s.Failed
+			continue
+		}
+		broken = append(broken, s)
+	}
+	for _, s := range broken {
+		r.problems = append(r.problems, fmt.Sprintf("%s: %d of %d requests failed, the first of %s: %s",
+			s.Target.Name, s.Failed, s.Requests, s.FirstErrorAt.UTC().Format("15:04:05.000"), s.FirstError))
 	}
 	if err != nil {
 		r.problems = append(r.problems, err.Error())

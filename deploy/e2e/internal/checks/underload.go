@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/switchyard-io/switchyard/deploy/e2e/internal/cluster"
 	"github.com/switchyard-io/switchyard/deploy/e2e/internal/load"
 )
 
@@ -39,141 +40,146 @@ func (s *suite) held() []stream {
 	return all
 }
 
-// scaling goes from 1 Pod to 10 and back. All 10 have to be used meanwhile, and
-// only the last one afterwards.
+// follow waits until every node sends requests to all of pods and to nothing
+// else, or until a request fails. It gives the reports of what it sent meanwhile.
+func (s *suite) follow(ctx context.Context, pods []string) ([]load.Report, error) {
+	// After the API server was away, clients try again at growing intervals.
+	const limit = 45 * time.Second
+	// 240 requests miss one of ten servers by chance once in 10^10 times.
+	const count = 40
+	var all []load.Report
+	for i, n := range s.lab.Topology.Nodes {
+		err := cluster.Wait(ctx, "the agent on "+n.Name+" to follow", limit, func(ctx context.Context) error {
+			reports, err := exchange(ctx, s.through(i, count))
+			all = append(all, reports...)
+			if err != nil || failed(reports) {
+				return err
+			}
+			return answered(pods, reports...)
+		})
+		if err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// change is something that is done to the cluster under load.
+type change struct {
+	from  int // Pods of web before
+	conns []stream
+	do    func(context.Context) error // leaves web with so many Pods as to
+	to    int
+}
+
+// under does c under load, and wants every node to follow.
+func (s *suite) under(ctx context.Context, c change) ([]load.Report, error) {
+	if _, err := s.settled(ctx, c.from); err != nil {
+		return nil, err
+	}
+	var more []load.Report
+	reports, err := during(ctx, append(s.steady(), c.conns...), func(ctx context.Context) error {
+		if err := c.do(ctx); err != nil {
+			return err
+		}
+		pods, err := s.settled(ctx, c.to)
+		if err != nil {
+			return err
+		}
+		more, err = s.follow(ctx, pods)
+		return err
+	})
+	return append(reports, more...), err
+}
+
+// scaling goes from 1 Pod to 10 and back.
 func (s *suite) scaling(ctx context.Context) ([]load.Report, error) {
 	const few, many = 1, 10
 	if err := s.scale(ctx, few); err != nil {
 		return nil, err
 	}
-	if _, err := s.settled(ctx, few); err != nil {
-		return nil, err
-	}
-	var all, left []string
-	reports, err := during(ctx, s.steady(), func(ctx context.Context) (err error) {
-		if err = s.scale(ctx, many); err != nil {
+	var more []load.Report
+	reports, err := s.under(ctx, change{from: few, to: few, do: func(ctx context.Context) error {
+		if err := s.scale(ctx, many); err != nil {
 			return err
 		}
-		if all, err = s.settled(ctx, many); err != nil {
+		pods, err := s.settled(ctx, many)
+		if err != nil {
 			return err
 		}
-		// 240 requests per second for 10 servers: each of them has its turn.
-		pause(ctx, 3*time.Second)
-		if err = s.scale(ctx, few); err != nil {
+		if more, err = s.follow(ctx, pods); err != nil {
 			return err
 		}
-		left, err = s.settled(ctx, few)
-		return err
-	})
-	if err != nil {
-		return reports, err
-	}
-	return s.afterwards(ctx, reports, reached(all, reports...), left)
+		return s.scale(ctx, few)
+	}})
+	return append(reports, more...), err
 }
 
-// rollingUpdate replaces all Pods. The new ones have to be used, and nothing
-// else afterwards.
+// rollingUpdate replaces all Pods.
 func (s *suite) rollingUpdate(ctx context.Context) ([]load.Report, error) {
 	const replicas = 4
 	if err := s.scale(ctx, replicas); err != nil {
 		return nil, err
 	}
-	before, err := s.settled(ctx, replicas)
-	if err != nil {
-		return nil, err
-	}
-	var after []string
-	reports, err := during(ctx, s.steady(), func(ctx context.Context) error {
+	return s.under(ctx, change{from: replicas, to: replicas, do: func(ctx context.Context) error {
+		before, err := s.settled(ctx, replicas)
+		if err != nil {
+			return err
+		}
 		if _, err := s.lab.Kubectl(ctx, nil, "rollout", "restart", "deployment/web", "-n", namespace); err != nil {
 			return err
 		}
 		if err := s.rolledOut(ctx, "deployment/web"); err != nil {
 			return err
 		}
-		after, err = s.settled(ctx, replicas)
-		return err
-	})
-	if err != nil {
-		return reports, err
-	}
-	for _, name := range after {
-		if slices.Contains(before, name) {
-			err = errors.Join(err, fmt.Errorf("the update has not replaced Pod %s", name))
+		after, err := s.settled(ctx, replicas)
+		for _, name := range after {
+			if slices.Contains(before, name) {
+				err = errors.Join(err, fmt.Errorf("the update has not replaced Pod %s", name))
+			}
 		}
-	}
-	return s.afterwards(ctx, reports, errors.Join(err, reached(append(before, after...), reports...)), after)
-}
-
-// afterwards sends more requests, which only pods may answer.
-func (s *suite) afterwards(ctx context.Context, reports []load.Report, err error, pods []string) ([]load.Report, error) {
-	const count = 40
-	more, afterErr := exchange(ctx, s.everywhere(count))
-	if afterErr == nil {
-		afterErr = answered(pods, more...)
-	}
-	return append(reports, more...), errors.Join(err, afterErr)
+		return err
+	}})
 }
 
 // apiServerRestart has no API server for a while, which nothing but the API may
-// notice, and wants the agents to follow again as soon as it is back.
+// notice, and wants the agents to follow again when it is back.
 func (s *suite) apiServerRestart(ctx context.Context) ([]load.Report, error) {
 	const before, away, after = 4, 5 * time.Second, 5
-	if _, err := s.settled(ctx, before); err != nil {
-		return nil, err
-	}
-	var pods []string
-	reports, err := during(ctx, append(s.steady(), s.held()...), func(ctx context.Context) (err error) {
-		if err = s.lab.StopAPIServer(); err != nil {
+	return s.under(ctx, change{from: before, to: after, conns: s.held(), do: func(ctx context.Context) error {
+		if err := s.lab.StopAPIServer(); err != nil {
 			return err
 		}
 		pause(ctx, away)
-		if err = s.lab.StartAPIServer(ctx); err != nil {
+		if err := s.lab.StartAPIServer(ctx); err != nil {
 			return err
 		}
-		if err = s.scale(ctx, after); err != nil {
-			return err
-		}
-		pods, err = s.settled(ctx, after)
-		pause(ctx, 3*time.Second)
-		return err
-	})
-	if err != nil {
-		return reports, err
-	}
-	return s.afterwards(ctx, reports, reached(pods, reports...), pods)
+		return s.scale(ctx, after)
+	}})
 }
 
 // agentRestart kills the agents of all nodes, adds a Pod while there are none,
 // and starts them again: the new Pod has to be used then.
 func (s *suite) agentRestart(ctx context.Context) ([]load.Report, error) {
 	const before, away, after = 5, 3 * time.Second, 6
-	if _, err := s.settled(ctx, before); err != nil {
-		return nil, err
-	}
-	var pods []string
-	reports, err := during(ctx, append(s.steady(), s.held()...), func(ctx context.Context) (err error) {
+	return s.under(ctx, change{from: before, to: after, conns: s.held(), do: func(ctx context.Context) error {
 		for _, n := range s.lab.Topology.Nodes {
-			if err = s.lab.KillAgent(n); err != nil {
+			if err := s.lab.KillAgent(n); err != nil {
 				return err
 			}
 		}
-		if err = s.scale(ctx, after); err != nil {
+		if err := s.scale(ctx, after); err != nil {
 			return err
 		}
-		if pods, err = s.settled(ctx, after); err != nil {
+		if _, err := s.settled(ctx, after); err != nil {
 			return err
 		}
 		pause(ctx, away)
 		for _, n := range s.lab.Topology.Nodes {
-			if err = s.lab.StartAgent(ctx, n); err != nil {
+			if err := s.lab.StartAgent(ctx, n); err != nil {
 				return err
 			}
 		}
-		pause(ctx, 3*time.Second)
 		return nil
-	})
-	if err != nil {
-		return reports, err
-	}
-	return s.afterwards(ctx, reports, reached(pods, reports...), pods)
+	}})
 }

@@ -117,18 +117,23 @@ func (l *Lab) eachNode(do func(Node) error) error {
 	return parallel(jobs...)
 }
 
-// Wait calls probe until it succeeds, at most for limit.
+// Wait calls probe until it succeeds, at most for limit. Its error is the last
+// that probe gave before the time was up.
 func Wait(ctx context.Context, what string, limit time.Duration, probe func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error
 	for {
 		err := probe(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s (at most %v): %w", what, limit, err)
+			return fmt.Errorf("wait for %s (at most %v): %w", what, limit, last)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

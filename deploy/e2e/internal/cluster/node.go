@@ -78,32 +78,33 @@ func (l *Lab) importImage(ctx context.Context, n Node) error {
 		// Until node.sh has become containerd, the node's mounts are not in
 		// place, and ctr could meet a containerd of the machine itself.
 		r, _ := l.programs.Find(containerdOn(n))
-		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", r.PID)); err != nil || string(name) != "containerd\n" {
-			return fmt.Errorf("the node's mounts are not ready (running %q, %v)", name, err)
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", r.PID))
+		if err != nil {
+			return err
 		}
-		_, err := l.run(ctx, n, "ctr", "--connect-timeout=1s", "version")
-		return err
+		if string(name) != "containerd\n" {
+			return fmt.Errorf("the node's mounts are not ready: %q still runs", name)
+		}
+		return l.run(ctx, n, "ctr", "--connect-timeout=1s", "version")
 	})
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	_, err = l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", ImageFile(l.dir))
-	return err
+	return l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", ImageFile(l.dir))
 }
 
-// run runs a short command on n and gives its output.
-func (l *Lab) run(ctx context.Context, n Node, args ...string) ([]byte, error) {
+// run runs a short command on n.
+func (l *Lab) run(ctx context.Context, n Node, args ...string) error {
 	line, err := l.onNode(n, args...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out, err := exec.CommandContext(ctx, line[0], line[1:]...).Output()
-	if err != nil {
-		return out, fmt.Errorf("run %s on %s: %w", args[0], n.Name, withStderr(err))
+	if _, err := exec.CommandContext(ctx, line[0], line[1:]...).Output(); err != nil {
+		return fmt.Errorf("run %s on %s: %w", args[0], n.Name, withStderr(err))
 	}
-	return out, nil
+	return nil
 }
 
 func (l *Lab) startKubelet(n Node) error {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -40,7 +41,7 @@ func TestWrite(t *testing.T) {
 	if err := json.Unmarshal(files[m[0].Config], &c); err != nil {
 		t.Fatalf("config: %v", err)
 	}
-	if got := append(c.Config.Entrypoint, c.Config.Cmd...); len(got) != 2 || got[0] != "/server" || got[1] != "pause" {
+	if got := slices.Concat(c.Config.Entrypoint, c.Config.Cmd); !slices.Equal(got, []string{"/server", "pause"}) {
 		t.Errorf("command of the image: %v", got)
 	}
 	layer := files[m[0].Layers[0]]

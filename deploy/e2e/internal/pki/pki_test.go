@@ -34,7 +34,7 @@ func TestCreate(t *testing.T) {
 			t.Errorf("valid for %s: %v, want %v (%v)", name, err == nil, ok, err)
 		}
 	}
-	if Token() == Token() {
+	if a, b := Token(), Token(); a == b {
 		t.Error("two tokens are the same")
 	}
 }

@@ -197,9 +197,9 @@ func readStat(pid int) (stat, error) {
 // parseStat reads /proc/PID/stat. The program's name is in parentheses and may
 // itself hold spaces and parentheses, so the fields are counted after the last one.
 func parseStat(line string) (stat, error) {
-	const (
-		stateField = 3 - 3 // proc(5) counts from 1, and the first two are cut off
-		beganField = 22 - 3
+	const ( // proc(5) counts from 1, and its first two are cut off here
+		stateField = 0
+		beganField = 19
 	)
 	end := strings.LastIndexByte(line, ')')
 	if end < 0 {
