@@ -1,0 +1,124 @@
+package watcher
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/watcher/facts"
+)
+
+// claim is a Service made at a time, with an external IP and a node port.
+func claim(name string, n int, created int64, externalIP string, nodePort uint16) *facts.Service {
+	s := svc(name, n)
+	s.Created = created
+	s.Ports[0].NodePort = nodePort
+	if externalIP != "" {
+		s.ExternalIPs = []netip.Addr{netip.MustParseAddr(externalIP)}
+	}
+	return s
+}
+
+// TestConflicts is who has a frontend that several Services want. The order in
+// which they are put does not matter.
+func TestConflicts(t *testing.T) {
+	const ip = "198.51.100.1"
+	for _, tc := range []struct {
+		name      string
+		services  []*facts.Service
+		has       []string // frontends in conflict, as "service kind address"
+		conflicts []string
+	}{
+		{"the older Service has the external IP", []*facts.Service{claim("a", 1, 20, ip, 0), claim("b", 2, 10, ip, 0)},
+			[]string{"b ExternalIP 198.51.100.1:80"}, []string{"TCP 198.51.100.1:80 is shop/b's, so that shop/a is without it"}},
+		{"of the same age: by name", []*facts.Service{claim("b", 1, 10, ip, 0), claim("a", 2, 10, ip, 0), claim("c", 3, 10, ip, 0)},
+			[]string{"a ExternalIP 198.51.100.1:80"}, []string{"TCP 198.51.100.1:80 is shop/a's, so that shop/b, shop/c is without it"}},
+		{"a node port", []*facts.Service{claim("a", 1, 20, "", 30000), claim("b", 2, 10, "", 30000)},
+			[]string{"b NodePort 0.0.0.0:30000"}, []string{"TCP 0.0.0.0:30000 is shop/b's, so that shop/a is without it"}},
+		{"a ClusterIP", []*facts.Service{claim("a", 1, 20, "", 0), claim("b", 1, 10, "", 0)},
+			[]string{"b ClusterIP 10.96.0.1:80"}, []string{"TCP 10.96.0.1:80 is shop/b's, so that shop/a is without it"}},
+		{"a ClusterIP is not taken by an older Service's external IP", []*facts.Service{claim("a", 1, 20, "", 0), claim("b", 2, 10, "10.96.0.1", 0)},
+			[]string{"a ClusterIP 10.96.0.1:80"}, []string{"TCP 10.96.0.1:80 is shop/a's, so that shop/b is without it"}},
+		{"another port number is no conflict", []*facts.Service{claim("a", 1, 20, ip, 30000), func() *facts.Service {
+			s := claim("b", 2, 10, ip, 30001)
+			s.Ports[0].Port = 81
+			return s
+		}()}, []string{"a ExternalIP 198.51.100.1:80", "a NodePort 0.0.0.0:30000", "b ExternalIP 198.51.100.1:81", "b NodePort 0.0.0.0:30001"}, nil},
+		{"nor is another protocol", []*facts.Service{claim("a", 1, 20, ip, 30000), func() *facts.Service {
+			s := claim("b", 2, 10, ip, 30000)
+			s.Ports[0].Protocol = dataplane.UDP
+			return s
+		}()}, []string{"a ExternalIP 198.51.100.1:80", "a NodePort 0.0.0.0:30000", "b ExternalIP 198.51.100.1:80", "b NodePort 0.0.0.0:30000"}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for range 2 {
+				slices.Reverse(tc.services)
+				for _, early := range []bool{true, false} { // before the first Snapshot, or after it
+					w := watch(t, nil)
+					w.SetAddresses(nil)
+					if early {
+						w.Apply(known(tc.services, nil, hereNode()))
+					} else {
+						w.Apply(known(nil, nil, hereNode()))
+						for _, s := range tc.services {
+							w.Apply(put(s))
+						}
+					}
+					var has []string
+					for _, f := range frontends(w.last()) {
+						if len(tc.conflicts) == 0 && !strings.Contains(f, "ClusterIP") || slices.ContainsFunc(tc.conflicts, func(c string) bool {
+							return strings.Contains(c, " "+f[strings.LastIndex(f, " ")+1:]+" ")
+						}) {
+							has = append(has, f)
+						}
+					}
+					var conflicts []string
+					for _, c := range w.Status().Conflicts {
+						conflicts = append(conflicts, c.String())
+					}
+					if !slices.Equal(has, tc.has) || !slices.Equal(conflicts, tc.conflicts) {
+						t.Errorf("early %v:\n got %q, conflicts %q\nwant %q, conflicts %q", early, has, conflicts, tc.has, tc.conflicts)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestTheLoserGetsItWhenTheWinnerGoes(t *testing.T) {
+	const ip = "198.51.100.1"
+	w := watch(t, nil)
+	w.SetAddresses(nil)
+	a, b, c := claim("a", 1, 10, ip, 0), claim("b", 2, 20, ip, 0), claim("c", 3, 30, ip, 0)
+	w.Apply(known([]*facts.Service{a, b, c}, nil, hereNode()))
+	holder := func(want string) {
+		t.Helper()
+		got := slices.DeleteFunc(frontends(w.last()), func(f string) bool { return !strings.Contains(f, ip) })
+		if fmt.Sprint(got) != "["+want+" ExternalIP "+ip+":80]" {
+			t.Errorf("got %v, wanted %s", got, want)
+		}
+	}
+	warnings := func(want int) {
+		t.Helper()
+		if got := strings.Count(w.log.String(), "several Services want"); got != want {
+			t.Errorf("%d warnings, wanted %d", got, want)
+		}
+	}
+	holder("a")
+	warnings(1)
+	w.Apply(putSlices(set("a-1", "a", 1)))
+	holder("a")
+	warnings(1)
+	w.Apply(facts.Change{Services: facts.Delta[facts.Service]{Remove: removed("a")}})
+	holder("b")
+	warnings(2)
+	w.Apply(put(claim("b", 2, 20, "", 0))) // it does not want it any more
+	holder("c")
+	warnings(2)
+	w.Apply(put(a, b))
+	holder("a")
+	warnings(3)
+}

@@ -1,0 +1,69 @@
+package watcher
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// TestNodePortAddresses: KUBE-PROXY §1.10.
+func TestNodePortAddresses(t *testing.T) {
+	addr := netip.MustParseAddr
+	local := []netip.Addr{
+		addr("127.0.0.1"), addr("169.254.20.10"), addr("192.0.2.1"), addr("198.51.100.7"),
+		addr("::1"), addr("2001:db8::1"), addr("2001:db8:1::7"), addr("fe80::1"),
+	}
+	v4 := "169.254.20.10/32 192.0.2.1/32 198.51.100.7/32"
+	v6 := "2001:db8::1/128 2001:db8:1::7/128"
+	both := []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}
+	for _, tc := range []struct {
+		name      string
+		words     string
+		nodeIPs   []netip.Addr
+		localhost bool
+		want      string
+	}{
+		{"unset: all, and no loopback", "", both, false, v4 + " " + v6},
+		{"unset, with localhost NodePorts: never ::1", "", both, true, "127.0.0.0/8 " + v4 + " " + v6},
+		{"all", "all", both, true, "127.0.0.0/8 " + v4 + " " + v6},
+		{"a CIDR; nothing said of IPv6 means all of it", "192.0.2.0/24", both, true, "192.0.2.1/32 " + v6},
+		{"a CIDR of each", "192.0.2.0/24 2001:db8:1::/64", both, true, "192.0.2.1/32 2001:db8:1::7/128"},
+		{"a CIDR that no address is in", "203.0.113.0/24 2001:db8:9::/64", both, true, ""},
+		{"primary", "primary", both, true, "192.0.2.1/32 2001:db8::1/128"},
+		{"primary and a CIDR", "primary 198.51.100.0/24", both, true, "192.0.2.1/32 198.51.100.7/32 2001:db8::1/128"},
+		{"primary of one family: the other stays closed", "primary", both[:1], true, "192.0.2.1/32"},
+		{"primary, not known yet", "primary", nil, true, ""},
+		{"primary that is loopback", "primary", []netip.Addr{addr("127.0.0.1"), addr("::1")}, true, ""},
+		{"primary that is on no interface", "primary", []netip.Addr{addr("203.0.113.5")}, true, ""},
+		{"localhost", "localhost", both, true, "127.0.0.0/8"},
+		{"localhost, with localhost NodePorts off", "localhost", both, false, ""},
+		{"part of 127.0.0.0/8 is all of it", "127.0.0.1/32 ::1/128", both, true, "127.0.0.0/8"},
+		{"localhost and primary", "localhost primary", both, true, "127.0.0.0/8 192.0.2.1/32 2001:db8::1/128"},
+		{"link-local IPv6 only by name", "fe80::/10", both, false, v4 + " fe80::1/128"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n, err := parseNodePortAddresses(strings.Fields(tc.words))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := n.choose([]dataplane.Family{dataplane.IPv4, dataplane.IPv6}, local, tc.nodeIPs, tc.localhost)
+			if g := strings.Trim(fmt.Sprint(got), "[]"); g != tc.want {
+				t.Errorf("\n got %s\nwant %s", g, tc.want)
+			}
+		})
+	}
+	t.Run("a node of one family", func(t *testing.T) {
+		got := nodePortAddresses{}.choose([]dataplane.Family{dataplane.IPv6}, local, both, true)
+		if g := strings.Trim(fmt.Sprint(got), "[]"); g != v6 {
+			t.Error(g)
+		}
+	})
+	for _, words := range []string{"10.0.0.0", "primary primary", "everything", "10.0.0.0/33"} {
+		if _, err := parseNodePortAddresses(strings.Fields(words)); err == nil {
+			t.Errorf("%q is taken", words)
+		}
+	}
+}
