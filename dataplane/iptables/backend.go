@@ -14,6 +14,7 @@ import (
 // the other. It implements dataplane.Backend.
 type backend struct {
 	halves []*half
+	lock   *writeLock
 	held   *dataplane.Snapshot // what the kernel holds as far as is known; nil: unknown since the start
 	known  bool                // held is still true
 }
@@ -22,6 +23,12 @@ var errFamily = errors.New("this address family is not programmed")
 
 // Sync implements dataplane.Backend.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	unlock, err := b.lock.lock(ctx)
+	if err != nil {
+		b.known = false
+		return err
+	}
+	defer unlock()
 	if prev != nil && !b.holds(prev) {
 		prev = nil
 	}
@@ -166,4 +173,4 @@ func partial(bad refused) error {
 }
 
 // Close implements dataplane.Backend. The rules stay.
-func (b *backend) Close() error { return nil }
+func (b *backend) Close() error { return b.lock.close() }

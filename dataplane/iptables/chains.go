@@ -78,25 +78,6 @@ func recentList(id dataplane.PortID, e dataplane.Endpoint) string {
 	return prefixRecent + hash(id.Namespace, id.Service, id.Port, id.Protocol.String(), e.Addr.String())
 }
 
-// treeChain names a node of a tree by the nibbles that lead to it, or by their
-// hash where they are too many.
-func treeChain(root, prefix, id string) string {
-	if id == "" {
-		return root
-	}
-	if len(prefix)+len(id) > maxChainName {
-		return prefix + hash(id)
-	}
-	var b strings.Builder
-	b.WriteString(prefix)
-	for i := range len(id) {
-		b.WriteByte(hexDigits[id[i]])
-	}
-	return b.String()
-}
-
-const hexDigits = "0123456789abcdef"
-
 // hash makes 16 letters and digits of some words: 80 bits.
 func hash(words ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(words, "\x00")))

@@ -25,6 +25,7 @@ type commands struct {
 	version     string
 	randomFully bool // MASQUERADE knows --random-fully
 	lockWait    int  // seconds for each of lockTries
+	lock        *writeLock
 }
 
 // lockTries is how often the xtables lock is waited for.
@@ -123,7 +124,9 @@ func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 	flags = append([]string{"--noflush", "-w", strconv.Itoa(c.lockWait)}, flags...)
 	cmd := exec.CommandContext(ctx, c.restorePath, flags...)
 	cmd.Stdin = bytes.NewReader(input)
+	cmd.ExtraFiles = []*os.File{c.lock.file}
 	out, err := cmd.CombinedOutput()
+
 	if err == nil {
 		return nil
 	}

@@ -51,11 +51,11 @@ func probe(ctx context.Context, o Options, cfg dataplane.Config) error {
 		return err
 	}
 	for _, h := range b.halves {
-		if err := h.probe(ctx); err != nil {
-			return err
+		if err = h.probe(ctx); err != nil {
+			break
 		}
 	}
-	return nil
+	return errors.Join(err, b.Close())
 }
 
 func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error) {
@@ -74,11 +74,15 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 		return nil, err
 	}
 	b := &backend{}
+	if b.lock, err = openLock(); err != nil {
+		return nil, err
+	}
 	for _, f := range cfg.Families {
 		cmds, err := findCommands(v, f, o.lockWait())
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, b.Close())
 		}
+		cmds.lock = b.lock
 		b.halves = append(b.halves, &half{
 			family:    f,
 			commands:  cmds,
@@ -113,6 +117,16 @@ func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
 	if err := checkThread(); err != nil {
 		return err
 	}
+	lock, err := openLock()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.close() }()
+	unlock, err := lock.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	var errs []error
 	for _, v := range []Variant{NFT, Legacy} {
 		for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
@@ -122,6 +136,7 @@ func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
 				continue
 			}
 			if err == nil {
+				cmds.lock = lock
 				err = clean(ctx, cmds, f)
 			}
 			if err != nil {

@@ -164,7 +164,7 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 		}
 	}
 	if !tx.empty() {
-		if err := h.commands.restore(ctx, tx.text()); err != nil {
+		if err := h.write(ctx, tx); err != nil {
 			return err
 		}
 		chains, rules := tx.size()
@@ -172,6 +172,21 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 	}
 	if next.localnet != localnetOff {
 		h.enterLocalnet()
+	}
+	return nil
+}
+
+// write carries out a transaction, under nft in stages if it is large. Legacy
+// iptables replaces the whole table each time: one step is best there.
+func (h *half) write(ctx context.Context, tx *transaction) error {
+	stages := []*transaction{tx}
+	if h.commands.variant == NFT {
+		stages = tx.stages()
+	}
+	for _, stage := range stages {
+		if err := h.commands.restore(ctx, stage.text()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -7,44 +7,57 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// layout says what the nibbles of a tree's keys are and how rules match them:
-// an address, then one nibble of protocol, then four of port. A key may end
-// early: an address alone is any protocol and port of it.
+// layout says what the digits of a tree's keys are and how rules match them: an
+// address, then one digit of protocol, then a port. A key may end early: an
+// address alone is any protocol and port of it.
+//
+// A digit is two bits, the best step for a search that compares in sequence: to
+// pass 4 bits takes 2 x 2.5 comparisons on average, against 8.5 with one step
+// of 4 bits, and leaves come out fuller.
 type layout struct {
 	root, prefix string // of the names of chains, see treeChain
 	flag         string // what the address is matched with: "-d" or "-s"
-	addr         int    // nibbles of address: 0, 8 or 32
+	addr         int    // digits of address: 0, 16 or 64
 }
 
-// addrNibbles is the number of nibbles in an address.
-func addrNibbles(f dataplane.Family) int {
+const (
+	digitBits  = 2
+	portDigits = 16 / digitBits
+)
+
+// addrDigits is the number of digits in an address.
+func addrDigits(f dataplane.Family) int {
 	if f == dataplane.IPv4 {
-		return 8
+		return 32 / digitBits
 	}
-	return 32
+	return 128 / digitBits
 }
 
 // addrKey is the key of an address.
 func addrKey(a netip.Addr) string {
-	var b [32]byte
+	var b [128 / digitBits]byte
 	raw := a.AsSlice()
 	for i, octet := range raw {
-		b[2*i], b[2*i+1] = octet>>4, octet&15
+		b[4*i], b[4*i+1], b[4*i+2], b[4*i+3] = octet>>6, octet>>4&3, octet>>2&3, octet&3
 	}
-	return string(b[:2*len(raw)])
+	return string(b[:4*len(raw)])
 }
 
-// prefixKey is the key of a prefix whose length is a multiple of four bits.
+// prefixKey is the key of a prefix, which must be a whole number of digits.
 func prefixKey(p netip.Prefix) string {
-	return addrKey(p.Addr())[:p.Bits()/4]
+	return addrKey(p.Addr())[:p.Bits()/digitBits]
 }
 
 // portKey is the key of a protocol and port.
 func portKey(p dataplane.Protocol, port uint16) string {
-	return string([]byte{protocolNibble(p), byte(port >> 12), byte(port >> 8 & 15), byte(port >> 4 & 15), byte(port & 15)})
+	b := [1 + portDigits]byte{protocolDigit(p)}
+	for i := range portDigits {
+		b[1+i] = byte(port >> (16 - digitBits*(i+1)) & 3)
+	}
+	return string(b[:])
 }
 
-func protocolNibble(p dataplane.Protocol) byte {
+func protocolDigit(p dataplane.Protocol) byte {
 	switch p {
 	case dataplane.TCP:
 		return 0
@@ -56,8 +69,8 @@ func protocolNibble(p dataplane.Protocol) byte {
 }
 
 // protocolName is how rules call a protocol.
-func protocolName(nibble byte) string {
-	switch nibble {
+func protocolName(digit byte) string {
+	switch digit {
 	case 0:
 		return "tcp"
 	case 1:
@@ -67,13 +80,13 @@ func protocolName(nibble byte) string {
 	}
 }
 
-// match appends the matches of a rule for a key, where the first known nibbles
+// match appends the matches of a rule for a key, where the first known digits
 // have been checked on the way to its chain. It writes them as iptables-save does.
 func (l layout) match(to []byte, known int, key string) []byte {
 	if known < l.addr {
-		n := min(len(key), l.addr)
 		to = append(append(to, ' '), l.flag...)
-		to = append(append(to, ' '), prefixText(key[:n], l.addr)...)
+		to = append(to, ' ')
+		to = prefixOf(key[:min(len(key), l.addr)], l.addr).AppendTo(to)
 	}
 	if len(key) <= l.addr {
 		return to
@@ -87,30 +100,59 @@ func (l layout) match(to []byte, known int, key string) []byte {
 	return to
 }
 
-// prefixText writes the nibbles of an address as a prefix.
-func prefixText(nibbles string, whole int) string {
-	var b [16]byte
-	for i := range len(nibbles) {
-		b[i/2] |= nibbles[i] << (4 * (1 - i%2))
+// chain names a node of the tree by the prefix that leads to it, or by that
+// prefix's hash where it is too long. The kernel's own format for people.
+func (l layout) chain(id string) string {
+	if id == "" {
+		return l.root
 	}
-	a := netip.AddrFrom16(b)
-	if whole == 8 {
-		a = netip.AddrFrom4([4]byte(b[:4]))
+	b := append(make([]byte, 0, 64), l.prefix...)
+	if l.addr > 0 {
+		p := prefixOf(id[:min(len(id), l.addr)], l.addr)
+		b = p.Addr().AppendTo(b)
+		if !p.IsSingleIP() {
+			b = strconv.AppendInt(append(b, '-'), int64(p.Bits()), 10)
+		}
 	}
-	return netip.PrefixFrom(a, 4*len(nibbles)).String()
+	if len(id) > l.addr {
+		if l.addr > 0 {
+			b = append(b, '-')
+		}
+		b = append(b, protocolName(id[l.addr])...)
+		if port := id[l.addr+1:]; port != "" {
+			b = appendPorts(append(b, '-'), port)
+		}
+	}
+	if len(b) > maxChainName {
+		return l.prefix + hash(id)
+	}
+	return string(b)
 }
 
-// appendPorts writes the range of ports that begin with some nibbles.
-func appendPorts(to []byte, nibbles string) []byte {
+// prefixOf is the prefix that some digits spell, of an address of so many.
+func prefixOf(digits string, whole int) netip.Prefix {
+	var b [16]byte
+	for i := range len(digits) {
+		b[i/4] |= digits[i] << (6 - digitBits*(i%4))
+	}
+	a := netip.AddrFrom16(b)
+	if whole == 16 {
+		a = netip.AddrFrom4([4]byte(b[:4]))
+	}
+	return netip.PrefixFrom(a, digitBits*len(digits))
+}
+
+// appendPorts writes the range of ports that begin with some digits.
+func appendPorts(to []byte, digits string) []byte {
 	first := 0
-	for i := range 4 {
-		first <<= 4
-		if i < len(nibbles) {
-			first |= int(nibbles[i])
+	for i := range portDigits {
+		first <<= digitBits
+		if i < len(digits) {
+			first |= int(digits[i])
 		}
 	}
 	to = strconv.AppendInt(to, int64(first), 10)
-	if last := first + 1<<(4*(4-len(nibbles))) - 1; last > first {
+	if last := first + 1<<(16-digitBits*len(digits)) - 1; last > first {
 		to = strconv.AppendInt(append(to, ':'), int64(last), 10)
 	}
 	return to

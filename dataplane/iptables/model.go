@@ -36,20 +36,20 @@ type model struct {
 }
 
 // Greatest depths of the trees. nft refuses a ruleset in which a chain is 16
-// jumps or gotos away from the hook, and these leave room for the fixed chains
-// and a ServicePort's own: hook, services, addresses(1), nodePorts(4), sources,
-// entry, pool, masquerade is 14 steps.
+// jumps or gotos away from the hook. Above the trees is SERVICES, below them
+// are at most four: sources, entry, pool and a fixed chain; for a NodePort both
+// trees and their roots: 1 + 1 + 1 + 1 + 7 + 4 = 15.
 const (
-	depthFrontends = 8
-	depthNodePorts = 4
-	depthAddresses = 2
-	depthHairpin   = 8
-	depthHealth    = 4
+	depthFrontends = 9
+	depthNodePorts = 7
+	depthAddresses = 1
+	depthHairpin   = 9
+	depthHealth    = 7
 )
 
 // newModel is the model of tables that hold nothing.
 func newModel(e env) *model {
-	n := addrNibbles(e.family)
+	n := addrDigits(e.family)
 	m := &model{
 		env:       e,
 		frontends: newTree(tableNAT, layout{root: chainFrontends, prefix: prefixFrontend, flag: "-d", addr: n}, depthFrontends),
@@ -124,6 +124,7 @@ func differing(old, cur []chain, table string, d *delta) {
 	}
 	for _, c := range cur {
 		if body, was := before[c.name]; !was || body != c.body {
+			c.fresh = !was
 			d.put(table, c)
 		}
 		delete(before, c.name)
@@ -270,25 +271,40 @@ func (m *model) everything() *delta {
 // entry, which stays until the last of them goes.
 type tree struct {
 	*buckettree.Tree
-	layout layout
-	table  string
-	shares map[string]int // owners of a key, where it has more than one
+	layout  layout
+	table   string
+	shares  map[string]int      // owners of a key, where it has more than one
+	written map[string]struct{} // the nodes that have been told of
 }
 
 func newTree(table string, l layout, depth int) *tree {
-	return &tree{Tree: buckettree.New(depth), layout: l, table: table, shares: map[string]int{}}
+	return &tree{Tree: buckettree.New(depth), layout: l, table: table, shares: map[string]int{}, written: map[string]struct{}{}}
 }
 
 // flush tells which chains to write for the nodes that changed.
 func (t *tree) flush(d *delta) {
 	for _, id := range t.Changed() {
-		name := treeChain(t.layout.root, t.layout.prefix, id)
-		if nd, ok := t.Node(id); ok {
-			d.put(t.table, chain{name, t.render(nd)})
-		} else {
+		name := t.layout.chain(id)
+		_, was := t.written[id]
+		nd, is := t.Node(id)
+		switch {
+		case is:
+			t.written[id] = struct{}{}
+			d.put(t.table, chain{name: name, body: t.render(nd), rank: t.rank(id), fresh: !was})
+		case was:
+			delete(t.written, id)
 			d.remove[t.table] = append(d.remove[t.table], name)
 		}
 	}
+}
+
+// rank puts a node behind all that are below it.
+func (t *tree) rank(id string) rank {
+	r := rankHook - 1 - rank(len(id))
+	if t.layout.root == chainAddresses { // leads to the NodePorts
+		return r
+	}
+	return max(r-rankHook/2, rankTree)
 }
 
 // render writes the rules of a node. A packet goes to a child for good, unless
@@ -300,7 +316,7 @@ func (t *tree) render(nd buckettree.Node) string {
 		how = " -j "
 	}
 	for _, child := range nd.Children {
-		b = t.rule(b, nd.ID, child, how+treeChain(t.layout.root, t.layout.prefix, child))
+		b = t.rule(b, nd.ID, child, how+t.layout.chain(child))
 	}
 	for _, e := range nd.Entries {
 		b = t.rule(b, nd.ID, e.Key, e.Value)

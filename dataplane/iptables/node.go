@@ -164,15 +164,15 @@ func natConstants(e *env) []chain {
 		masquerade += " --random-fully"
 	}
 	return []chain{
-		{chainServices, "-j " + chainFrontends + "\n" + ranges.String() + "-j " + chainAddresses + "\n"},
-		{chainUndefined, bound + "-g " + chainReject + "\n"},
-		{chainUnallocated, bound + "-g " + chainDrop + "\n"},
+		{name: chainServices, rank: rankHook, body: "-j " + chainFrontends + "\n" + ranges.String() + "-j " + chainAddresses + "\n"},
+		{name: chainUndefined, body: bound + "-g " + chainReject + "\n"},
+		{name: chainUnallocated, body: bound + "-g " + chainDrop + "\n"},
 		// ACCEPT ends this table alone: no later rule shall redirect what is doomed.
-		{chainReject, setMark(both, both) + "-j ACCEPT\n"},
-		{chainDrop, setMark(e.marks.drop, both) + "-j ACCEPT\n"},
-		{chainMasqNonPods, pods.String() + mark},
-		{chainMasqNode, pods.String() + "-m addrtype --src-type LOCAL " + mark},
-		{chainPostrouting, "-m conntrack --ctstate DNAT -j " + chainHairpin + "\n" +
+		{name: chainReject, body: setMark(both, both) + "-j ACCEPT\n"},
+		{name: chainDrop, body: setMark(e.marks.drop, both) + "-j ACCEPT\n"},
+		{name: chainMasqNonPods, body: pods.String() + mark},
+		{name: chainMasqNode, body: pods.String() + "-m addrtype --src-type LOCAL " + mark},
+		{name: chainPostrouting, rank: rankHook, body: "-m conntrack --ctstate DNAT -j " + chainHairpin + "\n" +
 			fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN\n", e.marks.masquerade, e.marks.masquerade) +
 			// Cleared, so that no tunnel's outer packet is masqueraded too.
 			setMark(e.marks.masquerade, 0) + masquerade + "\n"},
@@ -183,20 +183,25 @@ func natConstants(e *env) []chain {
 func filterConstants(e *env) []chain {
 	both := e.marks.masquerade | e.marks.drop
 	verdict := ifMark(e.marks.drop, e.marks.drop) + "-m conntrack --ctstate NEW -j " + chainVerdict + "\n"
-	refuse := "icmp-port-unreachable"
+	reject := ifMark(both, both) + "-j REJECT --reject-with icmp-port-unreachable\n"
 	if e.family == dataplane.IPv6 {
-		refuse = "icmp6-port-unreachable"
+		// A client on this machine is still inside connect() when the ICMP message
+		// comes, and TCP then only notes it: over IPv6 (seen on 6.18) the client
+		// learns of it after a second, when its next SYN is refused. A reset counts
+		// at once.
+		reject = "-p tcp " + ifMark(both, both) + "-j REJECT --reject-with tcp-reset\n" +
+			ifMark(both, both) + "-j REJECT --reject-with icmp6-port-unreachable\n"
 	}
 	invalid := ""
 	if e.dropInvalid {
 		invalid = "-m conntrack --ctstate INVALID -j DROP\n"
 	}
 	return []chain{
-		{chainInput, verdict + e.localnet.rule() + "-p tcp -j " + chainHealth + "\n"},
-		{chainForward, invalid + verdict +
+		{name: chainInput, body: verdict + e.localnet.rule() + "-p tcp -j " + chainHealth + "\n"},
+		{name: chainForward, body: invalid + verdict +
 			ifMark(e.marks.masquerade, both) + "-j ACCEPT\n" +
 			"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"},
-		{chainOutput, verdict},
-		{chainVerdict, ifMark(both, both) + "-j REJECT --reject-with " + refuse + "\n-j DROP\n"},
+		{name: chainOutput, body: verdict},
+		{name: chainVerdict, body: reject + "-j DROP\n"},
 	}
 }

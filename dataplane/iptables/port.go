@@ -15,7 +15,23 @@ import (
 type chain struct {
 	name string
 	body string
+	rank rank
+	// fresh: it is not in the kernel yet, so nothing leads to it.
+	fresh bool
 }
+
+// rank orders chains so that each leads only to chains of a lower rank (of its
+// own rank, to those before it).
+type rank int
+
+const (
+	rankFixed rank = iota // verdicts, masquerade marks
+	rankPool              // a ServicePort's own, from here
+	rankEntry
+	rankSources
+	rankTree        // its deepest node, at most
+	rankHook = 1000 // what built-in chains lead to
+)
 
 // entry is a key of the tree of frontends or of NodePorts, and how its rule ends.
 type entry struct {
@@ -45,8 +61,12 @@ func renderPort(p *dataplane.ServicePort, e *env) portRules {
 		r.use(f.Pool, f.SNAT, clientsOutside)
 		r.use(f.Inside, f.SNAT, clientsInside)
 	}
-	for i, u := range r.pools {
-		r.rules.chains = append(r.rules.chains, r.pool(portChain(prefixPool, p.ID, i), u))
+	for i := range r.pools {
+		u := &r.pools[i]
+		if !u.direct {
+			u.snat = dataplane.SNATNone
+		}
+		r.rules.chains = append(r.rules.chains, r.pool(portChain(prefixPool, p.ID, i), *u))
 	}
 	for i := range p.Frontends {
 		r.frontend(&p.Frontends[i])
@@ -63,12 +83,13 @@ type portRenderer struct {
 	rules   portRules
 }
 
-// poolUse is a pool and whom its chain masquerades by itself: those whom every
-// frontend that leads to it masquerades. The usual ServicePort with a ClusterIP
-// alone so needs one chain.
+// poolUse is a pool and whom its chain masquerades by itself: as many as it can
+// do for all frontends that lead to it. The usual ServicePort, with a ClusterIP
+// alone, so needs one chain.
 type poolUse struct {
-	pool *dataplane.Pool
-	snat dataplane.SNAT
+	pool   *dataplane.Pool
+	snat   dataplane.SNAT
+	direct bool // some frontend leads here all its clients
 }
 
 // clients are those that a frontend leads to a pool.
@@ -81,9 +102,10 @@ const (
 )
 
 // use notes that a frontend leads some clients to a pool. The choices of SNAT
-// are in order: each masquerades all whom the one before it does.
-func (r *portRenderer) use(pool *dataplane.Pool, snat dataplane.SNAT, who clients) {
-	most := snat
+// are in order: each masquerades all whom the one before it does. A frontend
+// that parts its clients has an entry chain, which masquerades for itself and
+// only bounds what the pool's chain may do.
+func (r *portRenderer) use(pool *dataplane.Pool, most dataplane.SNAT, who clients) {
 	switch {
 	case who == clientsInside && most == dataplane.SNATNode:
 		most = dataplane.SNATNonPods // the same, for the node and its pods
@@ -94,10 +116,11 @@ func (r *portRenderer) use(pool *dataplane.Pool, snat dataplane.SNAT, who client
 	}
 	i := slices.IndexFunc(r.pools, func(u poolUse) bool { return u.pool == pool })
 	if i < 0 {
-		r.pools = append(r.pools, poolUse{pool, most})
-		return
+		i = len(r.pools)
+		r.pools = append(r.pools, poolUse{pool: pool, snat: most})
 	}
 	r.pools[i].snat = min(r.pools[i].snat, most)
+	r.pools[i].direct = r.pools[i].direct || who == clientsAll
 }
 
 func (r *portRenderer) poolChain(pool *dataplane.Pool) (string, dataplane.SNAT) {
@@ -111,9 +134,9 @@ func (r *portRenderer) pool(name string, u poolUse) chain {
 	endpoints := u.pool.Endpoints
 	if len(endpoints) == 0 {
 		if u.pool.IfEmpty == dataplane.Drop {
-			return chain{name, "-g " + chainDrop + "\n"}
+			return chain{name: name, body: "-g " + chainDrop + "\n", rank: rankPool}
 		}
-		return chain{name, "-g " + chainReject + "\n"}
+		return chain{name: name, body: "-g " + chainReject + "\n", rank: rankPool}
 	}
 	protocol := "-p " + strings.ToLower(r.port.ID.Protocol.String())
 	b := make([]byte, 0, 128*len(endpoints))
@@ -135,7 +158,7 @@ func (r *portRenderer) pool(name string, u poolUse) chain {
 		}
 		b = dnat(b, e)
 	}
-	return chain{name, string(b)}
+	return chain{name: name, body: string(b), rank: rankPool}
 }
 
 // recent appends the match that looks up or puts down the client's address in
@@ -204,7 +227,10 @@ func (r *portRenderer) before(prefix string, have *[]chain, body string) string 
 			return c.name
 		}
 	}
-	c := chain{portChain(prefix, r.port.ID, len(*have)), body}
+	c := chain{name: portChain(prefix, r.port.ID, len(*have)), body: body, rank: rankEntry}
+	if prefix == prefixSources {
+		c.rank = rankSources
+	}
 	*have = append(*have, c)
 	r.rules.chains = append(r.rules.chains, c)
 	return c.name

@@ -103,6 +103,7 @@ func (s *saved) repair(table string, wanted []chain, t *tableText) {
 	for _, c := range wanted {
 		keep[c.name] = true
 		if have, ok := s.chains[c.name]; !ok || !equalRules(c.body, have) {
+			c.fresh = !ok
 			t.write = append(t.write, c)
 		}
 	}
@@ -132,4 +133,43 @@ func (s *saved) repair(table string, wanted []chain, t *tableText) {
 }
 
 // equalRules compares rules as we write them to rules as they were read back.
-func equalRules(want, have string) bool { return want == have }
+// We write as iptables 1.8.9 prints; other versions differ in trifles.
+func equalRules(want, have string) bool {
+	if want == have {
+		return true
+	}
+	for want != "" && have != "" {
+		var a, b string
+		a, want, _ = strings.Cut(want, "\n")
+		b, have, _ = strings.Cut(have, "\n")
+		if a != b && !slices.Equal(plain(a), plain(b)) {
+			return false
+		}
+	}
+	return want == have
+}
+
+// plain is a rule's words without what says nothing: quotes, the prefix length
+// of a whole address, the mask of one, and protocols by number.
+func plain(rule string) []string {
+	var out []string
+	words := strings.Fields(rule)
+	for i := 0; i < len(words); i++ {
+		w := strings.Trim(words[i], `"`)
+		switch {
+		case w == "--mask" && i+1 < len(words):
+			i++
+			continue
+		case strings.HasSuffix(w, "/32") && !strings.Contains(w, ":"):
+			w = strings.TrimSuffix(w, "/32")
+		case i > 0 && words[i-1] == "-p":
+			if p := parseProtocol(w); p != 0 {
+				w = strings.ToLower(p.String())
+			}
+		default:
+			w = strings.TrimSuffix(w, "/128")
+		}
+		out = append(out, w)
+	}
+	return out
+}

@@ -3,6 +3,7 @@ package iptables
 import (
 	"bytes"
 	"maps"
+	"slices"
 )
 
 // transaction is the input of one iptables-restore, by table. The filter table
@@ -129,4 +130,40 @@ func (tx *transaction) keepStale() bool {
 	}
 	tx.trim()
 	return found
+}
+
+// stageSize is about how many chains go into one stage. iptables-nft 1.8.9
+// looks up each rule's chain in a sorted list of all chains that the input
+// names, from its start: 13,000 chains with 130,000 rules take 30 s in one go
+// and 6 s in stages.
+const stageSize = 500
+
+// stages parts a large transaction: first the chains of the nat table that
+// nothing leads to yet, in groups that can be written one after the other; last
+// all the rest, which switches over in one step.
+func (tx *transaction) stages() []*transaction {
+	nat, ok := tx.tables[tableNAT]
+	if !ok || len(nat.write) < 2*stageSize {
+		return []*transaction{tx}
+	}
+	last := *nat
+	last.write = nil
+	var fresh []chain
+	for _, c := range nat.write {
+		if c.fresh {
+			fresh = append(fresh, c)
+		} else {
+			last.write = append(last.write, c)
+		}
+	}
+	slices.SortStableFunc(fresh, func(a, b chain) int { return int(a.rank - b.rank) })
+	var out []*transaction
+	for group := range slices.Chunk(fresh, stageSize) {
+		stage := &transaction{}
+		stage.table(tableNAT).write = group
+		out = append(out, stage)
+	}
+	rest := &transaction{tables: maps.Clone(tx.tables)}
+	rest.tables[tableNAT] = &last
+	return append(out, rest)
 }

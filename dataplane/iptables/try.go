@@ -88,7 +88,7 @@ func (h *half) trials(changes []change, e *env) []trial {
 		r := renderPort(c.new, e)
 		t := trial{id: c.id()}
 		for _, ch := range r.chains {
-			t.chains = append(t.chains, chain{names.Replace(ch.name), names.Replace(ch.body)})
+			t.chains = append(t.chains, chain{name: names.Replace(ch.name), body: names.Replace(ch.body)})
 		}
 		for _, en := range r.entries {
 			t.rules = append(t.rules, names.Replace(string(m.treeOf(en).rule(nil, "", en.key, en.value))))
@@ -125,7 +125,7 @@ func (h *half) tryGroup(ctx context.Context, group []trial) (*refusal, error) {
 		for _, c := range t.chains {
 			writeRules(&in, c)
 		}
-		writeRules(&in, chain{dispatch, strings.Join(t.rules, "")})
+		writeRules(&in, chain{name: dispatch, body: strings.Join(t.rules, "")})
 		t.first = line + 1
 		line += bytes.Count(in.Bytes()[start:], []byte("\n"))
 		t.last = line

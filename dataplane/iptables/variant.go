@@ -21,10 +21,6 @@ const (
 	Legacy Variant = "legacy"
 )
 
-// hints are chains that kubelet makes in the mangle table for this very
-// question; it knows the host's own choice better than a container does.
-var hints = [...]string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
-
 // choose picks the variant for Options.Mode "auto" and says why.
 func choose(ctx context.Context, families []dataplane.Family) (Variant, string, error) {
 	for _, v := range []Variant{NFT, Legacy} {
@@ -48,13 +44,10 @@ func choose(ctx context.Context, families []dataplane.Family) (Variant, string, 
 	return v, fmt.Sprintf("it is the system's default: %s is %s", path, version), nil
 }
 
+// isHint tells chains that kubelet makes in the mangle table for this very
+// question; it knows the host's own choice better than a container does.
 func isHint(chain string) bool {
-	for _, h := range hints {
-		if chain == h {
-			return true
-		}
-	}
-	return false
+	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
 }
 
 // findChain looks for a chain in one table of a variant, in any family. What

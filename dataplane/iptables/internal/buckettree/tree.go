@@ -1,8 +1,8 @@
 // Package buckettree is a prefix tree of small nodes with a canonical shape: what to compare first so that few comparisons find one of many keys.
 //
-// A key is a string of nibbles (bytes 0 to 15). A node with at most Bucket keys
+// A key is a string of digits (small numbers, one a byte). A node with at most Bucket keys
 // is a leaf that lists them. A larger one is an inner node: it skips what all
-// its keys begin with and has a child for each next nibble. The shape depends
+// its keys begin with and has a child for each next digit. The shape depends
 // only on the set of keys, never on the order in which they came, so a tree that
 // was edited equals one that was built anew. An edit tells which nodes changed.
 package buckettree
@@ -13,8 +13,7 @@ import (
 	"strings"
 )
 
-// Bucket is the largest number of keys in a leaf above the greatest depth. 16
-// comparisons cost about as much as an inner node of 16 children.
+// Bucket is the largest number of keys in a leaf above the greatest depth.
 const Bucket = 16
 
 // Entry is a key and what it leads to.
@@ -39,7 +38,7 @@ func compare(a, b Entry) int {
 
 // Node is one node as it is now. Its slices must not be written.
 type Node struct {
-	// ID are the nibbles that its parent has checked; "" is the root.
+	// ID are the digits that its parent has checked; "" is the root.
 	ID string
 	// Entries of a leaf, in the order in which to try them. An inner node has at
 	// most one: the key that all its other keys begin with, to be tried last.
@@ -156,9 +155,9 @@ func (nd *node) view() Node {
 
 // kid is where the child for a key is, or belongs.
 func (nd *node) kid(key string) (int, bool) {
-	nibble := key[len(nd.prefix)]
-	return slices.BinarySearchFunc(nd.kids, nibble, func(k *node, nibble byte) int {
-		return int(k.id[len(nd.prefix)]) - int(nibble)
+	digit := key[len(nd.prefix)]
+	return slices.BinarySearchFunc(nd.kids, digit, func(k *node, digit byte) int {
+		return int(k.id[len(nd.prefix)]) - int(digit)
 	})
 }
 
@@ -176,7 +175,7 @@ func (t *Tree) put(nd *node, e Entry, added bool) {
 		if nd.n > Bucket && nd.depth < t.maxDepth {
 			t.rebuild(nd, nd.entries)
 		}
-	case !strings.HasPrefix(e.Key, nd.prefix): // the keys begin alike for fewer nibbles now
+	case !strings.HasPrefix(e.Key, nd.prefix): // the keys begin alike for fewer digits now
 		t.rebuild(nd, append(nd.collect(nil), e))
 	case len(e.Key) == len(nd.prefix):
 		nd.entries = []Entry{e}
@@ -211,7 +210,7 @@ func (t *Tree) remove(nd *node, key string) {
 		}
 	}
 	if len(nd.kids) > 0 && (nd.n <= Bucket || len(nd.kids) == 1 && len(nd.entries) == 0) {
-		t.rebuild(nd, nd.collect(nil)) // a leaf again, or the keys begin alike for more nibbles
+		t.rebuild(nd, nd.collect(nil)) // a leaf again, or the keys begin alike for more digits
 	}
 	if nd.id == "" && nd.n == 0 {
 		nd.entries = nil

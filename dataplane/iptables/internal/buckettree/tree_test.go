@@ -16,13 +16,13 @@ import (
 func TestCanonical(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		depth := rapid.IntRange(1, 6).Draw(t, "depth")
-		// Few distinct nibbles and lengths make splits, merges and keys that
+		// Few distinct digits and lengths make splits, merges and keys that
 		// begin other keys frequent.
 		keys := rapid.SliceOfNDistinct(rapid.Custom(func(t *rapid.T) string {
 			n := rapid.SampledFrom([]int{3, 5, 5, 5}).Draw(t, "length")
 			b := make([]byte, n)
 			for i := range b {
-				b[i] = rapid.SampledFrom([]byte{0, 0, 0, 1, 2, 15}).Draw(t, "nibble")
+				b[i] = rapid.SampledFrom([]byte{0, 0, 0, 1, 2, 15}).Draw(t, "digit")
 			}
 			return string(b)
 		}), 1, 150, rapid.ID[string]).Draw(t, "keys")

@@ -1,0 +1,60 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+)
+
+// writeLock lets one Switchyard at a time read the tables of a network namespace
+// and write what it concludes from them. It is a lock on the namespace itself.
+//
+// The commands inherit it: a command that outlives an agent killed with
+// SIGKILL keeps the next agent waiting until it is done, and so cannot write
+// behind that one's back.
+type writeLock struct {
+	file *os.File
+}
+
+// lockPoll and lockMost are how often and how long the lock is tried for. A
+// command of 10,000 Services on a busy machine may take this long.
+const (
+	lockPoll = 20 * time.Millisecond
+	lockMost = time.Minute
+)
+
+var errWriter = errors.New("another Switchyard process is writing iptables rules in this network namespace")
+
+// openLock takes the network namespace of this process.
+func openLock() (*writeLock, error) {
+	f, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("opening the network namespace: %w", err)
+	}
+	return &writeLock{f}, nil
+}
+
+// lock waits for its turn; call the function that it returns when done.
+func (l *writeLock) lock(ctx context.Context) (unlock func(), err error) {
+	for deadline := time.Now().Add(lockMost); ; {
+		err := syscall.Flock(int(l.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return func() { _ = syscall.Flock(int(l.file.Fd()), syscall.LOCK_UN) }, nil
+		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
+			return nil, fmt.Errorf("locking the network namespace: %w", err)
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("%w: not done within %v", errWriter, lockMost)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for another writer: %w", ctx.Err())
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+func (l *writeLock) close() error { return l.file.Close() }
