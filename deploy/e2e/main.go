@@ -28,6 +28,9 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("interrupted: %w", err)
+		}
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}
@@ -90,7 +93,11 @@ func (o *options) withLab(do func(context.Context, *options, *cluster.Lab) error
 
 func (o *options) open() (*cluster.Lab, error) {
 	switch o.agent.Name {
-	case cluster.Switchyard, cluster.KubeProxy:
+	case cluster.Switchyard:
+	case cluster.KubeProxy:
+		if o.agent.Backend == "auto" { // which it does not know
+			o.agent.Backend = "iptables"
+		}
 	default:
 		return nil, fmt.Errorf("--agent: %q is neither %s nor %s", o.agent.Name, cluster.Switchyard, cluster.KubeProxy)
 	}
