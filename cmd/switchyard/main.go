@@ -14,7 +14,7 @@ import (
 )
 
 // version is set by the build (-X main.version).
-var version = "dev" //nolint:gochecknoglobals // the linker can set nothing else
+var version = "dev"
 
 func main() {
 	// SIGTERM and SIGINT end the process in order; forwarding stays in place. A

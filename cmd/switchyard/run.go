@@ -66,7 +66,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	}
 	conntrack.Tune(log, f.conntrack)
 	a.wire(backend)
-	log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprint(a.families))
+	log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
 	err = a.serve(ctx)
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
