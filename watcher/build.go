@@ -63,7 +63,7 @@ func (w *Watcher) surround(next *dataplane.Snapshot) {
 	}
 	if next.Node == nil || !env.Equal(w.env) {
 		for _, s := range w.services {
-			w.dirty[s] = struct{}{}
+			w.dirty.add(s)
 		}
 	}
 	w.env = env
@@ -97,7 +97,7 @@ func (w *Watcher) serviceCIDRs() []netip.Prefix {
 
 // build builds the dirty services: which ServicePorts are new, and which are gone.
 func (w *Watcher) build() (put []*dataplane.ServicePort, remove []dataplane.PortID) {
-	for s := range w.dirty {
+	for _, s := range w.dirty.take() {
 		var built []*dataplane.ServicePort
 		if s.facts != nil {
 			built = policy.Ports(s.facts, w.claims.held(s), s.slices, w.env)
@@ -124,7 +124,6 @@ func (w *Watcher) build() (put []*dataplane.ServicePort, remove []dataplane.Port
 		s.ports = built
 		w.forget(s)
 	}
-	clear(w.dirty)
 	return put, remove
 }
 

@@ -79,14 +79,14 @@ func (c claimant) name() string {
 }
 
 // add puts in the claims of s. Who loses a frontend by that is dirty.
-func (c *claims) add(s *service, dirty map[*service]struct{}) {
+func (c *claims) add(s *service, dirty *worklist) {
 	for _, f := range s.frontends {
 		a := address{f.Addr, f.Protocol}
 		now := claimant{s, f.Port(), f.Kind}
 		all := c.by[a]
 		i, _ := slices.BinarySearchFunc(all, now, claimant.compare)
 		if i == 0 && len(all) > 0 {
-			dirty[all[0].service] = struct{}{}
+			dirty.add(all[0].service)
 		}
 		c.by[a] = slices.Insert(all, i, now)
 		c.touch(a)
@@ -94,7 +94,7 @@ func (c *claims) add(s *service, dirty map[*service]struct{}) {
 }
 
 // remove takes out the claims of s. Who gets a frontend by that is dirty.
-func (c *claims) remove(s *service, dirty map[*service]struct{}) {
+func (c *claims) remove(s *service, dirty *worklist) {
 	for _, f := range s.frontends {
 		a := address{f.Addr, f.Protocol}
 		held := c.by[a][0].service == s
@@ -104,7 +104,7 @@ func (c *claims) remove(s *service, dirty map[*service]struct{}) {
 		} else {
 			c.by[a] = left
 			if held {
-				dirty[left[0].service] = struct{}{}
+				dirty.add(left[0].service)
 			}
 		}
 		c.touch(a)
@@ -146,7 +146,9 @@ func (c *claims) report() {
 			c.contested[a] = said
 		}
 	}
-	clear(c.untold)
+	if len(c.untold) > 0 {
+		c.untold = map[address]struct{}{}
+	}
 }
 
 func (c *claims) conflicts() []Conflict {

@@ -46,7 +46,7 @@ type Watcher struct {
 	local    []netip.Addr // this node's addresses
 	moved    bool         // what is around the Services changed: node, local or cidrs
 	env      policy.Env
-	dirty    map[*service]struct{} // to be built anew
+	dirty    worklist
 	waits    waits
 	snapshot *dataplane.Snapshot // the last published; nil: none yet
 	triggers []time.Time         // of the changes since then
@@ -61,6 +61,28 @@ type service struct {
 	frontends []policy.Frontend // that it wants
 	slices    []*facts.Slice    // sorted by name
 	ports     []*dataplane.ServicePort
+	dirty     bool // is on the worklist
+}
+
+// worklist is the services to be built anew. It is no set, because a Go map that
+// once held every service costs a walk over all its room ever after.
+type worklist []*service
+
+func (l *worklist) add(s *service) {
+	if !s.dirty {
+		s.dirty = true
+		*l = append(*l, s)
+	}
+}
+
+// take empties the list.
+func (l *worklist) take() []*service {
+	all := *l
+	*l = nil
+	for _, s := range all {
+		s.dirty = false
+	}
+	return all
 }
 
 // New makes a Watcher that hands each Snapshot to publish, in order and one at
@@ -77,7 +99,6 @@ func New(o Options, publish func(*dataplane.Snapshot)) (*Watcher, error) {
 		slices:   map[facts.Name]*facts.Slice{},
 		cidrs:    map[facts.Name]*facts.ServiceCIDR{},
 		claims:   newClaims(set.Log),
-		dirty:    map[*service]struct{}{},
 	}, nil
 }
 
@@ -199,13 +220,13 @@ func (w *Watcher) removeService(name facts.Name) {
 
 // claim gives a service its facts, and its frontends to whom they are due now.
 func (w *Watcher) claim(s *service, f *facts.Service) {
-	w.claims.remove(s, w.dirty)
+	w.claims.remove(s, &w.dirty)
 	s.facts, s.frontends = f, nil
 	if f != nil {
 		s.frontends = policy.Frontends(f, w.set.Families, w.set.ExternalIPs)
 	}
-	w.claims.add(s, w.dirty)
-	w.dirty[s] = struct{}{}
+	w.claims.add(s, &w.dirty)
+	w.dirty.add(s)
 }
 
 func (w *Watcher) putSlice(f *facts.Slice) facts.Name {
@@ -220,7 +241,7 @@ func (w *Watcher) putSlice(f *facts.Slice) facts.Name {
 	w.slices[f.Name] = f
 	s := w.service(facts.Name{Namespace: f.Name.Namespace, Name: f.Service})
 	s.slices = withSlice(s.slices, f)
-	w.dirty[s] = struct{}{}
+	w.dirty.add(s)
 	if !f.Trigger.IsZero() && w.set.Programming != nil && w.snapshot != nil {
 		w.triggers = append(w.triggers, f.Trigger)
 	}
@@ -239,7 +260,7 @@ func (w *Watcher) removeSlice(name facts.Name) {
 func (w *Watcher) detach(f *facts.Slice) {
 	s := w.service(facts.Name{Namespace: f.Name.Namespace, Name: f.Service})
 	s.slices = withoutSlice(s.slices, f)
-	w.dirty[s] = struct{}{}
+	w.dirty.add(s)
 }
 
 func (w *Watcher) putNode(d facts.Delta[facts.Node]) {
