@@ -56,6 +56,7 @@ func command() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.agent.Name, "agent", cluster.Switchyard, "what makes Services work: switchyard or kube-proxy")
 	flags.StringVar(&o.agent.Backend, "backend", "iptables", "switchyard's --backend, or kube-proxy's --proxy-mode")
+	flags.StringArrayVar(&o.agent.Flags, "agent-flag", nil, "another flag for the agent, for instance --agent-flag=--iptables-mode=legacy; may be repeated")
 	flags.StringVar(&o.dir, "dir", os.Getenv("SWITCHYARD_E2E_DIR"), "folder of the lab's state (default .cache/e2e of the checkout)")
 
 	test := verb("test", "check a running lab", o.withLab(test))

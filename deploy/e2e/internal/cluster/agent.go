@@ -17,8 +17,9 @@ const (
 
 // Agent is what makes Services work on the nodes.
 type Agent struct {
-	Name    string // Switchyard or KubeProxy
-	Backend string // Switchyard's --backend, kube-proxy's --proxy-mode
+	Name    string   // Switchyard or KubeProxy
+	Backend string   // Switchyard's --backend, kube-proxy's --proxy-mode
+	Flags   []string // more of its flags, as they are
 }
 
 // args is the agent's command line on n. Both know these flags by the same name.
@@ -30,13 +31,22 @@ func (a Agent) args(program, kubeconfig string, n Node, t Topology) []string {
 		line = []string{program, "--proxy-mode=" + a.Backend, "--conntrack-max-per-core=0"}
 	}
 	listen := func(addr netip.Addr, port uint16) string { return netip.AddrPortFrom(addr, port).String() }
-	return append(line,
+	line = append(line,
 		"--kubeconfig="+kubeconfig,
 		"--hostname-override="+n.Name,
 		"--cluster-cidr="+pair(t.Pods4, t.Pods6),
 		"--healthz-bind-address="+listen(netip.IPv4Unspecified(), HealthPort),
 		"--metrics-bind-address="+listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), metricsPort),
 	)
+	return append(line, a.Flags...)
+}
+
+// ready is where the agent says that the kernel holds what it should.
+func (a Agent) ready() string {
+	if a.Name == KubeProxy {
+		return "/healthz" // it has nothing else, and answers after its first sync
+	}
+	return "/readyz"
 }
 
 // StartAgent starts the agent on n and waits until it says that it has
@@ -51,12 +61,12 @@ func (l *Lab) StartAgent(ctx context.Context, n Node) error {
 	}
 	client := httpClient(n.Namespace(), nil)
 	defer client.CloseIdleConnections()
-	const limit = 30 * time.Second
+	const limit = 60 * time.Second // it may itself wait for the Node's addresses
 	return Wait(ctx, "the agent on "+n.Name, limit, func(ctx context.Context) error {
 		if !l.programs.Alive(agentOn(n)) {
 			return fmt.Errorf("%s has ended", l.Agent.Name)
 		}
-		return get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+"/healthz")
+		return get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+l.Agent.ready())
 	})
 }
 

@@ -167,8 +167,8 @@ func TestAgentArgs(t *testing.T) {
 		agent Agent
 		want  []string
 	}{
-		"ours": {Agent{Switchyard, "ebpf"}, []string{"/p", "run", "--backend=ebpf"}},
-		"the stand-in": {Agent{KubeProxy, "nftables"},
+		"ours": {Agent{Name: Switchyard, Backend: "ebpf"}, []string{"/p", "run", "--backend=ebpf"}},
+		"the stand-in": {Agent{Name: KubeProxy, Backend: "nftables"},
 			[]string{"/p", "--proxy-mode=nftables", "--conntrack-max-per-core=0"}},
 	}
 	for name, c := range cases {
