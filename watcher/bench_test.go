@@ -75,25 +75,28 @@ func BenchmarkStart(b *testing.B) {
 	for _, n := range []int{1000, 10000, 50000} {
 		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
 			for b.Loop() {
-				var before, after runtime.MemStats
-				runtime.GC()
-				runtime.ReadMemStats(&before)
-				b.StartTimer()
+				b.StopTimer()
+				before := heap()
 				services, sets := cluster(n)
 				w, err := New(options(slog.New(slog.DiscardHandler)), func(*dataplane.Snapshot) {})
 				if err != nil {
 					b.Fatal(err)
 				}
 				w.SetAddresses(nil)
+				b.StartTimer()
 				w.Apply(known(services, sets, hereNode()))
 				b.StopTimer()
-				services, sets = nil, nil
-				runtime.GC()
-				runtime.ReadMemStats(&after)
-				b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/1e6, "MB")
+				b.ReportMetric(float64(heap()-before)/1e6, "MB")
 				runtime.KeepAlive(w)
 				b.StartTimer()
 			}
 		})
 	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

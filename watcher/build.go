@@ -157,7 +157,6 @@ type waits struct {
 	services, slices, addresses bool
 	since                       time.Time
 	timer                       *time.Timer
-	late                        bool // told in the log
 }
 
 func (t *waits) stop() {

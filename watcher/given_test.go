@@ -117,10 +117,6 @@ func set(name, service string, last ...int) *facts.Slice {
 	return s
 }
 
-func id(service string) dataplane.PortID {
-	return dataplane.PortID{Namespace: "shop", Service: service, Protocol: dataplane.TCP, Family: dataplane.IPv4}
-}
-
 // frontends lists a Snapshot's frontends as "web ClusterIP 10.96.0.1:80".
 func frontends(s *dataplane.Snapshot) []string {
 	out := []string{}

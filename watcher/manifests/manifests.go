@@ -109,7 +109,8 @@ func (s *Source) wait(ctx context.Context, notify *fsnotify.Watcher) error {
 			return ctx.Err()
 		case <-look.C:
 			return nil
-		case <-notify.Errors: // an overflow, say: look
+		case err := <-notify.Errors: // an overflow, say: look
+			s.log.Debug("notices of changes to manifests were lost, looking", "err", err)
 			return nil
 		case _, ok := <-notify.Events:
 			if !ok {

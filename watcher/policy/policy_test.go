@@ -122,6 +122,7 @@ func TestSlices(t *testing.T) {
 		{"twice the same: a terminating one does not replace it", []*discoveryv1.EndpointSlice{slice("a", l1), slice("b", l1+" terminating")}, at(l1)},
 		{"twice the same: nor does it stay", []*discoveryv1.EndpointSlice{slice("a", l1+" terminating"), slice("b", l1+" unready")}, "reject"},
 		{"twice the same: ready wins", []*discoveryv1.EndpointSlice{slice("a", l1), slice("b", l1+" unready")}, at(l1)},
+		{"twice the same: also over one that serves without being ready", []*discoveryv1.EndpointSlice{slice("a", l1), slice("b", l1+" serving")}, at(l1)},
 		{"leading zeros are decimal (§1.17)", []*discoveryv1.EndpointSlice{slice("a", "010.244.001.001")}, at(l1)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
