@@ -14,6 +14,7 @@ import (
 // the other. It implements dataplane.Backend.
 type backend struct {
 	halves []*half
+	others []*half // of the variant that is not in use, until it is known to be clear of us
 	lock   *writeLock
 	held   *dataplane.Snapshot // what the kernel holds as far as is known; nil: unknown since the start
 	known  bool                // held is still true
@@ -53,7 +54,20 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return errors.Join(errs...)
 	}
 	b.keep(want, bad)
+	b.clearOthers(ctx)
 	return partial(bad)
+}
+
+// clearOthers removes what an earlier Switchyard wrote with the other variant,
+// now that its rules are no longer needed.
+func (b *backend) clearOthers(ctx context.Context) {
+	b.others = slices.DeleteFunc(b.others, func(h *half) bool {
+		err := clean(ctx, h.commands, h.family)
+		if err != nil {
+			h.log.Warn("rules of the other iptables variant cannot be removed and are still in force", "variant", string(h.commands.variant), "error", err)
+		}
+		return err == nil
+	})
 }
 
 // work is one family's share of a Sync.

@@ -83,13 +83,12 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 			return nil, errors.Join(err, b.Close())
 		}
 		cmds.lock = b.lock
-		b.halves = append(b.halves, &half{
-			family:    f,
-			commands:  cmds,
-			log:       cfg.Log.With("family", f.String()),
-			marks:     m,
-			localhost: cfg.LocalhostNodePorts,
-		})
+		log := cfg.Log.With("family", f.String())
+		b.halves = append(b.halves, &half{family: f, commands: cmds, log: log, marks: m, localhost: cfg.LocalhostNodePorts})
+		if other, err := findCommands(v.other(), f, o.lockWait()); err == nil {
+			other.lock = b.lock
+			b.others = append(b.others, &half{family: f, commands: other, log: log})
+		}
 	}
 	cfg.Log.Info("iptables variant chosen", "variant", string(v), "reason", why, "version", b.halves[0].commands.version)
 	return b, nil

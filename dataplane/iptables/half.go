@@ -14,14 +14,15 @@ import (
 
 // half is one family's part of the backend.
 type half struct {
-	family    dataplane.Family
-	commands  *commands
-	log       *slog.Logger
-	marks     marks
-	localhost bool     // NodePorts on 127.0.0.0/8 are allowed
-	model     *model   // what the tables hold; nil: unknown
-	localnet  localnet // before the Sync that goes on
-	warned    bool     // that route_localnet cannot be set
+	family       dataplane.Family
+	commands     *commands
+	log          *slog.Logger
+	marks        marks
+	localhost    bool     // NodePorts on 127.0.0.0/8 are allowed
+	model        *model   // what the tables hold; nil: unknown
+	localnet     localnet // before the Sync that goes on
+	rulesWritten int      // since the start
+	warned       bool     // that route_localnet cannot be set
 }
 
 // refused are the ServicePorts that could not be programmed, and why.
@@ -168,6 +169,7 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 			return err
 		}
 		chains, rules := tx.size()
+		h.rulesWritten += rules
 		h.log.Debug("rules written", "chains", chains, "rules", rules)
 	}
 	if next.localnet != localnetOff {

@@ -44,6 +44,13 @@ func choose(ctx context.Context, families []dataplane.Family) (Variant, string, 
 	return v, fmt.Sprintf("it is the system's default: %s is %s", path, version), nil
 }
 
+func (v Variant) other() Variant {
+	if v == NFT {
+		return Legacy
+	}
+	return NFT
+}
+
 // isHint tells chains that kubelet makes in the mangle table for this very
 // question; it knows the host's own choice better than a container does.
 func isHint(chain string) bool {

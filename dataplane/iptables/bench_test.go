@@ -1,0 +1,113 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+const benchEndpoints = 10 // of each Service
+
+// eachSize runs a benchmark for each variant and size, from empty tables.
+func eachSize(b *testing.B, do func(*testing.B, *backend, *dataplane.Snapshot)) {
+	if os.Getenv("SWITCHYARD_TEST_CHILD") == "" {
+		missing(b, "needs root")
+	}
+	for _, v := range []Variant{NFT, Legacy} {
+		for _, n := range []int{100, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", v, n), func(b *testing.B) {
+				back := opened(b, v, benchConfig())
+				do(b, back, snapshot(services(dataplane.IPv4, n, benchEndpoints)...))
+				benchClean(b)
+			})
+		}
+	}
+}
+
+func benchConfig() dataplane.Config {
+	return dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4}, MasqueradeBit: 14}
+}
+
+func benchClean(b *testing.B) {
+	if err := Driver(Options{}).Cleanup(context.Background(), benchConfig()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkCold is a first Sync into empty tables.
+func BenchmarkCold(b *testing.B) {
+	eachSize(b, func(b *testing.B, back *backend, want *dataplane.Snapshot) {
+		for b.Loop() {
+			if err := back.Sync(b.Context(), nil, want); err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			benchClean(b)
+			b.StartTimer()
+		}
+	})
+}
+
+// BenchmarkChange adds and removes one endpoint of one Service.
+func BenchmarkChange(b *testing.B) {
+	eachSize(b, func(b *testing.B, back *backend, want *dataplane.Snapshot) {
+		if err := back.Sync(b.Context(), nil, want); err != nil {
+			b.Fatal(err)
+		}
+		other := *want
+		other.Ports = want.Ports.With([]*dataplane.ServicePort{withoutLast(want)}, nil)
+		prev, next := want, &other
+		back.halves[0].rulesWritten = 0
+		for b.Loop() {
+			if err := back.Sync(b.Context(), prev, next); err != nil {
+				b.Fatal(err)
+			}
+			prev, next = next, prev
+		}
+		b.ReportMetric(float64(back.halves[0].rulesWritten)/float64(b.N), "rules/op")
+	})
+}
+
+// withoutLast is the first ServicePort less one endpoint.
+func withoutLast(s *dataplane.Snapshot) *dataplane.ServicePort {
+	for p := range s.Ports.All() {
+		less := *p
+		f := p.Frontends[0]
+		f.Pool = pool(f.Pool.Endpoints[:benchEndpoints-1]...)
+		less.Frontends = []dataplane.Frontend{f}
+		return &less
+	}
+	return nil
+}
+
+// BenchmarkAudit is a Sync that reads everything back and finds nothing to do.
+func BenchmarkAudit(b *testing.B) {
+	eachSize(b, func(b *testing.B, back *backend, want *dataplane.Snapshot) {
+		if err := back.Sync(b.Context(), nil, want); err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			if err := back.Sync(b.Context(), nil, want); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkObserve reads the kernel's state as neutral frontends.
+func BenchmarkObserve(b *testing.B) {
+	eachSize(b, func(b *testing.B, back *backend, want *dataplane.Snapshot) {
+		if err := back.Sync(b.Context(), nil, want); err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			if _, err := back.Observe(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
