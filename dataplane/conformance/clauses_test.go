@@ -30,14 +30,16 @@ func works(name, endpoints string) []probe {
 	return all
 }
 
-// cleared makes both nodes as if Switchyard had never been there.
-func (r *run) cleared() {
+// cleared makes nodes, by default both, as if Switchyard had never been there,
+// with a new agent.
+func (r *run) cleared(nodes ...string) {
 	r.Helper()
-	for _, a := range r.agents {
-		r.must(a.cleanup())
+	if len(nodes) == 0 {
+		nodes = []string{"node-a", "node-b"}
 	}
-	for _, n := range r.lab.Nodes {
-		r.restart(n.Name)
+	for _, n := range nodes {
+		r.must(r.agentOf(n).cleanup())
+		r.restart(n)
 	}
 }
 
@@ -137,7 +139,7 @@ func stateCases() []testCase {
 				before := r.col.dumpOf(r, r.node("node-a"))
 				for _, unknown := range []bool{false, true} {
 					f.plan(r, "")
-					r.must(r.syncOn("node-a", unknown, w))
+					r.must(r.syncA(unknown, w))
 					if writes := f.writes(r); len(writes) > 0 {
 						r.Errorf("Sync(w, w) (prev unknown: %t) ran %q", unknown, writes)
 					}
@@ -328,7 +330,7 @@ func continuityCases() []testCase {
 			r.sync(world{services: []service{serving("web", sets[0])}})
 			load := r.loadEverywhere()
 			for i := range 50 {
-				if err := r.syncOn("node-a", false, world{services: []service{serving("web", sets[(i+1)%len(sets)])}}); err != nil {
+				if err := r.syncA(false, world{services: []service{serving("web", sets[(i+1)%len(sets)])}}); err != nil {
 					r.Error(err)
 				}
 			}
@@ -344,7 +346,7 @@ func continuityCases() []testCase {
 					more = append(more, serving(fmt.Sprintf("more-%d", k), "a2 b2"))
 				}
 				w := world{services: append(more, web), pods: detector(i % 4)}
-				if err := r.syncOn("node-a", i%3 == 0, w); err != nil {
+				if err := r.syncA(i%3 == 0, w); err != nil {
 					r.Error(err)
 				}
 			}
@@ -383,7 +385,7 @@ func refusedPort(r *run) {
 	// The address of b3 stands for whatever the kernel may not like.
 	next := world{services: []service{serving("good", "a2"), serving("bad", "a1 b3"), serving("fine", "b2"), serving("new", "a1")}}
 	f.plan(r, refuse, r.col.name, r.host("b3").Addr(4).String()+":")
-	err := r.syncOn("node-a", false, next)
+	err := r.syncA(false, next)
 	if len(f.commands(r)) == 0 {
 		r.unsupported("the backend runs no commands, and faults of its system calls are not injected yet")
 		return
@@ -420,7 +422,7 @@ func refusedPort(r *run) {
 func otherFamily(r *run) {
 	r.cleared()
 	r.kill("node-a")
-	a, err := startAgent(r.node("node-a"), r.col, nil, dataplane.IPv4)
+	a, err := startAgent(r.node("node-a"), r.col, r.env(r.node("node-a")), dataplane.IPv4)
 	r.must(err)
 	defer a.process.Kill()
 	w := world{services: []service{serving("web", "a1 b1")}}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -25,6 +26,10 @@ var (
 // results is the table that the run ends with.
 var results = &table{cells: map[string]map[string]string{}}
 
+// ending is set when the run was interrupted: cases that fail for that wait
+// until the labs are removed and the process ends.
+var ending atomic.Bool
+
 // labs are the labs that an interrupt must remove.
 var labs openLabs
 
@@ -36,6 +41,7 @@ func TestMain(m *testing.M) {
 	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		<-interrupted
+		ending.Store(true)
 		labs.closeAll()
 		os.Exit(130)
 	}()

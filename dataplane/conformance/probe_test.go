@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,12 +15,13 @@ import (
 
 // Times of probes.
 const (
-	answerTime = 3 * time.Second        // an answer must come within this, on a busy machine too
+	answerTime = 5 * time.Second        // an answer must come within this, on a busy machine too
 	rejectTime = time.Second            // a reject must come within this
 	dropTime   = 400 * time.Millisecond // what has not been answered by then is dropped
 )
 
-// manyTries is how often a probe asks, so that an endpoint outside the pool is noticed.
+// manyTries is how often a probe asks at least, so that an endpoint outside the
+// pool is noticed.
 const manyTries = 6
 
 // atATime bounds how many probes are out at a time.
@@ -36,7 +38,7 @@ type probe struct {
 	atText    string                                // what at is
 	source    func(dataplane.Family) netip.Addr     // nil: the kernel's choice
 	want      netlab.Outcome                        // "": anything but an answer
-	servers   string                                // who may answer
+	servers   string                                // who answers
 	as        string                                // whose address the server must see; "": not checked
 	elsewhere string                                // servers whose answer cannot find its way, so that no answer will do too
 	single    bool                                  // ask once, not manyTries times
@@ -67,7 +69,7 @@ func (p probe) toAddr(what string, at func(dataplane.Family) netip.AddrPort) pro
 	return p
 }
 
-// reaches says who may answer.
+// reaches says who answers: each of these, and nobody else.
 func (p probe) reaches(servers string) probe {
 	p.want, p.servers = netlab.Answered, servers
 	return p
@@ -126,26 +128,29 @@ func (p probe) over(families ...dataplane.Family) probe {
 func (r *run) check(probes ...probe) {
 	r.Helper()
 	const most = 12
-	var mu sync.Mutex
-	var wrong []string
 	var all sync.WaitGroup
 	slots := make(chan struct{}, atATime)
-	for _, p := range probes {
+	outcomes := make([]*outcome, len(probes))
+	for i, p := range probes {
+		outcomes[i] = &outcome{seen: map[string]bool{}}
 		for _, protocol := range p.protocols {
 			for _, family := range p.families {
 				slots <- struct{}{}
 				all.Go(func() {
 					defer func() { <-slots }()
-					if text := r.try(p, protocol, family); text != "" {
-						mu.Lock()
-						defer mu.Unlock()
-						wrong = append(wrong, text)
-					}
+					r.try(p, protocol, family, outcomes[i])
 				})
 			}
 		}
 	}
 	all.Wait()
+	var wrong []string
+	for i, p := range probes {
+		wrong = append(wrong, outcomes[i].wrong...)
+		if missing := outcomes[i].missing(p); len(missing) > 0 {
+			wrong = append(wrong, fmt.Sprintf("%s to %s: never answered by %s", p.client, r.targetText(p), strings.Join(missing, " ")))
+		}
+	}
 	slices.Sort(wrong)
 	for i, text := range wrong {
 		if i == most {
@@ -156,33 +161,68 @@ func (r *run) check(probes ...probe) {
 	}
 }
 
-// try does one probe in one protocol and family; "": all was right.
-func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family) string {
+// outcome is what became of one probe in all its protocols and families.
+type outcome struct {
+	mu    sync.Mutex
+	seen  map[string]bool // who answered
+	wrong []string
+}
+
+// missing are the servers that should have answered some of so many requests.
+func (o *outcome) missing(p probe) []string {
+	if p.want != netlab.Answered || p.single || p.elsewhere != "" || len(o.wrong) > 0 {
+		return nil
+	}
+	return slices.DeleteFunc(strings.Fields(p.servers), func(s string) bool { return o.seen[s] })
+}
+
+// triesFor is how often to ask in each protocol and family: enough to notice
+// an endpoint outside the pool, and for an even spread over the pool to miss
+// one endpoint with a probability below 1e-8.
+func (p probe) triesFor() int {
+	if p.want != netlab.Answered || p.single {
+		return 1
+	}
+	if p.elsewhere != "" {
+		return manyTries / 2 // each may take dropTime
+	}
+	tries := manyTries
+	if n := float64(len(strings.Fields(p.servers))); n > 1 {
+		all := math.Log(1e-8/n) / math.Log(1-1/n)
+		tries = max(tries, int(math.Ceil(all/float64(len(p.protocols)*len(p.families)))))
+	}
+	return tries
+}
+
+// try does one probe in one protocol and family.
+func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family, o *outcome) {
 	req := r.request(p, protocol, family)
-	tries := 1
 	switch {
 	case p.want == netlab.Answered && p.elsewhere == "":
-		req.Timeout, tries = answerTime, manyTries
-	case p.want == netlab.Answered:
-		req.Timeout, tries = dropTime, manyTries/2
+		req.Timeout = answerTime
 	case p.want == netlab.Refused:
 		req.Timeout = 3 * rejectTime
 	default:
 		req.Timeout = dropTime
 	}
-	if p.single {
-		tries = 1
-	}
-	for range tries {
+	for range p.triesFor() {
 		a, err := r.host(p.client).Ask(req)
+		text := ""
 		if err != nil {
-			return err.Error()
+			text = err.Error()
+		} else if text = r.judge(p, family, a); text != "" {
+			text = fmt.Sprintf("%s %s: %s to %s (%s): %s; %s", protocol, family, p.client, r.targetText(p), req.To, text, a)
 		}
-		if text := r.judge(p, family, a); text != "" {
-			return fmt.Sprintf("%s %s: %s to %s (%s): %s; %s", protocol, family, p.client, r.targetText(p), req.To, text, a)
+		o.mu.Lock()
+		o.seen[a.Server] = true
+		if text != "" {
+			o.wrong = append(o.wrong, text)
+		}
+		o.mu.Unlock()
+		if text != "" {
+			return
 		}
 	}
-	return ""
 }
 
 // request is a probe in one protocol and family.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ type suite struct {
 	col      column
 	lab      *netlab.Lab
 	agents   []*agent // by node
+	locks    string   // folder of the nodes' xtables locks
 	cases    int      // run so far
 	services int      // of all cases so far
 }
@@ -39,7 +41,7 @@ func newSuite(t *testing.T, col column) *suite {
 		t.Fatal(err)
 	}
 	labs.add(lab)
-	s := &suite{col: col, lab: lab, agents: make([]*agent, len(lab.Nodes))}
+	s := &suite{col: col, lab: lab, agents: make([]*agent, len(lab.Nodes)), locks: t.TempDir()}
 	t.Cleanup(func() {
 		for _, a := range s.agents {
 			if a.alive() {
@@ -70,6 +72,9 @@ func (s *suite) run(t *testing.T, c testCase) {
 	s.cases++
 	r := &run{T: t, suite: s, id: s.cases}
 	defer func() {
+		if ending.Load() {
+			select {}
+		}
 		if t.Failed() {
 			results.set(c, s.col.name, "FAIL")
 			for _, a := range s.agents {
@@ -133,9 +138,15 @@ func (r *run) shell(n *netlab.Node, command string) string {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
 	defer cancel()
-	out, err := n.Run(ctx, "sh", "-c", command)
+	out, err := n.Run(ctx, "env", append(r.env(n), "sh", "-c", command)...)
 	r.must(err)
 	return out
+}
+
+// env is what processes on a node have in their environment. Each node is a
+// machine, so it has an xtables lock of its own.
+func (s *suite) env(n *netlab.Node) []string {
+	return []string{"XTABLES_LOCKFILE=" + filepath.Join(s.locks, n.Name)}
 }
 
 // node is a node by name.
@@ -178,7 +189,7 @@ func (r *run) ensureAgents() {
 		if r.agents[i].alive() {
 			return nil
 		}
-		a, err := startAgent(n, r.col, nil)
+		a, err := startAgent(n, r.col, r.env(n))
 		r.agents[i] = a
 		return err
 	}))
@@ -200,7 +211,7 @@ func (r *run) restart(node string, env ...string) *agent {
 		if !a.process.GroupGone(10 * time.Second) {
 			r.Fatalf("commands of the agent on %s do not end", node)
 		}
-		fresh, err := startAgent(a.node, r.col, env)
+		fresh, err := startAgent(a.node, r.col, append(env, r.env(a.node)...))
 		r.must(err)
 		r.agents[i] = fresh
 		return fresh
@@ -247,9 +258,9 @@ func (r *run) observeOn(a *agent, want *dataplane.Snapshot) {
 	}
 }
 
-// syncOn syncs one node and gives the backend's error.
-func (r *run) syncOn(node string, unknown bool, w world) error {
+// syncA syncs node-a alone and gives the backend's error.
+func (r *run) syncA(unknown bool, w world) error {
 	r.Helper()
 	r.world = w
-	return r.agentOf(node).sync(unknown, w.snapshot(r, r.node(node)))
+	return r.agentOf("node-a").sync(unknown, w.snapshot(r, r.node("node-a")))
 }

@@ -197,7 +197,7 @@ func (r *run) holdAll(probes ...probe) []heldFlow {
 func (r *run) loadAll(probes ...probe) []heldFlow {
 	r.Helper()
 	return r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
-		req.Timeout = 950 * time.Millisecond // less than a lost SYN takes to be sent again
+		req.Timeout = answerTime // a SYN that had to be sent again counts as failed all the same
 		return h.Load(req, 1, 5*time.Millisecond)
 	}, probes...)
 }

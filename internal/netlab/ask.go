@@ -27,25 +27,28 @@ type session interface {
 // ask does one Request.
 func ask(r Request) Answer {
 	start := time.Now()
-	a := Answer{}
-	server, source, local, err := askOnce(r, start.Add(r.Timeout))
-	a.Took, a.Local = time.Since(start), local
+	a, err := askOnce(r, start.Add(r.Timeout))
+	a.Took = time.Since(start)
 	if err != nil {
 		a.Outcome, a.Detail = outcomeOf(err), err.Error()
 		return a
 	}
-	a.Outcome, a.Server, a.Source = Answered, server, source
+	a.Outcome = Answered
 	return a
 }
 
-func askOnce(r Request, deadline time.Time) (server string, source, local netip.AddrPort, err error) {
+func askOnce(r Request, deadline time.Time) (Answer, error) {
 	s, err := open(r, deadline)
 	if err != nil {
-		return "", source, local, err
+		return Answer{}, err
 	}
 	defer func() { _ = s.Close() }()
-	server, source, err = s.ask(deadline)
-	return server, source, s.local(), err
+	a := Answer{Local: s.local()}
+	if tcp, ok := s.(*tcpSession); ok {
+		a.Resent = tcp.resent
+	}
+	a.Server, a.Source, err = s.ask(deadline)
+	return a, err
 }
 
 // outcomeOf tells what an error of a socket means.
@@ -144,6 +147,7 @@ type tcpSession struct {
 	conn    *net.TCPConn
 	reader  *bufio.Reader
 	greeted bool
+	resent  bool // the SYN, or its answer
 }
 
 func openTCP(r Request, deadline time.Time) (*tcpSession, error) {
@@ -152,7 +156,27 @@ func openTCP(r Request, deadline time.Time) (*tcpSession, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tcpSession{conn: c.(*net.TCPConn), reader: bufio.NewReader(c)}, nil
+	s := &tcpSession{conn: c.(*net.TCPConn), reader: bufio.NewReader(c)}
+	if s.resent, err = retransmitted(s.conn); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return s, nil
+}
+
+// retransmitted tells whether a connection that has just been made had to send
+// anything again, which can only be its SYN.
+func retransmitted(c *net.TCPConn) (bool, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var info *unix.TCPInfo
+	err = control(raw, func(fd int) error {
+		var err error
+		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err
+	})
+	return err == nil && info.Total_retrans > 0, err
 }
 
 func (s *tcpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {

@@ -62,12 +62,15 @@ func openCgroup(path string) (*os.File, error) {
 	return f, nil
 }
 
-// removeCgroup removes a cgroup and those below it. A process that was just
-// killed may take a moment to leave.
+// removeCgroup removes a cgroup and those below it, and ends what is still in
+// them: commands that somebody started on a host and forgot. A process that was
+// just killed may take a moment to leave.
 func removeCgroup(path string) error {
 	if path == "" {
 		return nil
 	}
+	// Kernels before 5.14 have no such file: they say EBUSY below.
+	_ = os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0o644)
 	var err error
 	for range 50 {
 		if err = removeCgroupTree(path); err == nil || !errors.Is(err, unix.EBUSY) {

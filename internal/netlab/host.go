@@ -30,6 +30,9 @@ type Host struct {
 	link    *netlink.Handle
 	log     *slog.Logger
 	process *Process
+
+	mu    sync.Mutex
+	roles []*Process // all that StartRole started
 }
 
 // Addr is the host's address of IP version 4 or 6.
@@ -93,10 +96,14 @@ func (h *Host) begin() error {
 	return h.process.Call("Host.Begin", HostIdentity{Name: h.Name, Addrs: h.Addrs}, &struct{}{})
 }
 
-func (h *Host) stopProcess() {
-	if h.process != nil {
-		h.process.Stop(stopTime)
+// stopProcesses ends what StartRole started.
+func (h *Host) stopProcesses() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.roles {
+		p.Stop(stopTime)
 	}
+	h.roles = nil
 }
 
 // Process is this binary, executed again on a host in another role (see Main).
@@ -109,7 +116,7 @@ type Process struct {
 }
 
 // StartRole starts this binary on the host in one of the roles given to Main.
-// env is added to the environment.
+// env is added to the environment. The process ends with the lab.
 func (h *Host) StartRole(role string, env []string) (*Process, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -134,6 +141,9 @@ func (h *Host) StartRole(role string, env []string) (*Process, error) {
 		close(p.exited)
 	}()
 	p.client = rpc.NewClient(ours)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.roles = append(h.roles, p)
 	return p, nil
 }
 

@@ -236,9 +236,11 @@ func (l *Lab) remove() error {
 		hosts = append(hosts, l.router)
 	}
 	var errs []error
+	var stopping sync.WaitGroup
 	for _, h := range hosts {
-		h.stopProcess()
+		stopping.Go(h.stopProcesses)
 	}
+	stopping.Wait()
 	for _, h := range hosts {
 		errs = append(errs, h.remove())
 	}

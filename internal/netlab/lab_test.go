@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -174,6 +175,28 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// A lost SYN shows in a load, though TCP gets over it.
+func TestLostSYN(t *testing.T) {
+	l := newLab(t, Config{Nodes: 1, Pods: 2})
+	server, client := l.Host("a1"), l.Host("a2")
+	if _, err := server.Serve(TCP, 80); err != nil {
+		t.Fatal(err)
+	}
+	drop := []string{"INPUT", "-p", "tcp", "--syn", "--dport", "80", "-m", "statistic", "--mode", "nth", "--every", "1000", "--packet", "0", "-j", "DROP"}
+	if _, err := server.Run(t.Context(), "iptables", append([]string{"-A"}, drop...)...); err != nil {
+		t.Fatal(err)
+	}
+	load, err := client.Load(Request{Protocol: TCP, To: netip.AddrPortFrom(server.Addr(4), 80), Timeout: 5 * time.Second}, 1, 5*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1300 * time.Millisecond)
+	sum, err := load.Stop()
+	if err != nil || sum.Failed != 1 || !sum.First.Resent {
+		t.Errorf("with the first SYN dropped: %s, %v; want one failure, a SYN sent again", sum, err)
+	}
+}
+
 // Announced addresses are known to packets from outside and to no others.
 func TestAnnounce(t *testing.T) {
 	l := newLab(t, Config{})
@@ -207,6 +230,11 @@ func TestClose(t *testing.T) {
 			t.Errorf("cgroup of %s holds %q, %v; want one process", l.Nodes[0].Name, members, err)
 		}
 	}
+	forgotten := exec.Command("sleep", "60")
+	if err := l.Nodes[0].Start(forgotten); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = forgotten.Wait() }()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,13 @@ func startLoad(args LoadArgs, ask func(Request) Answer) (*load, error) {
 		return nil, fmt.Errorf("a load has 1 to %d workers and an interval above 0", mostWorkers)
 	}
 	l := &load{start: time.Now(), quit: make(chan struct{})}
-	each := func() Answer { return ask(args.Request) }
+	each := func() Answer {
+		a := ask(args.Request)
+		if a.Outcome == Answered && a.Resent {
+			a.Outcome, a.Detail = Failed, "answered, but TCP had to send its SYN again"
+		}
+		return a
+	}
 	if args.Held {
 		h, err := holdOpen(args.Request)
 		if err != nil {

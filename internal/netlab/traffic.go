@@ -43,6 +43,7 @@ type Answer struct {
 	Source  netip.AddrPort // client's address as the server saw it
 	Local   netip.AddrPort // client's address as the client has it
 	Took    time.Duration
+	Resent  bool   // TCP: the SYN, or the answer to it, was lost and sent again
 	Detail  string // error text
 }
 
@@ -139,8 +140,8 @@ type Load struct {
 }
 
 // Load starts workers that each do the Request again and again from new
-// sockets, every so often. A lost TCP SYN is sent again after one second, so
-// that a Request with a shorter timeout shows it.
+// sockets, every so often. A TCP connection whose SYN was lost is a failure,
+// also where it stood after another one.
 func (h *Host) Load(r Request, workers int, every time.Duration) (*Load, error) {
 	return h.startLoad(LoadArgs{Request: r, Workers: workers, Every: every})
 }
