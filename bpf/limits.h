@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Bounds of every loop, and sizes of maps that no flag sets. */
+#pragma once
+
+/* The master entry of a Service port is read again this often when an update
+ * overtakes a lookup. Each read sees the newest state. */
+#define MAX_SELECT_TRIES 3
+
+/* Steps of the binary search for an endpoint: pools of up to 2^20 endpoints. */
+#define MAX_SEARCH_STEPS 20
+
+/* Different pools of one Service port. Half of them are free for a change of
+ * policies: new pools are in place before the first frontend turns to them. */
+#define MAX_POOLS 8
+
+/* Default sizes of maps; the flags of the agent replace them at load time. */
+#define DEFAULT_FRONTENDS 131072
+#define DEFAULT_SERVICES 131072
+#define DEFAULT_SLOTS 1048576
+#define DEFAULT_SOURCES 65536
+#define DEFAULT_AFFINITY 65536
+#define DEFAULT_UDP_FLOWS 65536
+
+/* Sizes that need no flag. */
+#define MAX_NODE_ADDRESSES 4096
+#define MAX_RANGES 4096
+
+/* An unconnected UDP socket that was silent towards a Service for so long
+ * chooses again, as conntrack forgets a two-way UDP flow. */
+#define UDP_FLOW_IDLE_NS (120ULL * 1000000000ULL)

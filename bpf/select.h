@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* From a destination and a client to an endpoint. Both the socket hooks and
+ * the packet path ask choose() once per new connection or flow. */
+#pragma once
+
+#include "maps.h"
+#include "stats.h"
+
+/* Who asks. A pod is CLIENT_POD only where the node can tell its pods. */
+enum client_kind {
+	CLIENT_OUTSIDE,
+	CLIENT_POD,
+	CLIENT_NODE,
+};
+
+enum verdict {
+	VERDICT_NONE,    /* no Service: not ours */
+	VERDICT_FORWARD, /* to the answer's endpoint */
+	VERDICT_REJECT,
+	VERDICT_DROP,
+	VERDICT_UNKNOWN, /* depends on the client's address, which is not known yet */
+	VERDICT_AGAIN,   /* inside this file: an update overtook the lookup */
+};
+
+struct request {
+	struct frontend_key to;
+	struct addr client;   /* address, or client_of_netns */
+	__u8 kind;            /* enum client_kind */
+	__u8 address_unknown; /* client is no address: source ranges cannot be checked */
+	__u8 pad[2];
+};
+
+struct answer {
+	struct addr addr;
+	__be16 port;
+	__u8 flags; /* ENDPOINT_... */
+	__u8 snat;  /* enum snat */
+	__u32 service;
+	__u32 generation;
+};
+
+static __always_inline bool is_node_address(const struct addr *a)
+{
+	struct addr key = *a;
+
+	if (addr_is_v4(a) && addr_is_loopback(a))
+		key.w[3] = bpf_htonl(0x7f000000);
+	return bpf_map_lookup_elem(&node_addresses, &key) != NULL;
+}
+
+/* Reads one element of frontends. false: there is none, or it was recycled. */
+static __always_inline bool read_frontend(const struct frontend_key *key, struct frontend *out)
+{
+	const struct frontend *f = bpf_map_lookup_elem(&frontends, key);
+
+	if (!f)
+		return false;
+	*out = *f;
+	barrier();
+	return READ_ONCE(f->check) == frontend_check(key);
+}
+
+/* Finds the frontend of a destination, NodePorts second. */
+static __always_inline bool find_frontend(const struct frontend_key *to, struct frontend *out)
+{
+	struct frontend_key key = *to;
+
+	if (read_frontend(&key, out))
+		return true;
+	if (!is_node_address(&to->addr))
+		return false;
+	addr_unspecified_like(&key.addr, &to->addr);
+	return read_frontend(&key, out);
+}
+
+/* What becomes of a new connection that no frontend takes: VERDICT_REJECT for a
+ * port that a ClusterIP does not have, VERDICT_DROP for an address of the
+ * Service ranges that is no ClusterIP, VERDICT_NONE for all else. */
+static __always_inline enum verdict unserved(const struct addr *to)
+{
+	struct frontend_key mark = {.addr = *to};
+	struct range_key range = {.bits = 128, .addr = *to};
+
+	if (bpf_map_lookup_elem(&frontends, &mark))
+		return VERDICT_REJECT;
+	if (bpf_map_lookup_elem(&service_ranges, &range))
+		return VERDICT_DROP;
+	return VERDICT_NONE;
+}
+
+static __always_inline bool source_allowed(const struct frontend *f, const struct addr *client)
+{
+	struct source_key key = {
+		.bits = 64 + 128,
+		.service = f->service,
+		.sources = f->sources,
+		.addr = *client,
+	};
+
+	return f->sources == 0 || bpf_map_lookup_elem(&sources, &key) != NULL;
+}
+
+/* Reads one slot. false: an update overtook the lookup. */
+static __always_inline bool read_slot(const struct slot_key *key, struct slot *out)
+{
+	const struct slot *s = bpf_map_lookup_elem(&slots, key);
+
+	if (!s)
+		return false;
+	*out = *s;
+	barrier();
+	return READ_ONCE(s->service) == key->service && READ_ONCE(s->generation) == key->generation;
+}
+
+static __always_inline int slot_compare(const struct slot *s, const struct addr *addr, __be16 port)
+{
+	int c = addr_compare(&s->addr, addr);
+
+	if (c == 0 && s->port != port)
+		c = bpf_ntohs(s->port) < bpf_ntohs(port) ? -1 : 1;
+	return c;
+}
+
+/* Finds an endpoint in a pool; hint is where it may be. key names service and
+ * generation. false: it is not there, or an update overtook the search. */
+static __noinline bool find_slot(struct slot_key *key, const struct pool *pool, const struct affinity *wanted,
+				 struct slot *out)
+{
+	__u32 low = 0, high = pool->count;
+
+	if (wanted->index < high) {
+		key->slot = pool->first + wanted->index;
+		if (!read_slot(key, out))
+			return false;
+		if (slot_compare(out, &wanted->addr, wanted->port) == 0)
+			return true;
+	}
+	for (int i = 0; i < MAX_SEARCH_STEPS && low < high; i++) {
+		__u32 middle = low + (high - low) / 2;
+		int c;
+
+		key->slot = pool->first + middle;
+		if (!read_slot(key, out))
+			return false;
+		c = slot_compare(out, &wanted->addr, wanted->port);
+		if (c == 0)
+			return true;
+		if (c < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return false;
+}
+
+/* The endpoint that this client had last, if it is still in the pool and the
+ * time is not over. */
+static __always_inline bool remembered(const struct affinity_key *client, __u64 timeout_ns, struct slot_key *key,
+				       const struct pool *pool, struct slot *out)
+{
+	const struct affinity *a = bpf_map_lookup_elem(&affinity, client);
+	struct affinity copy;
+
+	if (!a)
+		return false;
+	copy = *a;
+	if (bpf_ktime_get_ns() - copy.used >= timeout_ns)
+		return false;
+	return find_slot(key, pool, &copy, out);
+}
+
+static __always_inline void remember(const struct affinity_key *client, const struct slot *s, __u32 index)
+{
+	struct affinity value = {
+		.used = bpf_ktime_get_ns(),
+		.addr = s->addr,
+		.port = s->port,
+		.index = index,
+	};
+
+	if (bpf_map_update_elem(&affinity, client, &value, BPF_ANY))
+		count(STAT_AFFINITY_FULL);
+}
+
+/* Picks an endpoint of one pool of a Service port. */
+static __always_inline enum verdict pick(__u32 id, __u32 pool_index, const struct addr *client, struct answer *out)
+{
+	const struct service *svc = bpf_map_lookup_elem(&services, &id);
+	struct affinity_key who = {.client = *client, .service = id};
+	struct slot_key key = {.service = id};
+	__u32 affinity_s;
+	struct pool pool;
+	struct slot slot;
+	__u8 if_empty;
+
+	if (!svc)
+		return VERDICT_AGAIN;
+	pool_index &= MAX_POOLS - 1;
+	key.generation = READ_ONCE(svc->generation);
+	affinity_s = svc->affinity_s;
+	if_empty = svc->if_empty[pool_index];
+	pool = svc->pools[pool_index];
+	barrier();
+	if (READ_ONCE(svc->id) != id || READ_ONCE(svc->generation) != key.generation)
+		return VERDICT_AGAIN;
+	if (pool.count == 0) {
+		count(if_empty == IF_EMPTY_DROP ? STAT_DROPPED_EMPTY : STAT_REJECTED_EMPTY);
+		return if_empty == IF_EMPTY_DROP ? VERDICT_DROP : VERDICT_REJECT;
+	}
+
+	if (!affinity_s || !remembered(&who, affinity_s * 1000000000ULL, &key, &pool, &slot)) {
+		key.slot = pool.first + (__u32)((__u64)bpf_get_prandom_u32() * pool.count >> 32);
+		if (!read_slot(&key, &slot))
+			return VERDICT_AGAIN;
+	}
+	if (affinity_s)
+		remember(&who, &slot, key.slot - pool.first);
+	out->addr = slot.addr;
+	out->port = slot.port;
+	out->flags = slot.flags;
+	out->service = id;
+	out->generation = key.generation;
+	return VERDICT_FORWARD;
+}
+
+static __always_inline enum verdict choose_once(const struct request *r, struct answer *out)
+{
+	struct frontend f;
+	__u32 pool;
+
+	if (!find_frontend(&r->to, &f))
+		return VERDICT_NONE;
+	if (f.sources && r->address_unknown)
+		return VERDICT_UNKNOWN;
+	if (!source_allowed(&f, &r->client)) {
+		count(STAT_DROPPED_SOURCE);
+		return VERDICT_DROP;
+	}
+	out->snat = f.snat;
+	pool = r->kind == CLIENT_OUTSIDE ? f.pool : f.inside;
+	return pick(f.service, pool, &r->client, out);
+}
+
+/* Chooses an endpoint for a new connection or flow. It counts what it drops
+ * and rejects; never VERDICT_AGAIN. */
+static __noinline enum verdict choose(const struct request *r, struct answer *out)
+{
+	for (int i = 0; i < MAX_SELECT_TRIES; i++) {
+		enum verdict v = choose_once(r, out);
+
+		if (v == VERDICT_AGAIN)
+			continue;
+		if (v == VERDICT_FORWARD)
+			count(STAT_FORWARDED);
+		return v;
+	}
+	count(STAT_DROPPED_OVERTAKEN);
+	return VERDICT_DROP;
+}
+
+/* Whether an endpoint may keep a flow of a Service port: it is still in the
+ * pool that this client is served from. */
+static __noinline bool still_serves(const struct request *r, const struct affinity *endpoint)
+{
+	struct frontend f;
+	const struct service *svc;
+	struct slot_key key = {};
+	struct pool pool;
+	struct slot slot;
+	__u32 index;
+
+	if (!find_frontend(&r->to, &f))
+		return false;
+	svc = bpf_map_lookup_elem(&services, &f.service);
+	if (!svc)
+		return false;
+	index = (r->kind == CLIENT_OUTSIDE ? f.pool : f.inside) & (MAX_POOLS - 1);
+	key.service = f.service;
+	key.generation = READ_ONCE(svc->generation);
+	pool = svc->pools[index];
+	barrier();
+	if (READ_ONCE(svc->id) != f.service || READ_ONCE(svc->generation) != key.generation)
+		return false;
+	return find_slot(&key, &pool, endpoint, &slot);
+}
