@@ -173,6 +173,16 @@ func TestAChangeTouchesWhatItIsAbout(t *testing.T) {
 		s.Endpoints[n].Zones = []string{"z2"}
 		return s
 	}
+	with := func(change func(*facts.Service)) facts.Change {
+		s := svc("a", 1)
+		s.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
+		s.ExternalLocal, s.HealthCheckPort = true, 32000
+		if change != nil {
+			change(s)
+		}
+		return put(s)
+	}
+	ranges := func(s *facts.Service) { s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")} }
 	for _, tc := range []struct {
 		name      string
 		before    facts.Change
@@ -194,6 +204,22 @@ func TestAChangeTouchesWhatItIsAbout(t *testing.T) {
 		{"the order of endpoints", facts.Change{}, putSlices(set("a-1", "a", 2, 1)), false, nil},
 		{"a slice of a Service that does not exist", facts.Change{}, putSlices(set("c-1", "c", 9)), false, nil},
 		{"and then the Service", putSlices(set("c-1", "c", 9)), put(svc("c", 3)), true, []string{"c"}},
+		{"its affinity", with(nil), with(func(s *facts.Service) { s.Affinity = time.Hour }), true, []string{"a"}},
+		{"its source ranges", with(nil), with(ranges), true, []string{"a"}},
+		{"its internal policy", with(nil), with(func(s *facts.Service) { s.InternalLocal = true }), true, []string{"a"}},
+		{"its external policy", with(nil), with(func(s *facts.Service) { s.ExternalLocal = false }), true, []string{"a"}},
+		{"its health check port", with(nil), with(func(s *facts.Service) { s.HealthCheckPort++ }), true, []string{"a"}},
+		{"its age, where nobody contests it", with(nil), with(func(s *facts.Service) { s.Created = 7 }), false, nil},
+		{"a local endpoint, for the health check too", with(nil), putSlices(func() *facts.Slice {
+			s := set("a-1", "a", 1, 2)
+			s.Endpoints[0].Local = true
+			return s
+		}()), true, []string{"a"}},
+		{"the node's address, where source ranges look at it", with(ranges), putNode(func() *facts.Node {
+			n := hereNode()
+			n.IPs = []netip.Addr{netip.MustParseAddr("198.51.100.9")}
+			return n
+		}()), true, []string{"a"}},
 		{"a Service removed", facts.Change{}, facts.Change{Services: facts.Delta[facts.Service]{Remove: removed("b")}}, true, []string{"b"}},
 		{"a slice removed", facts.Change{}, facts.Change{Slices: facts.Delta[facts.Slice]{Remove: removed("b-1")}}, true, []string{"b"}},
 		{"what does not exist removed", facts.Change{}, facts.Change{Services: facts.Delta[facts.Service]{Remove: removed("x")}, Slices: facts.Delta[facts.Slice]{Remove: removed("x")}}, false, nil},
@@ -227,6 +253,30 @@ func TestAChangeTouchesWhatItIsAbout(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPodRangesOfAFamilyAppear: masquerading follows who can be told from a pod.
+func TestPodRangesOfAFamilyAppear(t *testing.T) { // KUBE-PROXY §1.13
+	w := watch(t, func(o *Options) { o.DetectLocal.Mode = NodeCIDR })
+	w.SetAddresses(nil)
+	dual := svc("a", 1)
+	dual.ClusterIPs = append(dual.ClusterIPs, netip.MustParseAddr("fd00:96::1"))
+	node := hereNode()
+	node.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
+	w.Apply(known([]*facts.Service{dual}, nil, node))
+	check := func(want map[dataplane.Family]dataplane.SNAT) {
+		t.Helper()
+		for p := range w.last().Ports.All() {
+			if got := p.Frontends[0].SNAT; got != want[p.ID.Family] {
+				t.Errorf("%s: %s", p.ID, got)
+			}
+		}
+	}
+	check(map[dataplane.Family]dataplane.SNAT{dataplane.IPv4: dataplane.SNATNonPods, dataplane.IPv6: dataplane.SNATNone})
+	both := *node
+	both.PodCIDRs = append(slices.Clone(node.PodCIDRs), netip.MustParsePrefix("fd00:1::/64"))
+	w.Apply(putNode(&both))
+	check(map[dataplane.Family]dataplane.SNAT{dataplane.IPv4: dataplane.SNATNonPods, dataplane.IPv6: dataplane.SNATNonPods})
 }
 
 func TestAddressesAreFollowed(t *testing.T) { // KUBE-PROXY §1.10, better than its §6.5

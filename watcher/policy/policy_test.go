@@ -134,6 +134,22 @@ func TestSlices(t *testing.T) {
 	}
 }
 
+func TestOfSlicesThatDifferTheLastByNameCounts(t *testing.T) { // KUBE-PROXY §1.2
+	p := one(t, build(t, service(nil), env(), slice("a", l1+" local"), slice("b", l1)), dataplane.IPv4)
+	if e := p.Frontends[0].Pool.Endpoints; len(e) != 1 || e[0].Local {
+		t.Errorf("got %+v", e)
+	}
+}
+
+func TestInsideIsLeftOutWhereItIsThePool(t *testing.T) {
+	p := one(t, build(t, service(all(loadBalancer, externalLocal)), env(), slice("a", l1+" local", l2+" local")), dataplane.IPv4)
+	for _, f := range p.Frontends {
+		if f.Inside != nil {
+			t.Errorf("%s: %s", f.Kind, poolOf(f.Inside))
+		}
+	}
+}
+
 // TestPolicies is the matrix of who gets which set, and who is masqueraded:
 // KUBE-PROXY §1.5 and §1.13. One endpoint is here, one elsewhere.
 func TestPolicies(t *testing.T) {
@@ -408,9 +424,11 @@ func TestHealthCheck(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			other := slice("b", l2+" local")
 			other.Ports[0].Name = new("other")
+			portless := slice("d", "10.244.1.9 local")
+			portless.Ports = nil
 			ports := build(t, service(tc.service), env(),
 				slice("a", l1+" local", r1, "10.244.1.3 local terminating", "10.244.1.4 local unready"), slice("aa", l1+" local"), other,
-				slice("c", "fd00::1 local"))
+				slice("c", "fd00::1 local"), portless)
 			if len(ports) != 4 {
 				t.Fatalf("%d ports", len(ports))
 			}
