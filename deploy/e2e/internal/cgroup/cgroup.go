@@ -146,10 +146,11 @@ func (t Tree) V1Paths(group string) []string {
 	return all
 }
 
-// Join moves the process into the groups that are these folders.
+// Join moves the process into the groups that are these folders. It is no error
+// if the process has ended.
 func Join(pid int, folders ...string) error {
 	for _, dir := range folders {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("put process %d into cgroup %s: %w", pid, dir, err)
 		}
 	}

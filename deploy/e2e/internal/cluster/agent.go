@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"strconv"
 	"time"
@@ -64,7 +63,7 @@ func (l *Lab) StartAgent(ctx context.Context, n Node) error {
 	const limit = 60 * time.Second // it may itself wait for the Node's addresses
 	return Wait(ctx, "the agent on "+n.Name, limit, func(ctx context.Context) error {
 		if !l.programs.Alive(agentOn(n)) {
-			return fmt.Errorf("%s has ended", l.Agent.Name)
+			return errEnded
 		}
 		return get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+l.Agent.ready())
 	})

@@ -1,11 +1,14 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 )
@@ -224,5 +227,34 @@ func TestParallel(t *testing.T) {
 	)
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWait(t *testing.T) {
+	soon := errors.New("not yet")
+	cases := map[string]struct {
+		answers []error // of the probe, the last one for ever
+		want    error
+		calls   int // at least
+	}{
+		"at once":                 {answers: []error{nil}, calls: 1},
+		"the second time":         {answers: []error{soon, nil}, calls: 2},
+		"never":                   {answers: []error{soon}, want: soon, calls: 2},
+		"the program has crashed": {answers: []error{soon, errEnded, nil}, want: errEnded, calls: 2},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			calls := 0
+			err := Wait(t.Context(), "it", 300*time.Millisecond, func(context.Context) error {
+				calls++
+				return c.answers[min(calls, len(c.answers))-1]
+			})
+			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+			if calls < c.calls {
+				t.Errorf("%d calls, want at least %d", calls, c.calls)
+			}
+		})
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -128,7 +127,7 @@ func (l *Lab) apiServerReady(ctx context.Context) error {
 	const limit = 60 * time.Second
 	return Wait(ctx, "the API server", limit, func(ctx context.Context) error {
 		if !l.programs.Alive(apiserver) {
-			return errors.New("kube-apiserver has ended")
+			return errEnded
 		}
 		return get(ctx, client, l.server()+"/readyz")
 	})

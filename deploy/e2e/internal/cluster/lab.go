@@ -117,6 +117,9 @@ func (l *Lab) eachNode(do func(Node) error) error {
 	return parallel(jobs...)
 }
 
+// errEnded says that a program will not come up, so that waiting is in vain.
+var errEnded = errors.New("the program has ended; see its log")
+
 // Wait calls probe until it succeeds, at most for limit. Its error is the last
 // that probe gave before the time was up.
 func Wait(ctx context.Context, what string, limit time.Duration, probe func(context.Context) error) error {
@@ -127,6 +130,9 @@ func Wait(ctx context.Context, what string, limit time.Duration, probe func(cont
 		err := probe(ctx)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, errEnded) {
+			return fmt.Errorf("wait for %s: %w", what, err)
 		}
 		if last == nil || ctx.Err() == nil {
 			last = err

@@ -77,7 +77,10 @@ func (l *Lab) importImage(ctx context.Context, n Node) error {
 	err := Wait(ctx, "containerd on "+n.Name, limit, func(ctx context.Context) error {
 		// Until node.sh has become containerd, the node's mounts are not in
 		// place, and ctr could meet a containerd of the machine itself.
-		r, _ := l.programs.Find(containerdOn(n))
+		r, alive := l.programs.Find(containerdOn(n))
+		if !alive {
+			return errEnded
+		}
 		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", r.PID))
 		if err != nil {
 			return err
