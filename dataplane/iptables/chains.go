@@ -3,7 +3,6 @@ package iptables
 import (
 	"crypto/sha256"
 	"encoding/base32"
-	"strconv"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -67,9 +66,9 @@ func isOwn(chain string) bool {
 	return len(chain) > len(prefixPool) && strings.HasPrefix(chain, "SY-") && chain[3] >= 'A' && chain[3] <= 'Z' && chain[4] == '-'
 }
 
-// portChain names the i-th chain of one kind of a ServicePort.
-func portChain(prefix string, id dataplane.PortID, i int) string {
-	return prefix + hash(id.Namespace, id.Service, id.Port, id.Protocol.String(), strconv.Itoa(i))
+// portHash stands for a ServicePort in the names of its chains.
+func portHash(id dataplane.PortID) string {
+	return hash(id.Namespace, id.Service, id.Port, id.Protocol.String())
 }
 
 // recentList names the list of clients that stay with one endpoint of a

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -177,22 +178,46 @@ func firstLines(out []byte) string {
 	return text
 }
 
-// save reads a table back.
-func (c *commands) save(ctx context.Context, table string) ([]byte, error) {
+// scan reads a table back, line by line as iptables-save prints it. A line is
+// only valid until the next one.
+func (c *commands) scan(ctx context.Context, table string, line func([]byte)) error {
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, c.savePath, "-t", table)
 	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("running %s: %w", c.savePath, err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("running %s: %w", c.savePath, err)
+	}
+	var strange error
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if bytes.Contains(lines.Bytes(), []byte("use 'nft' tool")) {
+			strange = fmt.Errorf("another program keeps something in it that iptables cannot read: %s", lines.Bytes())
+		}
+		line(lines.Bytes())
+	}
+	err = errors.Join(lines.Err(), cmd.Wait(), strange)
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%s stopped: %w", c.savePath, ctx.Err())
+		return fmt.Errorf("%s stopped: %w", c.savePath, ctx.Err())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading table %s with %s: %w: %s", table, c.savePath, err, firstLines(stderr.Bytes()))
+		return fmt.Errorf("reading table %s with %s: %w: %s", table, c.savePath, err, firstLines(stderr.Bytes()))
 	}
-	if bytes.Contains(out, []byte("incompatible")) {
-		return nil, fmt.Errorf("reading table %s with %s: another program keeps chains in it that iptables cannot read: %s", table, c.savePath, firstLines(out))
+	return nil
+}
+
+// read reads back what a table has of ours.
+func (c *commands) read(ctx context.Context, table string) (*saved, error) {
+	s := newSaved()
+	if err := c.scan(ctx, table, s.line); err != nil {
+		return nil, err
 	}
-	return out, nil
+	s.end()
+	return s, nil
 }
 
 // legacyTables are the tables that legacy iptables has in this network

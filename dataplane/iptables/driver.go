@@ -153,11 +153,10 @@ func clean(ctx context.Context, cmds *commands, f dataplane.Family) error {
 		if !cmds.has(table, f) {
 			continue
 		}
-		out, err := cmds.save(ctx, table)
+		s, err := cmds.read(ctx, table)
 		if err != nil {
 			return err
 		}
-		s := parseSaved(out)
 		if f == dataplane.IPv4 && localnetOf(s.chains[chainInput]) == localnetSwitch {
 			if err := setRouteLocalnet(false); err != nil {
 				return err

@@ -37,11 +37,11 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 	h.model = nil
 	have := map[string]*saved{}
 	for _, table := range []string{tableFilter, tableNAT} {
-		out, err := h.commands.save(ctx, table)
+		s, err := h.commands.read(ctx, table)
 		if err != nil {
 			return nil, err
 		}
-		have[table] = parseSaved(out)
+		have[table] = s
 	}
 	h.localnet = localnetOf(have[tableFilter].chains[chainInput])
 	next, err := h.env(want)
@@ -50,12 +50,19 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 	}
 	plan := func(changes []change) (*transaction, func()) {
 		h.model = newModel(next)
-		d := h.model.apply(changes, next)
-		d.put(tableNAT, natConstants(&next)...)
-		d.put(tableFilter, filterConstants(&next)...)
-		tx := &transaction{}
+		wanted := map[string]map[string]bool{tableFilter: {}, tableNAT: {}}
+		d := newDelta()
+		d.keep = func(table string, c *chain) bool {
+			wanted[table][c.name] = true
+			differs, there := have[table].differs(*c)
+			c.fresh = !there
+			return differs
+		}
+		h.model.start(changes, d)
+		clear(d.remove) // only what was read back is there to be removed
+		tx := newTransaction(d)
 		for table, s := range have {
-			s.repair(table, d.write[table], tx.table(table))
+			s.repair(table, wanted[table], tx.table(table))
 		}
 		tx.trim()
 		return tx, func() { h.model = nil }
@@ -82,13 +89,14 @@ func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []cha
 	next.dropInvalid = h.model.env.dropInvalid
 	before := h.model.env
 	plan := func(changes []change) (*transaction, func()) {
-		d := h.model.apply(changes, next)
+		d := newDelta()
+		h.model.apply(changes, next, d)
 		return newTransaction(d), func() {
 			back := make([]change, 0, len(changes))
 			for _, c := range changes {
 				back = append(back, change{old: c.new, new: c.old})
 			}
-			h.model.apply(back, before)
+			h.model.apply(back, before, newDelta())
 		}
 	}
 	again := func(change) (change, bool) { return change{}, false }
@@ -100,7 +108,7 @@ func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []cha
 func (h *half) program(ctx context.Context, m *model, next env, changes []change, plan attempt, again func(change) (change, bool)) (refused, error) {
 	bad := refused{}
 	leave := func(why refused) { changes = drop(changes, why, bad, again) }
-	for why := m.vet(changes, &next); len(why) > 0; why = m.vet(changes, &next) {
+	for why := m.vet(changes); len(why) > 0; why = m.vet(changes) {
 		leave(why)
 	}
 	tx, undo := plan(changes)
@@ -113,7 +121,7 @@ func (h *half) program(ctx context.Context, m *model, next env, changes []change
 			return nil, errors.Join(err, tryErr)
 		}
 		leave(why)
-		for why := m.vet(changes, &next); len(why) > 0; why = m.vet(changes, &next) {
+		for why := m.vet(changes); len(why) > 0; why = m.vet(changes) {
 			leave(why)
 		}
 		tx, _ = plan(changes)
@@ -248,9 +256,8 @@ func (h *half) enterLocalnet() {
 func (h *half) probe(ctx context.Context) error {
 	e := env{family: h.family, marks: h.marks, randomFully: h.commands.randomFully, dropInvalid: true}
 	m := newModel(e)
-	d := m.apply(nil, e)
-	d.put(tableNAT, natConstants(&e)...)
-	d.put(tableFilter, filterConstants(&e)...)
+	d := newDelta()
+	m.start(nil, d)
 	tx := newTransaction(d)
 	if err := h.commands.test(ctx, tx.text()); err != nil {
 		return fmt.Errorf("%w: iptables-%s for %s: %w", dataplane.ErrUnsupported, h.commands.variant, h.family, err)

@@ -271,7 +271,11 @@ func TestReadBack(t *testing.T) {
 		k.mustSync(b, nil, want)
 		k.mustHold(b, want)
 		for table, chains := range freshChains(want, dataplane.IPv4) {
-			have := parseSaved([]byte(k.do("iptables-save -t " + table)))
+			have := newSaved()
+			for line := range strings.Lines(k.do("iptables-save -t " + table)) {
+				have.line([]byte(strings.TrimSuffix(line, "\n")))
+			}
+			have.end()
 			for _, c := range chains {
 				if have.chains[c.name] != c.body {
 					t.Errorf("chain %s: written\n%sread back\n%s", c.name, c.body, have.chains[c.name])
@@ -295,9 +299,8 @@ func freshChains(s *dataplane.Snapshot, f dataplane.Family) map[string][]chain {
 	e := testEnv(f)
 	e.see(s, true)
 	e.localnet = localnetSwitch
-	d := newModel(*e).apply(changesOf(f, &dataplane.Snapshot{Node: s.Node}, s), *e)
-	d.put(tableNAT, natConstants(e)...)
-	d.put(tableFilter, filterConstants(e)...)
+	d := newDelta()
+	newModel(*e).start(changesOf(f, &dataplane.Snapshot{Node: s.Node}, s), d)
 	return d.write
 }
 
@@ -398,7 +401,7 @@ func TestForeignRuleKeepsOurChain(t *testing.T) {
 		first, second := snapshot(services(dataplane.IPv4, 5, 2)...), snapshot(services(dataplane.IPv4, 4, 2)...)
 		b := k.open()
 		k.mustSync(b, nil, first)
-		gone := portChain(prefixPool, service(dataplane.IPv4, 4, 2).ID, 0)
+		gone := prefixPool + portHash(service(dataplane.IPv4, 4, 2).ID) + "-0"
 		k.do("iptables -t nat -N OTHER")
 		k.do("iptables -t nat -A OTHER -j " + gone)
 		k.mustSync(b, first, second)

@@ -32,7 +32,7 @@ type model struct {
 	addresses *tree
 	hairpin   *tree
 	health    *tree
-	owners    map[string]dataplane.PortID // of each ServicePort's chains, to find equal names
+	owners    map[string]dataplane.PortID // by portHash, to find two of the same
 }
 
 // Greatest depths of the trees. nft refuses a ruleset in which a chain is 16
@@ -73,18 +73,23 @@ func (m *model) trees() []*tree {
 type delta struct {
 	write  map[string][]chain // by table
 	remove map[string][]string
+	// keep, if set, tells whether a chain must be written, and may complete it.
+	keep func(table string, c *chain) bool
 }
 
 func newDelta() *delta { return &delta{write: map[string][]chain{}, remove: map[string][]string{}} }
 
-func (d *delta) empty() bool { return len(d.write) == 0 && len(d.remove) == 0 }
+func (d *delta) put(table string, chains ...chain) {
+	for _, c := range chains {
+		if d.keep == nil || d.keep(table, &c) {
+			d.write[table] = append(d.write[table], c)
+		}
+	}
+}
 
-func (d *delta) put(table string, c ...chain) { d.write[table] = append(d.write[table], c...) }
-
-// apply moves the model on and tells what to write for it. The changes must
+// apply moves the model on and adds to d what to write for it. The changes must
 // have passed vet.
-func (m *model) apply(changes []change, next env) *delta {
-	d := newDelta()
+func (m *model) apply(changes []change, next env, d *delta) {
 	m.applyEnv(next, d)
 	before := m.env
 	m.env = next
@@ -96,7 +101,13 @@ func (m *model) apply(changes []change, next env) *delta {
 	for _, t := range m.trees() {
 		t.flush(d)
 	}
-	return d
+}
+
+// start is apply to a model of empty tables: all chains are written.
+func (m *model) start(changes []change, d *delta) {
+	d.put(tableFilter, filterConstants(&m.env)...)
+	d.put(tableNAT, natConstants(&m.env)...)
+	m.apply(changes, m.env, d)
 }
 
 // applyEnv writes the constant chains that another env changes.
@@ -149,11 +160,11 @@ func (m *model) applyPort(c change, before *env, d *delta, ed edits) {
 		m.shared(c.new, ed.share)
 	}
 	differing(old.chains, cur.chains, tableNAT, d)
-	for _, ch := range old.chains {
-		delete(m.owners, ch.name)
+	if c.old != nil {
+		delete(m.owners, portHash(c.old.ID))
 	}
-	for _, ch := range cur.chains {
-		m.owners[ch.name] = c.new.ID
+	if c.new != nil {
+		m.owners[portHash(c.new.ID)] = c.new.ID
 	}
 	for _, e := range old.entries {
 		ed.unshare(m.treeOf(e), e.key)
@@ -208,63 +219,61 @@ func addressTarget(a netip.Prefix) string {
 var errTaken = errors.New("taken by another Service port")
 
 // vet finds the changes that cannot be written, before anything is.
-func (m *model) vet(changes []change, next *env) map[dataplane.PortID]error {
-	bad := map[dataplane.PortID]error{}
-	freed := map[*tree]map[string]bool{m.frontends: {}, m.nodePorts: {}}
+func (m *model) vet(changes []change) refused {
+	bad := refused{}
+	freed := map[treeKey]bool{}
 	for _, c := range changes {
-		if c.old == nil {
-			continue
-		}
-		for _, e := range renderPort(c.old, &m.env).entries {
-			freed[m.treeOf(e)][e.key] = true
+		if c.old != nil {
+			for i := range c.old.Frontends {
+				freed[m.keyOf(c.old, i)] = true
+			}
 		}
 	}
-	taken := map[*tree]map[string]bool{m.frontends: {}, m.nodePorts: {}}
-	names := map[string]bool{}
+	taken := map[treeKey]bool{}
+	hashes := map[string]bool{}
 	for _, c := range changes {
 		if c.new == nil {
 			continue
 		}
-		if err := vetPort(c.new); err != nil {
+		err := vetPort(c.new)
+		if err == nil {
+			err = m.vetFrontends(c.new, freed, taken)
+		}
+		h := portHash(c.new.ID)
+		if owner, have := m.owners[h]; have && owner != c.new.ID || hashes[h] {
+			err = fmt.Errorf("the names of its chains, %s: %w", h, errTaken)
+		}
+		if err != nil {
 			bad[c.id()] = err
 			continue
 		}
-		if err := m.vetNames(c, next, freed, taken, names); err != nil {
-			bad[c.id()] = err
+		hashes[h] = true
+		for i := range c.new.Frontends {
+			taken[m.keyOf(c.new, i)] = true
 		}
 	}
 	return bad
 }
 
-func (m *model) vetNames(c change, next *env, freed, taken map[*tree]map[string]bool, names map[string]bool) error {
-	rules := renderPort(c.new, next)
-	for i, e := range rules.entries {
-		t := m.treeOf(e)
-		if _, have := t.Get(e.key); have && !freed[t][e.key] || taken[t][e.key] {
-			return fmt.Errorf("frontend %s %s: %w", c.new.Frontends[i].Kind, c.new.Frontends[i].Addr, errTaken)
+func (m *model) vetFrontends(p *dataplane.ServicePort, freed, taken map[treeKey]bool) error {
+	for i, f := range p.Frontends {
+		at := m.keyOf(p, i)
+		if _, have := at.tree.Get(at.key); have && !freed[at] || taken[at] {
+			return fmt.Errorf("frontend %s %s: %w", f.Kind, f.Addr, errTaken)
 		}
-	}
-	for _, ch := range rules.chains {
-		if owner, have := m.owners[ch.name]; have && owner != c.id() || names[ch.name] {
-			return fmt.Errorf("chain name %s: %w", ch.name, errTaken)
-		}
-	}
-	for _, e := range rules.entries {
-		taken[m.treeOf(e)][e.key] = true
-	}
-	for _, ch := range rules.chains {
-		names[ch.name] = true
 	}
 	return nil
 }
 
-// everything is all chains that the model's tables hold but the ServicePorts'
-// own, as a delta.
-func (m *model) everything() *delta {
-	d := newDelta()
-	d.put(tableNAT, natConstants(&m.env)...)
-	d.put(tableFilter, filterConstants(&m.env)...)
-	return d
+// treeKey is a place in a tree.
+type treeKey struct {
+	tree *tree
+	key  string
+}
+
+func (m *model) keyOf(p *dataplane.ServicePort, i int) treeKey {
+	e := entryOf(p, &p.Frontends[i])
+	return treeKey{m.treeOf(e), e.key}
 }
 
 // tree is a tree of chains in one table. Several ServicePorts may share an

@@ -27,19 +27,20 @@ func TestSteps(t *testing.T) {
 				e := *testEnv(f)
 				m := newModel(e)
 				kernel := kernelTables{tableNAT: {}, tableFilter: {}}
-				d := m.apply(nil, e)
-				d.put(tableNAT, natConstants(&e)...)
-				d.put(tableFilter, filterConstants(&e)...)
+				d := newDelta()
+				m.start(nil, d)
 				kernel.apply(t, d)
 				for range rapid.IntRange(1, 8).Draw(t, "steps") {
 					want := g.next(held)
 					next := e
 					next.see(want, true)
 					changes := changesOf(f, held, want)
-					if bad := m.vet(changes, &next); len(bad) > 0 {
+					if bad := m.vet(changes); len(bad) > 0 {
 						t.Fatalf("refused: %v", bad)
 					}
-					kernel.apply(t, m.apply(changes, next))
+					d := newDelta()
+					m.apply(changes, next, d)
+					kernel.apply(t, d)
 					kernel.mustEqual(t, freshTables(t, f, want))
 					checkPackets(t, kernel[tableNAT], f, want)
 					checkObserved(t, kernel[tableNAT], f, want)
@@ -105,9 +106,8 @@ func freshTables(t *rapid.T, f dataplane.Family, s *dataplane.Snapshot) kernelTa
 	e := *testEnv(f)
 	e.see(s, true)
 	m := newModel(e)
-	d := m.apply(changesOf(f, &dataplane.Snapshot{Node: s.Node}, s), e)
-	d.put(tableNAT, natConstants(&e)...)
-	d.put(tableFilter, filterConstants(&e)...)
+	d := newDelta()
+	m.start(changesOf(f, &dataplane.Snapshot{Node: s.Node}, s), d)
 	k := kernelTables{tableNAT: {}, tableFilter: {}}
 	k.apply(t, d)
 	return k
@@ -353,9 +353,9 @@ func TestVet(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			e := *testEnv(dataplane.IPv4)
 			m := newModel(e)
-			m.apply([]change{{new: held}}, e)
+			m.apply([]change{{new: held}}, e, newDelta())
 			var bad []string
-			for id := range m.vet(c.changes, &e) {
+			for id := range m.vet(c.changes) {
 				bad = append(bad, id.Service)
 			}
 			if !slices.Equal(bad, c.bad) {

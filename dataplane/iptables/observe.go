@@ -17,11 +17,11 @@ import (
 func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 	o := &dataplane.Observation{}
 	for _, h := range b.halves {
-		out, err := h.commands.save(ctx, tableNAT)
+		nat, err := h.commands.read(ctx, tableNAT)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
-		w := walker{family: h.family, saved: parseSaved(out), pools: map[string]way{}}
+		w := walker{family: h.family, saved: nat, pools: map[string]way{}}
 		if err := w.walk(); err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
@@ -29,10 +29,11 @@ func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 		if len(w.frontends) == 0 {
 			continue
 		}
-		if out, err = h.commands.save(ctx, tableFilter); err != nil {
+		filter, err := h.commands.read(ctx, tableFilter)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
-		if err := parseSaved(out).enforces(); err != nil {
+		if err := filter.enforces(); err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
 	}

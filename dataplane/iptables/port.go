@@ -51,7 +51,7 @@ type portRules struct {
 // (where they are limited), entry (where whom to masquerade or the pool depends
 // on more than the pool chain can tell), pool.
 func renderPort(p *dataplane.ServicePort, e *env) portRules {
-	r := portRenderer{port: p, env: e}
+	r := portRenderer{port: p, env: e, hash: portHash(p.ID)}
 	for i := range p.Frontends {
 		f := &p.Frontends[i]
 		if f.Inside == nil || f.Inside == f.Pool {
@@ -66,7 +66,7 @@ func renderPort(p *dataplane.ServicePort, e *env) portRules {
 		if !u.direct {
 			u.snat = dataplane.SNATNone
 		}
-		r.rules.chains = append(r.rules.chains, r.pool(portChain(prefixPool, p.ID, i), *u))
+		r.rules.chains = append(r.rules.chains, r.pool(r.name(prefixPool, i), *u))
 	}
 	for i := range p.Frontends {
 		r.frontend(&p.Frontends[i])
@@ -77,6 +77,7 @@ func renderPort(p *dataplane.ServicePort, e *env) portRules {
 type portRenderer struct {
 	port    *dataplane.ServicePort
 	env     *env
+	hash    string
 	pools   []poolUse
 	entries []chain // by index in the names; bodies found again are shared
 	sources []chain
@@ -121,6 +122,11 @@ func (r *portRenderer) use(pool *dataplane.Pool, most dataplane.SNAT, who client
 	}
 	r.pools[i].snat = min(r.pools[i].snat, most)
 	r.pools[i].direct = r.pools[i].direct || who == clientsAll
+}
+
+// name is the i-th chain of one kind of this ServicePort.
+func (r *portRenderer) name(prefix string, i int) string {
+	return prefix + r.hash + "-" + strconv.Itoa(i)
 }
 
 func (r *portRenderer) poolChain(pool *dataplane.Pool) (string, dataplane.SNAT) {
@@ -208,16 +214,18 @@ func (r *portRenderer) frontend(f *dataplane.Frontend) {
 		b.WriteString("-g " + chainDrop + "\n")
 		target = r.before(prefixSources, &r.sources, b.String())
 	}
-	id := r.port.ID
-	key := portKey(id.Protocol, f.Addr.Port())
-	if f.Kind != dataplane.NodePort {
-		key = addrKey(f.Addr.Addr()) + key
+	e := entryOf(r.port, f)
+	e.value = comment(portName(r.port.ID)+" "+f.Kind.String()) + " -g " + target
+	r.rules.entries = append(r.rules.entries, e)
+}
+
+// entryOf is the entry of a frontend, without its value.
+func entryOf(p *dataplane.ServicePort, f *dataplane.Frontend) entry {
+	key := portKey(p.ID.Protocol, f.Addr.Port())
+	if f.Kind == dataplane.NodePort {
+		return entry{nodePort: true, key: key}
 	}
-	r.rules.entries = append(r.rules.entries, entry{
-		nodePort: f.Kind == dataplane.NodePort,
-		key:      key,
-		value:    comment(portName(id)+" "+f.Kind.String()) + " -g " + target,
-	})
+	return entry{key: addrKey(f.Addr.Addr()) + key}
 }
 
 // before gives the chain of a kind with this body, and adds it if there is none.
@@ -227,7 +235,7 @@ func (r *portRenderer) before(prefix string, have *[]chain, body string) string 
 			return c.name
 		}
 	}
-	c := chain{name: portChain(prefix, r.port.ID, len(*have)), body: body, rank: rankEntry}
+	c := chain{name: r.name(prefix, len(*have)), body: body, rank: rankEntry}
 	if prefix == prefixSources {
 		c.rank = rankSources
 	}

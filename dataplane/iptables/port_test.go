@@ -214,12 +214,11 @@ func fullText(s *dataplane.Snapshot, f dataplane.Family) []byte {
 	for p := range s.Ports.All() {
 		changes = append(changes, change{new: p})
 	}
-	d := newModel(*e).apply(changes, *e)
-	d.put(tableNAT, natConstants(e)...)
-	d.put(tableFilter, filterConstants(e)...)
-	tx := &transaction{}
+	d := newDelta()
+	newModel(*e).start(changes, d)
+	tx := newTransaction(d)
 	for _, table := range []string{tableFilter, tableNAT} {
-		(&saved{}).repair(table, d.write[table], tx.table(table))
+		newSaved().repair(table, nil, tx.table(table))
 	}
 	return tx.text()
 }

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bufio"
 	"bytes"
 	"maps"
 	"slices"
@@ -11,7 +10,10 @@ import (
 // saved is a table as iptables-save printed it, as far as it is ours.
 type saved struct {
 	chains map[string]string // our chains: their rules, as in chain
-	jumps  []builtinRule     // rules of foreign chains that lead to ours
+	jumps  []builtinRule     // rules of other chains that lead to ours
+
+	name string // while reading: the chain whose rules come, if it is ours
+	body bytes.Buffer
 }
 
 // builtinRule is a rule of a chain that is not ours.
@@ -20,46 +22,40 @@ type builtinRule struct {
 	rule  string
 }
 
-// parseSaved reads one table.
-func parseSaved(out []byte) *saved {
-	s := &saved{chains: map[string]string{}}
-	var name string       // of the chain whose rules come
-	var body bytes.Buffer // its rules
-	done := func() {
-		if name != "" && body.Len() > 0 {
-			s.chains[name] += body.String()
+func newSaved() *saved { return &saved{chains: map[string]string{}} }
+
+// line takes one line of the table.
+func (s *saved) line(line []byte) {
+	switch {
+	case bytes.HasPrefix(line, []byte(":")):
+		chain, _, _ := bytes.Cut(line[1:], []byte(" "))
+		if isOwn(string(chain)) {
+			s.chains[string(chain)] = ""
 		}
-		body.Reset()
-	}
-	lines := bufio.NewScanner(bytes.NewReader(out))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		line := lines.Bytes()
-		switch {
-		case bytes.HasPrefix(line, []byte(":")):
-			chain, _, _ := strings.Cut(string(line[1:]), " ")
-			if isOwn(chain) {
-				s.chains[chain] = ""
-			}
-		case bytes.HasPrefix(line, []byte("-A ")):
-			chain, rule, _ := bytes.Cut(line[3:], []byte(" "))
-			if string(chain) != name {
-				done()
-				name = ""
-				if isOwn(string(chain)) {
-					name = string(chain)
-				}
-			}
-			if name != "" {
-				body.Write(rule)
-				body.WriteByte('\n')
-			} else if target := targetOf(string(rule)); isOwn(target) {
-				s.jumps = append(s.jumps, builtinRule{string(chain), string(rule)})
+	case bytes.HasPrefix(line, []byte("-A ")):
+		chain, rule, _ := bytes.Cut(line[3:], []byte(" "))
+		if string(chain) != s.name {
+			s.end()
+			if isOwn(string(chain)) {
+				s.name = string(chain)
 			}
 		}
+		if s.name != "" {
+			s.body.Write(rule)
+			s.body.WriteByte('\n')
+		} else if target := targetOf(string(rule)); isOwn(target) {
+			s.jumps = append(s.jumps, builtinRule{string(chain), string(rule)})
+		}
 	}
-	done()
-	return s
+}
+
+// end closes the chain whose rules came last.
+func (s *saved) end() {
+	if s.name != "" {
+		s.chains[s.name] += s.body.String()
+	}
+	s.name = ""
+	s.body.Reset()
 }
 
 // targetOf is the chain that a rule jumps or goes to, or its target.
@@ -96,37 +92,35 @@ func isBuiltin(chain string) bool {
 	return false
 }
 
-// repair notes what turns one table, as read back, into the wanted one: chains
-// that differ, chains and jumps that are missing, and those that are too many.
-func (s *saved) repair(table string, wanted []chain, t *tableText) {
-	keep := make(map[string]bool, len(wanted))
-	for _, c := range wanted {
-		keep[c.name] = true
-		if have, ok := s.chains[c.name]; !ok || !equalRules(c.body, have) {
-			c.fresh = !ok
-			t.write = append(t.write, c)
-		}
-	}
+// differs tells whether a wanted chain must be written, and whether it is there.
+func (s *saved) differs(c chain) (differs, there bool) {
+	have, there := s.chains[c.name]
+	return !there || !equalRules(c.body, have), there
+}
+
+// repair notes, beside the chains that differ, what turns one table into the
+// wanted one: jumps that are missing, and chains and jumps that are too many.
+func (s *saved) repair(table string, wanted map[string]bool, t *tableText) {
 	for _, name := range slices.Sorted(maps.Keys(s.chains)) {
-		if !keep[name] {
+		if !wanted[name] {
 			t.remove = append(t.remove, name)
 		}
 	}
-	missing := map[builtinRule]jump{}
+	missing := map[builtinRule]bool{}
 	for _, j := range jumps() {
 		if j.table == table {
-			missing[builtinRule{j.from, j.rule()}] = j
+			missing[builtinRule{j.from, j.rule()}] = true
 		}
 	}
 	for _, have := range s.jumps {
-		if _, first := missing[have]; first {
+		if missing[have] {
 			delete(missing, have)
 		} else if isBuiltin(have.chain) {
 			t.deletes = append(t.deletes, have) // an older form, or a second one
 		}
 	}
 	for _, j := range jumps() {
-		if _, ok := missing[builtinRule{j.from, j.rule()}]; ok && j.table == table {
+		if j.table == table && missing[builtinRule{j.from, j.rule()}] {
 			t.inserts = append(t.inserts, j)
 		}
 	}

@@ -65,14 +65,14 @@ func findChain(ctx context.Context, v Variant, families []dataplane.Family, tabl
 		if err != nil || !cmds.has(table, f) {
 			continue
 		}
-		out, err := cmds.save(ctx, table)
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(out)) {
-			if chain, _, ok := strings.Cut(line, " "); ok && strings.HasPrefix(chain, ":") && is(chain[1:]) {
-				return chain[1:]
+		found := ""
+		err = cmds.scan(ctx, table, func(line []byte) {
+			if chain, _, ok := strings.Cut(string(line), " "); ok && strings.HasPrefix(chain, ":") && is(chain[1:]) {
+				found = chain[1:]
 			}
+		})
+		if err == nil && found != "" {
+			return found
 		}
 	}
 	return ""
