@@ -28,3 +28,26 @@
 /* An unconnected UDP socket that was silent towards a Service for so long
  * chooses again, as conntrack forgets a two-way UDP flow. */
 #define UDP_FLOW_IDLE_NS (120ULL * 1000000000ULL)
+
+/* packet.c */
+
+/* IPv6 extension headers before the transport header. */
+#define MAX_EXTENSION_HEADERS 6
+
+/* Source ports tried for a connection whose own one is taken. */
+#define MAX_PORT_TRIES 24
+
+/* Entries of the connection table, 2 to 4 of them a connection. */
+#define DEFAULT_CONNECTIONS 1048576
+
+/* Datagrams in fragments at a time. */
+#define MAX_FRAGMENTED 8192
+
+#define MAX_DEVICES 16384
+
+/* ICMP errors that each processor may send: at a time, and how long until one more. */
+#define MAX_ERRORS 1000
+#define ERROR_INTERVAL_NS 100000ULL
+
+/* How exactly the time of a UDP flow's last datagram is noted. */
+#define UDP_FLOW_TICK_NS 1000000000ULL

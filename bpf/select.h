@@ -37,6 +37,7 @@ struct answer {
 	__u8 snat;  /* enum snat */
 	__u32 service;
 	__u32 generation;
+	__u32 index; /* in the pool: a hint for still_serves */
 };
 
 static __always_inline bool is_node_address(const struct addr *a)
@@ -121,19 +122,19 @@ static __always_inline int slot_compare(const struct slot *s, const struct addr 
 	return c;
 }
 
-/* Finds an endpoint in a pool; hint is where it may be. key names service and
- * generation. false: it is not there, or an update overtook the search. */
-static __noinline bool find_slot(struct slot_key *key, const struct pool *pool, const struct affinity *wanted,
-				 struct slot *out)
+/* Finds an endpoint in a pool. key names service and generation; it is left at
+ * the slot that was read last. VERDICT_FORWARD: found; VERDICT_NONE: not there. */
+static __noinline enum verdict find_slot(struct slot_key *key, const struct pool *pool, const struct affinity *wanted,
+					 struct slot *out)
 {
 	__u32 low = 0, high = pool->count;
 
-	if (wanted->index < high) {
+	if (wanted->index < high) { /* it is where it was, most of the time */
 		key->slot = pool->first + wanted->index;
 		if (!read_slot(key, out))
-			return false;
+			return VERDICT_AGAIN;
 		if (slot_compare(out, &wanted->addr, wanted->port) == 0)
-			return true;
+			return VERDICT_FORWARD;
 	}
 	for (int i = 0; i < MAX_SEARCH_STEPS && low < high; i++) {
 		__u32 middle = low + (high - low) / 2;
@@ -141,31 +142,31 @@ static __noinline bool find_slot(struct slot_key *key, const struct pool *pool, 
 
 		key->slot = pool->first + middle;
 		if (!read_slot(key, out))
-			return false;
+			return VERDICT_AGAIN;
 		c = slot_compare(out, &wanted->addr, wanted->port);
 		if (c == 0)
-			return true;
+			return VERDICT_FORWARD;
 		if (c < 0)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	return false;
+	return VERDICT_NONE;
 }
 
-/* The endpoint that this client had last, if it is still in the pool and the
- * time is not over. */
-static __always_inline bool remembered(const struct affinity_key *client, __u64 timeout_ns, struct slot_key *key,
-				       const struct pool *pool, struct slot *out)
+/* Finds the endpoint that this client had last. VERDICT_NONE: it had none, it
+ * is not in the pool any more, or the time is over. */
+static __always_inline enum verdict remembered(const struct affinity_key *client, __u64 timeout_ns,
+					       struct slot_key *key, const struct pool *pool, struct slot *out)
 {
 	const struct affinity *a = bpf_map_lookup_elem(&affinity, client);
 	struct affinity copy;
 
 	if (!a)
-		return false;
+		return VERDICT_NONE;
 	copy = *a;
 	if (bpf_ktime_get_ns() - copy.used >= timeout_ns)
-		return false;
+		return VERDICT_NONE;
 	return find_slot(key, pool, &copy, out);
 }
 
@@ -182,45 +183,63 @@ static __always_inline void remember(const struct affinity_key *client, const st
 		count(STAT_AFFINITY_FULL);
 }
 
+/* What pick() and still_serves() need of a Service port's master entry. */
+struct master {
+	__u32 generation;
+	__u32 affinity_s;
+	struct pool pool;
+	__u8 if_empty;
+};
+
+/* Reads the master entry. false: there is none, or it was recycled. */
+static __always_inline bool read_master(__u32 id, __u32 pool_index, struct master *out)
+{
+	const struct service *svc = bpf_map_lookup_elem(&services, &id);
+
+	if (!svc)
+		return false;
+	pool_index &= MAX_POOLS - 1;
+	out->generation = READ_ONCE(svc->generation);
+	out->affinity_s = svc->affinity_s;
+	out->if_empty = svc->if_empty[pool_index];
+	out->pool = svc->pools[pool_index];
+	barrier();
+	return READ_ONCE(svc->id) == id && READ_ONCE(svc->generation) == out->generation;
+}
+
 /* Picks an endpoint of one pool of a Service port. */
 static __always_inline enum verdict pick(__u32 id, __u32 pool_index, const struct addr *client, struct answer *out)
 {
-	const struct service *svc = bpf_map_lookup_elem(&services, &id);
 	struct affinity_key who = {.client = *client, .service = id};
 	struct slot_key key = {.service = id};
-	__u32 affinity_s;
-	struct pool pool;
+	enum verdict v = VERDICT_NONE;
+	struct master m;
 	struct slot slot;
-	__u8 if_empty;
 
-	if (!svc)
+	if (!read_master(id, pool_index, &m))
 		return VERDICT_AGAIN;
-	pool_index &= MAX_POOLS - 1;
-	key.generation = READ_ONCE(svc->generation);
-	affinity_s = svc->affinity_s;
-	if_empty = svc->if_empty[pool_index];
-	pool = svc->pools[pool_index];
-	barrier();
-	if (READ_ONCE(svc->id) != id || READ_ONCE(svc->generation) != key.generation)
-		return VERDICT_AGAIN;
-	if (pool.count == 0) {
-		count(if_empty == IF_EMPTY_DROP ? STAT_DROPPED_EMPTY : STAT_REJECTED_EMPTY);
-		return if_empty == IF_EMPTY_DROP ? VERDICT_DROP : VERDICT_REJECT;
+	if (m.pool.count == 0) {
+		count(m.if_empty == IF_EMPTY_DROP ? STAT_DROPPED_EMPTY : STAT_REJECTED_EMPTY);
+		return m.if_empty == IF_EMPTY_DROP ? VERDICT_DROP : VERDICT_REJECT;
 	}
-
-	if (!affinity_s || !remembered(&who, affinity_s * 1000000000ULL, &key, &pool, &slot)) {
-		key.slot = pool.first + (__u32)((__u64)bpf_get_prandom_u32() * pool.count >> 32);
-		if (!read_slot(&key, &slot))
-			return VERDICT_AGAIN;
+	key.generation = m.generation;
+	if (m.affinity_s)
+		v = remembered(&who, m.affinity_s * 1000000000ULL, &key, &m.pool, &slot);
+	if (v == VERDICT_NONE) {
+		key.slot = m.pool.first + (__u32)((__u64)bpf_get_prandom_u32() * m.pool.count >> 32);
+		v = read_slot(&key, &slot) ? VERDICT_FORWARD : VERDICT_AGAIN;
 	}
-	if (affinity_s)
-		remember(&who, &slot, key.slot - pool.first);
+	if (v != VERDICT_FORWARD)
+		return v;
 	out->addr = slot.addr;
 	out->port = slot.port;
 	out->flags = slot.flags;
 	out->service = id;
 	out->generation = key.generation;
-	return VERDICT_FORWARD;
+	out->index = key.slot - m.pool.first;
+	if (m.affinity_s)
+		remember(&who, &slot, out->index);
+	return v;
 }
 
 static __always_inline enum verdict choose_once(const struct request *r, struct answer *out)
@@ -258,28 +277,29 @@ static __noinline enum verdict choose(const struct request *r, struct answer *ou
 	return VERDICT_DROP;
 }
 
-/* Whether an endpoint may keep a flow of a Service port: it is still in the
- * pool that this client is served from. */
-static __noinline bool still_serves(const struct request *r, const struct affinity *endpoint)
+static __always_inline enum verdict serves_once(const struct request *r, const struct affinity *endpoint)
 {
-	struct frontend f;
-	const struct service *svc;
 	struct slot_key key = {};
-	struct pool pool;
+	struct frontend f;
+	struct master m;
 	struct slot slot;
-	__u32 index;
 
 	if (!find_frontend(&r->to, &f))
-		return false;
-	svc = bpf_map_lookup_elem(&services, &f.service);
-	if (!svc)
-		return false;
-	index = (r->kind == CLIENT_OUTSIDE ? f.pool : f.inside) & (MAX_POOLS - 1);
+		return VERDICT_NONE;
+	if (!read_master(f.service, r->kind == CLIENT_OUTSIDE ? f.pool : f.inside, &m))
+		return VERDICT_AGAIN;
 	key.service = f.service;
-	key.generation = READ_ONCE(svc->generation);
-	pool = svc->pools[index];
-	barrier();
-	if (READ_ONCE(svc->id) != f.service || READ_ONCE(svc->generation) != key.generation)
-		return false;
-	return find_slot(&key, &pool, endpoint, &slot);
+	key.generation = m.generation;
+	return find_slot(&key, &m.pool, endpoint, &slot);
+}
+
+/* Whether an endpoint (index is a hint) is still in the pool that this client
+ * of a frontend is served from. */
+static __noinline bool still_serves(const struct request *r, const struct affinity *endpoint)
+{
+	enum verdict v = VERDICT_AGAIN;
+
+	for (int i = 0; i < MAX_SELECT_TRIES && v == VERDICT_AGAIN; i++)
+		v = serves_once(r, endpoint);
+	return v == VERDICT_FORWARD;
 }

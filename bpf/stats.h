@@ -19,8 +19,21 @@ enum stat {
 	STAT_SOCK_CONNECT,      /* connect() to a Service, translated */
 	STAT_SOCK_SEND,         /* datagrams of unconnected sockets, translated */
 	STAT_SOCK_LEFT,         /* left to the packet path: source ranges, drops */
-	STAT_SOCK_NOT_RECORDED, /* sockets refused because what they asked for could not be noted */
+	STAT_SOCK_NOT_RECORDED, /* sockets that could not be noted: they may see the endpoint's address */
 	/* packet.c: from here on */
+	STAT_PACKET_BAD,             /* cut short or malformed: left to the stack */
+	STAT_PACKET_UNKNOWN,         /* to a Service, in mid-flow, of no known connection: left to the stack */
+	STAT_PACKET_FRAGMENT_LOST,   /* a later fragment to a Service whose first one was not seen: dropped */
+	STAT_PACKET_FRAGMENT_SCTP,   /* SCTP in fragments: its checksum cannot be kept right: dropped */
+	STAT_PACKET_CONNECTIONS_FULL, /* a new connection found the connection table full: dropped */
+	STAT_PACKET_PORTS_TAKEN,     /* no free source port in MAX_PORT_TRIES tries: dropped */
+	STAT_PACKET_NO_ADDRESS,      /* no address of the node to masquerade with: dropped */
+	STAT_PACKET_NO_ROUTE,        /* this node's packet to an endpoint that it has no route to: dropped */
+	STAT_PACKET_WRITE_FAILED,    /* the packet could not be written: dropped */
+	STAT_PACKET_ERRORS_LIMITED,  /* rejected in silence: too many ICMP errors */
+	STAT_PACKET_TRANSLATED,      /* packets translated */
+	STAT_PACKET_MASQUERADED,     /* connections whose source address was translated */
+	STAT_PACKET_ERROR_TRANSLATED, /* ICMP errors translated */
 
 	STAT_COUNT = 64,
 };

@@ -234,12 +234,10 @@ SAME_SIZE(struct udp_flow_key, 32);
 /* For a Service's address: the endpoint that its datagrams go to. For an
  * endpoint's: the Service's address that its answers carry. */
 struct udp_flow {
-	__u64 used; /* CLOCK_MONOTONIC ns, to a second */
+	__u64 used; /* CLOCK_MONOTONIC ns, to UDP_FLOW_TICK_NS */
 	struct addr addr;
 	__be16 port;
 	__u16 pad;
-	__u32 service;
-	__u32 generation;
-	__u32 pad2;
+	__u32 index; /* of the endpoint in its pool: a hint */
 };
-SAME_SIZE(struct udp_flow, 40);
+SAME_SIZE(struct udp_flow, 32);
