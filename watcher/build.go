@@ -133,18 +133,25 @@ func equalNode(a, b *dataplane.Node) bool {
 		a.LocalPods.InterfacePrefix == b.LocalPods.InterfacePrefix
 }
 
-// withSlice and withoutSlice are copies: a Service's slices are few.
+// withSlice puts f in, or in the place of the one of its name.
 func withSlice(in []*facts.Slice, f *facts.Slice) []*facts.Slice {
-	i, _ := slices.BinarySearchFunc(in, f.Name, func(s *facts.Slice, n facts.Name) int { return s.Name.Compare(n) })
-	return slices.Insert(slices.Clone(in), i, f)
+	i, there := findSlice(in, f.Name)
+	if there {
+		in[i] = f
+		return in
+	}
+	return slices.Insert(in, i, f)
 }
 
 func withoutSlice(in []*facts.Slice, f *facts.Slice) []*facts.Slice {
-	out := slices.DeleteFunc(slices.Clone(in), func(s *facts.Slice) bool { return s.Name == f.Name })
-	if len(out) == 0 {
-		return nil
+	if i, there := findSlice(in, f.Name); there {
+		return slices.Delete(in, i, i+1)
 	}
-	return out
+	return in
+}
+
+func findSlice(in []*facts.Slice, name facts.Name) (int, bool) {
+	return slices.BinarySearchFunc(in, name, func(s *facts.Slice, n facts.Name) int { return s.Name.Compare(n) })
 }
 
 // waits is what the first Snapshot waits for: Services and EndpointSlices

@@ -235,7 +235,7 @@ func (w *Watcher) putSlice(f *facts.Slice) facts.Name {
 	if old != nil && old.Equal(f) {
 		return f.Name // an annotation changed, or nothing that counts
 	}
-	if old != nil {
+	if old != nil && old.Service != f.Service {
 		w.detach(old)
 	}
 	w.slices[f.Name] = f
