@@ -88,7 +88,7 @@ func (w *work) run(ctx context.Context, full bool, want *dataplane.Snapshot, hel
 				w.bad[c.id()] = errFamily
 			}
 		}
-	case full || w.half.model == nil:
+	case full:
 		ports := make([]*dataplane.ServicePort, 0, len(w.changes))
 		for _, c := range w.changes {
 			ports = append(ports, c.new)
@@ -139,7 +139,7 @@ func hasInside(f dataplane.Frontend) bool { return f.Inside != nil }
 
 // holds tells whether the kernel is known to hold prev.
 func (b *backend) holds(prev *dataplane.Snapshot) bool {
-	if !b.known || b.held.Node != prev.Node || !slices.Equal(b.held.ServiceCIDRs, prev.ServiceCIDRs) {
+	if !b.known || slices.ContainsFunc(b.halves, func(h *half) bool { return h.model == nil }) || b.held.Node != prev.Node || !slices.Equal(b.held.ServiceCIDRs, prev.ServiceCIDRs) {
 		return false
 	}
 	for range dataplane.Diff(b.held.Ports, prev.Ports) {

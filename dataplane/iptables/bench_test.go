@@ -4,7 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -21,7 +26,7 @@ func eachSize(b *testing.B, do func(*testing.B, *backend, *dataplane.Snapshot)) 
 		for _, n := range []int{100, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", v, n), func(b *testing.B) {
 				back := opened(b, v, benchConfig())
-				do(b, back, snapshot(services(dataplane.IPv4, n, benchEndpoints)...))
+				do(b, back, snapshot(services(n, benchEndpoints)...))
 				benchClean(b)
 			})
 		}
@@ -110,4 +115,56 @@ func BenchmarkObserve(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkFirstPacket sends the first packet of UDP flows from the node to
+// ClusterIPs, each to another one: it is the packet that all rules are tried on.
+func BenchmarkFirstPacket(b *testing.B) {
+	for _, command := range []string{
+		"ip link set lo up",
+		"ip route replace local 10.128.0.0/9 dev lo", // all endpoints are here
+		"ip route replace 10.96.0.0/12 dev lo",
+		"sysctl -qw net.netfilter.nf_conntrack_udp_timeout=1",
+	} {
+		words := strings.Fields(command)
+		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+			missing(b, fmt.Sprintf("%s: %v: %s", command, err, out))
+		}
+	}
+	sink, err := net.ListenPacket("udp4", "0.0.0.0:8080")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = sink.Close() }()
+	for _, v := range []Variant{NFT, Legacy} {
+		for _, n := range []int{10, 100, 1000, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", v, n), func(b *testing.B) {
+				ports := services(n, benchEndpoints)
+				for _, p := range ports {
+					p.ID.Protocol = dataplane.UDP
+				}
+				if err := opened(b, v, benchConfig()).Sync(b.Context(), nil, snapshot(ports...)); err != nil {
+					b.Fatal(err)
+				}
+				i := 0
+				for b.Loop() {
+					i = (i + 7919) % n
+					sendFirst(b, ports[i].Frontends[0].Addr)
+				}
+				benchClean(b)
+			})
+		}
+	}
+}
+
+// sendFirst sends one packet from a port of its own.
+func sendFirst(b *testing.B, to netip.AddrPort) {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM, 0)
+	if err == nil {
+		err = syscall.Sendto(fd, []byte{1}, 0, &syscall.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+		_ = syscall.Close(fd)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
 }

@@ -103,29 +103,24 @@ func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []cha
 	return h.program(ctx, h.model, next, changes, plan, again)
 }
 
-// program carries out the changes, less those that are refused. again gives
-// what to do for a refused one in its place.
+// program carries out the changes, less those that are refused. m is the model
+// that they are a change to; again gives what to do for a refused one in its
+// place.
 func (h *half) program(ctx context.Context, m *model, next env, changes []change, plan attempt, again func(change) (change, bool)) (refused, error) {
 	bad := refused{}
-	leave := func(why refused) { changes = drop(changes, why, bad, again) }
-	for why := m.vet(changes); len(why) > 0; why = m.vet(changes) {
-		leave(why)
-	}
+	changes = leave(changes, m.vet(changes), bad, m, again)
 	tx, undo := plan(changes)
 	err := h.commit(ctx, tx, &next)
 	var no *refusal
 	if errors.As(err, &no) {
 		undo()
-		why, tryErr := h.try(ctx, changes, &next)
-		if tryErr != nil {
-			return nil, errors.Join(err, tryErr)
+		var why refused
+		if why, err = h.try(ctx, changes, &next); err != nil {
+			return nil, errors.Join(no, err)
 		}
-		leave(why)
-		for why := m.vet(changes); len(why) > 0; why = m.vet(changes) {
-			leave(why)
-		}
+		changes = leave(changes, why, bad, m, again)
 		tx, _ = plan(changes)
-		if len(why) > 0 {
+		if err = no; len(why) > 0 {
 			err = h.commit(ctx, tx, &next)
 		}
 		if errors.As(err, &no) {
@@ -137,6 +132,15 @@ func (h *half) program(ctx context.Context, m *model, next env, changes []change
 		return nil, err
 	}
 	return bad, nil
+}
+
+// leave takes refused changes out, and those that cannot be without them.
+func leave(changes []change, why, all refused, m *model, again func(change) (change, bool)) []change {
+	for len(why) > 0 { // each round takes one out, and puts one in at most once for each
+		changes = drop(changes, why, all, again)
+		why = m.vet(changes)
+	}
+	return changes
 }
 
 // errGone marks a ServicePort whose earlier form is refused as well.
@@ -218,6 +222,9 @@ func (h *half) commitKeepingStale(ctx context.Context, tx *transaction, next *en
 func (h *half) env(want *dataplane.Snapshot) (env, error) {
 	e := env{family: h.family, marks: h.marks, randomFully: h.commands.randomFully, dropInvalid: !liberal()}
 	e.see(want, h.localhost)
+	if err := e.check(want.Node.LocalPods); err != nil {
+		return e, err
+	}
 	if h.family != dataplane.IPv4 || !slices.ContainsFunc(e.addresses, isLoopback) {
 		return e, nil
 	}
@@ -225,7 +232,8 @@ func (h *half) env(want *dataplane.Snapshot) (env, error) {
 	on, err := routesLocalnet()
 	switch {
 	case err != nil:
-		return e, err
+		h.warnLocalnet(err)
+		e.localnet = localnetOff
 	case !on:
 		e.localnet = localnetSwitch
 	case h.localnet == localnetOff:
@@ -246,7 +254,13 @@ func (h *half) enterLocalnet() {
 	if err == nil && !on {
 		err = setRouteLocalnet(true)
 	}
-	if err != nil && !h.warned {
+	if err != nil {
+		h.warnLocalnet(err)
+	}
+}
+
+func (h *half) warnLocalnet(err error) {
+	if !h.warned {
 		h.warned = true
 		h.log.Warn("NodePorts will not answer on 127.0.0.1", "error", err)
 	}

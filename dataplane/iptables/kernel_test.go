@@ -266,7 +266,7 @@ func mixed() *dataplane.Snapshot {
 func TestReadBack(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		want := mixed()
-		want.Ports = want.Ports.With(services(dataplane.IPv4, 300, 3)[100:], nil)
+		want.Ports = want.Ports.With(services(300, 3)[100:], nil)
 		b := k.open()
 		k.mustSync(b, nil, want)
 		k.mustHold(b, want)
@@ -318,7 +318,7 @@ func TestForeign(t *testing.T) {
 		}
 		before := k.dump()
 		b := k.open()
-		first, second := mixed(), snapshot(services(dataplane.IPv4, 50, 2)...)
+		first, second := mixed(), snapshot(services(50, 2)...)
 		k.mustSync(b, nil, first)
 		k.mustSync(b, first, second)
 		k.mustSync(b, nil, first)
@@ -350,7 +350,7 @@ func TestRefused(t *testing.T) {
 			eachVariant(t, func(t *testing.T, k *kernel) {
 				const bad = 17 // its endpoints are 10.128.0.34 and 35
 				k.refuse("10.128.0.3[45]:", how)
-				want := snapshot(services(dataplane.IPv4, 40, 2)...)
+				want := snapshot(services(40, 2)...)
 				id := service(dataplane.IPv4, bad, 2).ID
 				without := *want
 				without.Ports = want.Ports.With(nil, []dataplane.PortID{id})
@@ -397,8 +397,8 @@ func mustRefuse(t *testing.T, err error, id dataplane.PortID) {
 // TestForeignRuleKeepsOurChain demands that a chain which cannot be removed
 // holds up nothing.
 func TestForeignRuleKeepsOurChain(t *testing.T) {
-	eachVariant(t, func(t *testing.T, k *kernel) {
-		first, second := snapshot(services(dataplane.IPv4, 5, 2)...), snapshot(services(dataplane.IPv4, 4, 2)...)
+	eachVariant(t, func(_ *testing.T, k *kernel) {
+		first, second := snapshot(services(5, 2)...), snapshot(services(4, 2)...)
 		b := k.open()
 		k.mustSync(b, nil, first)
 		gone := prefixPool + portHash(service(dataplane.IPv4, 4, 2).ID) + "-0"
@@ -444,7 +444,7 @@ func TestBrokenRules(t *testing.T) {
 // TestDeepTree gives the tree the addresses that make it deepest: nft refuses
 // rules that lead too far from the hook.
 func TestDeepTree(t *testing.T) {
-	eachVariant(t, func(t *testing.T, k *kernel) {
+	eachVariant(t, func(_ *testing.T, k *kernel) {
 		var ports []*dataplane.ServicePort
 		add := func(f dataplane.Family, raw []byte, number uint16) {
 			a, _ := netip.AddrFromSlice(raw)
@@ -504,7 +504,7 @@ func TestLocked(t *testing.T) {
 			k.mustSync(b, nil, want)
 			hold(time.Hour)
 			next := *want
-			next.Ports = want.Ports.With(services(dataplane.IPv4, 101, 1)[100:], nil)
+			next.Ports = want.Ports.With(services(101, 1)[100:], nil)
 			if err := b.Sync(context.Background(), want, &next); !errors.Is(err, errLocked) {
 				t.Errorf("Sync: %v, want %v", err, errLocked)
 			}
@@ -661,11 +661,11 @@ func TestEqualRules(t *testing.T) {
 	}
 }
 
-// services makes n Services of e endpoints each.
-func services(f dataplane.Family, n, e int) []*dataplane.ServicePort {
+// services makes n IPv4 Services of e endpoints each.
+func services(n, e int) []*dataplane.ServicePort {
 	ports := make([]*dataplane.ServicePort, 0, n)
 	for i := range n {
-		ports = append(ports, service(f, i, e))
+		ports = append(ports, service(dataplane.IPv4, i, e))
 	}
 	return ports
 }

@@ -69,6 +69,21 @@ func (e *env) see(s *dataplane.Snapshot, localhost bool) {
 	}
 }
 
+// check finds what cannot be written as rules.
+func (e *env) check(l dataplane.LocalPods) error {
+	for _, a := range e.addresses {
+		if !a.IsSingleIP() && !isLoopback(a) {
+			return fmt.Errorf("node address %s is neither one address nor loopback", a)
+		}
+	}
+	for _, name := range []string{l.Interface, l.InterfacePrefix} {
+		if strings.ContainsAny(name, " \t\r\n\"'\\") {
+			return fmt.Errorf("interface name %q of the local pods is not one", name)
+		}
+	}
+	return nil
+}
+
 func isLoopback(p netip.Prefix) bool { return p.Addr().IsLoopback() }
 
 func ofFamily(prefixes []netip.Prefix, f dataplane.Family) []netip.Prefix {
@@ -154,7 +169,9 @@ func natConstants(e *env) []chain {
 		pods.WriteString(p + "-j RETURN\n")
 	}
 	for _, r := range e.ranges {
-		ranges.WriteString("-d " + r.String() + " -j " + chainUnallocated + "\n")
+		if r.Bits() > 0 { // nobody drops all that there is
+			ranges.WriteString("-d " + r.String() + " -j " + chainUnallocated + "\n")
+		}
 	}
 	// An address of the Service ranges that somebody bound on this node is meant
 	// to answer there (a DNS cache on the node does so).

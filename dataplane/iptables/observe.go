@@ -173,13 +173,10 @@ func (w *walker) way(chain string, steps int) (way, error) {
 	}
 	var found way
 	var err error
-	switch {
-	case chain == chainReject, chain == chainDrop:
-		found.pool.IfEmpty = dataplane.Reject
-		if chain == chainDrop {
-			found.pool.IfEmpty = dataplane.Drop
-		}
-		found.inside = found.pool
+	switch chain {
+	case chainReject:
+	case chainDrop:
+		found.pool.IfEmpty, found.inside.IfEmpty = dataplane.Drop, dataplane.Drop
 	default:
 		found, err = w.rules(chain, body, steps)
 	}

@@ -72,9 +72,7 @@ func targetOf(rule string) string {
 
 // removeAll notes the removal of all that is ours.
 func (s *saved) removeAll(t *tableText) {
-	for _, name := range slices.Sorted(maps.Keys(s.chains)) {
-		t.remove = append(t.remove, name)
-	}
+	t.remove = slices.Sorted(maps.Keys(s.chains))
 	for _, j := range s.jumps {
 		if isBuiltin(j.chain) {
 			t.deletes = append(t.deletes, j)

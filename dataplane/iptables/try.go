@@ -25,7 +25,7 @@ func trialNames() *strings.Replacer {
 // their rules to chains that nothing leads to. Nothing that forwards is touched.
 func (h *half) try(ctx context.Context, changes []change, e *env) (refused, error) {
 	bad := refused{}
-	groups := [][]trial{h.trials(changes, e)}
+	groups := slices.Collect(slices.Chunk(h.trials(changes, e), stageSize/2))
 	for tries := 0; len(groups) > 0; tries++ {
 		group := groups[len(groups)-1]
 		groups = groups[:len(groups)-1]
