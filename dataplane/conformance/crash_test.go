@@ -142,7 +142,9 @@ func killAnyMoment(r *run) {
 		go func() { done <- a.sync(true, snapshot) }()
 		time.Sleep(wait * time.Millisecond)
 		a.process.KillGroup()
-		_ = <-done // an error, for it was killed, or none if it was quicker
+		if err := <-done; err == nil {
+			r.Logf("the Sync was done within %s", wait*time.Millisecond)
+		}
 	}
 	r.restart("node-a")
 	r.must(r.syncA(true, large))

@@ -132,7 +132,7 @@ func (r *run) check(probes ...probe) {
 	slots := make(chan struct{}, atATime)
 	outcomes := make([]*outcome, len(probes))
 	for i, p := range probes {
-		outcomes[i] = &outcome{seen: map[string]bool{}}
+		outcomes[i] = &outcome{seen: map[answerer]bool{}}
 		for _, protocol := range p.protocols {
 			for _, family := range p.families {
 				slots <- struct{}{}
@@ -161,10 +161,16 @@ func (r *run) check(probes ...probe) {
 	}
 }
 
+// answerer is who answered, and in which family.
+type answerer struct {
+	server string
+	family dataplane.Family
+}
+
 // outcome is what became of one probe in all its protocols and families.
 type outcome struct {
 	mu    sync.Mutex
-	seen  map[string]bool // who answered
+	seen  map[answerer]bool
 	wrong []string
 }
 
@@ -173,12 +179,20 @@ func (o *outcome) missing(p probe) []string {
 	if p.want != netlab.Answered || p.single || p.elsewhere != "" || len(o.wrong) > 0 {
 		return nil
 	}
-	return slices.DeleteFunc(strings.Fields(p.servers), func(s string) bool { return o.seen[s] })
+	var missing []string
+	for _, family := range p.families {
+		for server := range strings.FieldsSeq(p.servers) {
+			if !o.seen[answerer{server, family}] {
+				missing = append(missing, server+" ("+family.String()+")")
+			}
+		}
+	}
+	return missing
 }
 
 // triesFor is how often to ask in each protocol and family: enough to notice
 // an endpoint outside the pool, and for an even spread over the pool to miss
-// one endpoint with a probability below 1e-8.
+// one endpoint in a family with a probability below 1e-8.
 func (p probe) triesFor() int {
 	if p.want != netlab.Answered || p.single {
 		return 1
@@ -189,7 +203,7 @@ func (p probe) triesFor() int {
 	tries := manyTries
 	if n := float64(len(strings.Fields(p.servers))); n > 1 {
 		all := math.Log(1e-8/n) / math.Log(1-1/n)
-		tries = max(tries, int(math.Ceil(all/float64(len(p.protocols)*len(p.families)))))
+		tries = max(tries, int(math.Ceil(all/float64(len(p.protocols)))))
 	}
 	return tries
 }
@@ -214,7 +228,7 @@ func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family,
 			text = fmt.Sprintf("%s %s: %s to %s (%s): %s; %s", protocol, family, p.client, r.targetText(p), req.To, text, a)
 		}
 		o.mu.Lock()
-		o.seen[a.Server] = true
+		o.seen[answerer{a.Server, family}] = true
 		if text != "" {
 			o.wrong = append(o.wrong, text)
 		}

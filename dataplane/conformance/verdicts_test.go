@@ -70,6 +70,8 @@ func verdictCases() []testCase {
 				probes = append(probes, toEach(externalKinds, "web", p)...)
 			}
 			r.check(append(probes, from("b3").toNodePort("web", "node-a").dropped(), from("outside").toNodePort("web", "node-b").reaches("b1").seenAs("outside"))...)
+			// An answer of b1 would not find its way back: see that it hears nothing.
+			r.unheard("b1", toEach(externalKinds, "web", from("outside").dropped())...)
 		}},
 		{"§1.6", "a frontend rejects only while it has no endpoints", func(r *run) {
 			empty := world{services: []service{{name: "web", frontends: frontendsOf(kinds, frontend{pool: on(""), snat: dataplane.SNATAll})}}}
@@ -125,6 +127,19 @@ func verdictCases() []testCase {
 			r.sync(world{services: []service{other}})
 			r.check(from("a3").toAddr("what was web", was).dropped(), from("a3").to(clusterIP, "other").reaches("a2"))
 		}},
+	}
+}
+
+// unheard is check, and sees to it that nothing reaches a host meanwhile.
+func (r *run) unheard(host string, probes ...probe) {
+	r.Helper()
+	before, err := r.host(host).Heard()
+	r.must(err)
+	r.check(probes...)
+	after, err := r.host(host).Heard()
+	r.must(err)
+	if after != before {
+		r.Errorf("%d of the requests reached %s", after-before, host)
 	}
 }
 

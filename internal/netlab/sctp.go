@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -98,7 +99,7 @@ func sctpNetwork(a netip.Addr) string {
 }
 
 // serveSCTP answers INITs to an address and port.
-func serveSCTP(name string, at netip.AddrPort) (io.Closer, error) {
+func serveSCTP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, error) {
 	c, err := listenSCTP(at.Addr())
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
@@ -117,6 +118,7 @@ func serveSCTP(name string, at netip.AddrPort) (io.Closer, error) {
 			if err != nil || p.kind != chunkInit || p.to != at.Port() {
 				continue
 			}
+			heard.Add(1)
 			source, _ := netip.AddrFromSlice(from.IP)
 			ack := sctpPacket{from: p.to, to: p.from, tag: p.initTag, kind: chunkInitAck, initTag: 1, cookie: greeting(name, netip.AddrPortFrom(source.Unmap(), p.from))}
 			_, _ = c.WriteToIP(ack.marshal(), from) // the client counts what is lost

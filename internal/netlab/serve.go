@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // The line protocol of the servers. On TCP the server greets first, "NAME
@@ -53,19 +54,20 @@ func (c closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// serve starts a server on each of the addresses.
-func serve(name string, args ServeArgs) (io.Closer, error) {
+// serve starts a server on each of the addresses. heard counts what reaches
+// them: TCP connections, datagrams, INITs.
+func serve(name string, args ServeArgs, heard *atomic.Int64) (io.Closer, error) {
 	var all closers
 	for _, a := range args.Addrs {
 		var one io.Closer
 		var err error
 		switch at := netip.AddrPortFrom(a, args.Port); args.Protocol {
 		case TCP:
-			one, err = serveTCP(name, at)
+			one, err = serveTCP(name, at, heard)
 		case UDP:
-			one, err = serveUDP(name, at)
+			one, err = serveUDP(name, at, heard)
 		case SCTP:
-			one, err = serveSCTP(name, at)
+			one, err = serveSCTP(name, at, heard)
 		default:
 			err = fmt.Errorf("there are no %s servers", args.Protocol)
 		}
@@ -84,7 +86,7 @@ type tcpServer struct {
 	conns    map[net.Conn]struct{} // nil: closed
 }
 
-func serveTCP(name string, at netip.AddrPort) (io.Closer, error) {
+func serveTCP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, error) {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
@@ -97,6 +99,7 @@ func serveTCP(name string, at netip.AddrPort) (io.Closer, error) {
 				return
 			}
 			if err == nil {
+				heard.Add(1)
 				go s.converse(name, c)
 			}
 		}
@@ -175,7 +178,7 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func serveUDP(name string, at netip.AddrPort) (io.Closer, error) {
+func serveUDP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, error) {
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
@@ -190,6 +193,7 @@ func serveUDP(name string, at netip.AddrPort) (io.Closer, error) {
 			if err != nil { // an ICMP error of an earlier answer
 				continue
 			}
+			heard.Add(1)
 			_, _ = c.WriteToUDPAddrPort(append([]byte(greeting(name, from)+" "), buf[:n]...), from) // the client counts what is lost
 		}
 	}()

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,6 +49,7 @@ type hostService struct {
 	next    int
 	servers map[int]io.Closer
 	loads   map[int]*load
+	heard   atomic.Int64
 	// One SCTP request to an address at a time: raw sockets' ICMP errors do not
 	// tell ports apart.
 	sctp map[netip.Addr]*sync.Mutex
@@ -69,7 +71,7 @@ func (s *hostService) Begin(who HostIdentity, _ *struct{}) error {
 func (s *hostService) Serve(args ServeArgs, id *int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	server, err := serve(s.who.Name, args)
+	server, err := serve(s.who.Name, args, &s.heard)
 	if err != nil {
 		return err
 	}
@@ -89,6 +91,12 @@ func (s *hostService) StopServer(id int, _ *struct{}) error {
 		return fmt.Errorf("there is no server %d", id)
 	}
 	return server.Close()
+}
+
+// Heard is how much has reached the servers.
+func (s *hostService) Heard(_ struct{}, n *int) error {
+	*n = int(s.heard.Load())
+	return nil
 }
 
 // Ask does one request.

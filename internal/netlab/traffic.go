@@ -110,6 +110,14 @@ type Server struct {
 // Stop closes the server's sockets and its connections.
 func (s *Server) Stop() error { return s.host.process.Call("Host.StopServer", s.id, &struct{}{}) }
 
+// Heard is how many TCP connections, datagrams and SCTP INITs have reached the
+// host's servers so far, answers that found their way back or not.
+func (h *Host) Heard() (int, error) {
+	var n int
+	err := h.process.Call("Host.Heard", struct{}{}, &n)
+	return n, err
+}
+
 // Ask does one Request. The error is of the lab itself; what becomes of the
 // Request is in the Answer.
 func (h *Host) Ask(r Request) (Answer, error) {
