@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -143,7 +144,7 @@ func (t *table) set(c testCase, column, result string) {
 	t.cells[c.name][column] = result
 }
 
-// print writes the table. A reason that is too long for its cell follows below.
+// print writes the table. Why a case is unsupported follows below it.
 func (t *table) print() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -160,7 +161,7 @@ func (t *table) print() {
 		wide, wideRule = max(wide, len([]rune(c.name))), max(wideRule, len([]rune(c.rule)))
 	}
 	var b, notes strings.Builder
-	count := map[string]int{}
+	count, reasons := map[string]int{}, map[string]int{}
 	fmt.Fprintf(&b, "\n%s  %s", pad("rule", wideRule), pad("case", wide))
 	for _, col := range t.columns {
 		fmt.Fprintf(&b, "  %s", pad(col, 15))
@@ -171,7 +172,7 @@ func (t *table) print() {
 		for _, col := range t.columns {
 			word, reason, _ := strings.Cut(t.cells[c.name][col], ": ")
 			if reason != "" && word == "unsupported" {
-				fmt.Fprintf(&notes, "%s: %s: %s\n", col, c.name, reason)
+				reasons[col+" does not support: "+reason]++
 			}
 			if word == "" {
 				word = "not run"
@@ -180,6 +181,9 @@ func (t *table) print() {
 			fmt.Fprintf(&b, "  %s", pad(word, 15))
 		}
 		b.WriteString("\n")
+	}
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		fmt.Fprintf(&notes, "%d cases that %s\n", reasons[reason], reason)
 	}
 	fmt.Printf("%s\n%s%d passed, %d failed, %d unsupported, %d not run\n", b.String(), notes.String(), count["pass"], count["FAIL"], count["unsupported"], count["not run"])
 }
