@@ -121,4 +121,6 @@ func TestTheLoserGetsItWhenTheWinnerGoes(t *testing.T) {
 	w.Apply(put(a, b))
 	holder("a")
 	warnings(3)
+	w.Apply(put(claim("c", 3, 5, ip, 0))) // made anew under its name, it is told as older
+	holder("c")
 }

@@ -59,7 +59,9 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			w, err := request(o).Watch(ctx)
-			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) { // or else an API server before 1.32: it is asked for a list next
+			// An API server that does not stream lists calls the request invalid. It
+			// is asked for a list next.
+			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
 				luck.note(ctx, err)
 			}
 			return w, err
