@@ -10,6 +10,8 @@ LINT    := go tool -modfile=tools/go.mod golangci-lint
 
 # Debian packages, by what needs them. iptables brings the nft and the legacy variant.
 PACKAGES_TEST := iptables iproute2 strace kmod
+# The compiler is pinned: the generated objects are committed and must come out the same.
+PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
 PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
 
 .PHONY: help
@@ -18,7 +20,7 @@ help: ## list the targets
 
 .PHONY: deps
 deps: ## install the Debian packages that the tests, the demo and the end-to-end lab need
-	@deploy/packages $(sort $(PACKAGES_E2E))
+	@deploy/packages $(sort $(PACKAGES_E2E) $(PACKAGES_GENERATE))
 
 .PHONY: deps-test
 deps-test:
@@ -30,6 +32,7 @@ build: ## build bin/switchyard
 
 .PHONY: generate
 generate: ## make anew what is generated and committed
+	@deploy/packages $(PACKAGES_GENERATE)
 	go generate ./...
 
 .PHONY: lint
