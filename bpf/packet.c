@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The packet path: every packet to a Service that the socket hooks did not see,
+ * from outside, from pods and from the node itself. It hangs on ingress and
+ * egress of each device; conn.h says what is translated where.
+ */
+#include <linux/errno.h>
+#include <linux/pkt_cls.h>
+
+#include "select.h"
+#include "reject.h"
+
+/* Of the C library, which this is compiled without. */
+#define AF_INET 2
+#define AF_INET6 10
+
+/* On to the programs of others on the same hook, and then to the stack. */
+#define PASS TC_ACT_UNSPEC
+
+#define LO 1 /* ifindex of lo, in every network namespace */
+
+/* What does not fit on the stack; each processor works on one packet at a time. */
+struct scratch {
+	struct packet packet, inner;
+	struct request request;
+	struct answer answer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct scratch);
+	__uint(max_entries, 1);
+} scratches SEC(".maps");
+
+static __always_inline struct scratch *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+/* drop counts a packet that goes no further. */
+static __always_inline int drop(enum stat why)
+{
+	count(why);
+	return TC_ACT_SHOT;
+}
+
+/* reject answers a new connection with an ICMP error: on the device that the
+ * packet came in by, or to the node's own socket as if it came in by the device
+ * that the packet was to go out by.
+ */
+static __noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 stage)
+{
+	/* No error is sent about anything but the start of a datagram. */
+	if (p->fragment == FRAGMENT_LATER)
+		return TC_ACT_SHOT;
+	if (!may_send_error())
+		return drop(STAT_PACKET_ERRORS_LIMITED);
+	if (become_error(skb, p) || (p->l3 && swap_macs(skb)))
+		return drop(STAT_PACKET_WRITE_FAILED);
+	return bpf_redirect(skb->ifindex, stage == STAGE_OUT ? BPF_F_INGRESS : 0);
+}
+
+/* inject hands an answer to the stack as if it had come in by another device:
+ * the one that the connection went out by, since that is where the stack
+ * accepts its frontend as a source address.
+ */
+static __always_inline int inject(struct __sk_buff *skb, const struct packet *p, __u32 ifindex)
+{
+	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
+
+	if (!d)
+		return drop(STAT_PACKET_NO_ROUTE);
+	if (!p->l3 && !(d->flags & DEVICE_NO_MAC)) {
+		__be16 protocol = skb->protocol;
+
+		if (bpf_skb_change_head(skb, ETH_HLEN, 0) || bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &protocol, 2, 0))
+			return drop(STAT_PACKET_WRITE_FAILED);
+	}
+	if (!(d->flags & DEVICE_NO_MAC) && bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0))
+		return drop(STAT_PACKET_WRITE_FAILED);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
+}
+
+/* find_way asks the routing tables for the device that leads to t.dst. */
+static __always_inline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u32 *ifindex)
+{
+	struct bpf_fib_lookup way = {};
+	long err;
+
+	way.family = ipv6 ? AF_INET6 : AF_INET;
+	way.l4_protocol = t->protocol;
+	way.ifindex = skb->ifindex;
+	if (ipv6) {
+		__builtin_memcpy(way.ipv6_src, &t->src, sizeof(way.ipv6_src));
+		__builtin_memcpy(way.ipv6_dst, &t->dst, sizeof(way.ipv6_dst));
+	} else {
+		way.ipv4_src = t->src.w[3];
+		way.ipv4_dst = t->dst.w[3];
+	}
+	err = bpf_fib_lookup(skb, &way, sizeof(way), 0);
+	*ifindex = way.ifindex;
+	return err;
+}
+
+/* Ways that find_way can answer with. */
+static __always_inline bool is_way_out(long way)
+{
+	/* Without a neighbour the redirect asks for it; what is too large is cut or
+	 * refused by the device. */
+	return way == BPF_FIB_LKUP_RET_SUCCESS || way == BPF_FIB_LKUP_RET_NO_NEIGH || way == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
+/* send_on sends a packet that the node itself opened a connection with towards
+ * the endpoint that it has now: the stack chose a device for the frontend.
+ */
+static __always_inline int send_on(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
+{
+	__u32 ifindex;
+	long way = find_way(skb, t, p->ipv6, &ifindex);
+
+	if (is_way_out(way))
+		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	if (way != BPF_FIB_LKUP_RET_NOT_FWDED)
+		return drop(STAT_PACKET_NO_ROUTE);
+	/* To the node itself. lo takes it there anyway. */
+	return skb->ifindex == LO ? PASS : inject(skb, p, LO);
+}
+
+/* masquerade_address is the node's address that packets out of a device have.
+ * false: it has none of the family.
+ */
+static __always_inline bool masquerade_address(__u32 ifindex, __u8 ipv6, struct addr *to)
+{
+	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
+
+	if (!d)
+		return false;
+	*to = ipv6 ? d->v6 : d->v4;
+	return ipv6 ? to->w[0] || to->w[1] || to->w[2] || to->w[3] : to->w[3] != 0;
+}
+
+static __always_inline int not_added(int why)
+{
+	return drop(why == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN);
+}
+
+/* keeps_port: SCTP peers tell each other their ports, so they are changed only
+ * where they must be. Others get a random port, as with kube-proxy, so that
+ * nobody can foresee it.
+ */
+static __always_inline bool keeps_port(const struct packet *p)
+{
+	return p->tuple.protocol == IPPROTO_SCTP;
+}
+
+/* masquerade gives a connection its source address when its first packet goes
+ * out; key and c are the entry of the client's packets at egress.
+ */
+static __noinline int masquerade(struct __sk_buff *skb, const struct packet *p, struct conn *c)
+{
+	struct conn answers = {};
+	struct tuple t;
+	int err;
+
+	becomes(&t, c, p->tuple.protocol, 0);
+	reversed(&t, &t, 0);
+	conn_to(&answers, &t);
+	becomes(&t, c, p->tuple.protocol, 0);
+	if (!masquerade_address(skb->ifindex, p->ipv6, &t.src))
+		return STAT_PACKET_NO_ADDRESS;
+	err = add_answers(&t, &answers, STAGE_IN, keeps_port(p));
+	if (err)
+		return err == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN;
+	conn_to(c, &t);
+	barrier();
+	c->flags &= ~CONN_MASQUERADE;
+	count(STAT_PACKET_MASQUERADED);
+	return 0;
+}
+
+/* client_kind tells who sent a packet that is seen at ingress. */
+static __always_inline enum client_kind client_kind(struct __sk_buff *skb, const struct addr *src)
+{
+	struct range_key range = {.bits = 128, .addr = *src};
+	__u32 ifindex = skb->ifindex;
+	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
+
+	if (d && d->flags & DEVICE_PODS)
+		return CLIENT_POD;
+	return bpf_map_lookup_elem(&pod_ranges, &range) ? CLIENT_POD : CLIENT_OUTSIDE;
+}
+
+static __always_inline bool is_masqueraded(const struct answer *a, __u8 kind, const struct addr *client)
+{
+	/* An endpoint that reaches itself would take the answer for its own. */
+	return a->snat == SNAT_ALL || (a->snat == SNAT_NODE && kind == CLIENT_NODE) ||
+	       (a->snat == SNAT_NON_PODS && kind != CLIENT_POD) || addr_equal(&a->addr, client);
+}
+
+/* add_primary makes the entry of the client's packets, the last of them, and
+ * gives back what is there now: of two packets at a time one comes first.
+ */
+static __always_inline struct conn *add_primary(const struct tuple *key, struct conn *c)
+{
+	c->seen = bpf_ktime_get_ns();
+	c->flags |= CONN_PRIMARY;
+	if (bpf_map_update_elem(&connections, key, c, BPF_NOEXIST) == -E2BIG)
+		count(STAT_PACKET_CONNECTIONS_FULL);
+	return bpf_map_lookup_elem(&connections, key);
+}
+
+/* open_in makes the entries of a connection whose first packet comes in. NULL:
+ * it cannot be, and why was counted.
+ */
+static __noinline struct conn *open_in(struct __sk_buff *skb, const struct packet *p, const struct answer *a, __u8 kind)
+{
+	struct conn c = {.ifindex = skb->ifindex, .service = a->service, .generation = a->generation};
+	struct conn answers = {};
+	struct tuple t = p->tuple, back;
+	int err;
+
+	reversed(&back, &p->tuple, 0);
+	conn_to(&answers, &back);
+	t.dst = a->addr;
+	t.dport = a->port;
+	t.stage = STAGE_OUT;
+	err = add_answers(&t, &answers, STAGE_OUT, true);
+	if (err) {
+		not_added(err);
+		return NULL;
+	}
+	conn_to(&c, &t);
+	if (is_masqueraded(a, kind, &p->tuple.src)) {
+		c.flags = CONN_MASQUERADE;
+		if (bpf_map_update_elem(&connections, &t, &c, BPF_ANY) == -E2BIG) {
+			not_added(NO_ROOM);
+			return NULL;
+		}
+		c.flags = 0;
+	}
+	return add_primary(&p->tuple, &c);
+}
+
+/* open_out makes the entries of a connection that the node itself opens. */
+static __noinline struct conn *open_out(struct __sk_buff *skb, const struct packet *p, const struct answer *a)
+{
+	struct conn c = {.ifindex = skb->ifindex, .service = a->service, .generation = a->generation, .flags = CONN_NODE};
+	struct conn answers = {.ifindex = skb->ifindex};
+	struct tuple t = p->tuple, back;
+	bool self, masqueraded;
+	__u32 ifindex;
+	long way;
+	int err;
+
+	reversed(&back, &p->tuple, 0);
+	conn_to(&answers, &back);
+	t.dst = a->addr;
+	t.dport = a->port;
+	way = find_way(skb, &t, p->ipv6, &ifindex);
+	self = way == BPF_FIB_LKUP_RET_NOT_FWDED;
+	if (!self && !is_way_out(way)) {
+		count(STAT_PACKET_NO_ROUTE);
+		return NULL;
+	}
+	masqueraded = is_masqueraded(a, CLIENT_NODE, &t.src) || addr_is_loopback(&t.src);
+	if (self) {
+		c.flags |= CONN_SELF;
+	} else {
+		answers.flags = CONN_INJECT;
+		if (masqueraded && !masquerade_address(ifindex, p->ipv6, &t.src)) {
+			count(STAT_PACKET_NO_ADDRESS);
+			return NULL;
+		}
+	}
+	err = add_answers(&t, &answers, self ? STAGE_OUT : STAGE_IN, true);
+	if (err) {
+		not_added(err);
+		return NULL;
+	}
+	conn_to(&c, &t);
+	return add_primary(&p->tuple, &c);
+}
+
+/* no_connection is what becomes of a packet that begins no connection. */
+static __always_inline int no_connection(struct __sk_buff *skb, const struct packet *p, __u8 stage, enum verdict v)
+{
+	if (v == VERDICT_NONE) {
+		v = unserved(&p->tuple.dst);
+		if (v == VERDICT_REJECT)
+			count(STAT_REJECTED_PORT);
+		else if (v == VERDICT_DROP)
+			count(STAT_DROPPED_UNALLOCATED);
+	}
+	switch (v) {
+	case VERDICT_REJECT:
+		return reject(skb, p, stage);
+	case VERDICT_DROP:
+		return TC_ACT_SHOT; /* counted where it was decided */
+	default:
+		return PASS;
+	}
+}
+
+/* request_of is what a packet asks of select.h. */
+static __always_inline void request_of(struct request *r, const struct packet *p, __u8 kind)
+{
+	__builtin_memset(r, 0, sizeof(*r));
+	r->to.addr = p->tuple.dst;
+	r->to.port = p->tuple.dport;
+	r->to.protocol = p->tuple.protocol;
+	r->client = p->tuple.src;
+	r->kind = kind;
+}
+
+/* is_translated tells a packet that was translated already: an answer that was
+ * handed to the stack by another device, with a Service's address as source.
+ */
+static __always_inline bool is_translated(const struct packet *p)
+{
+	struct tuple key;
+	struct conn *c;
+
+	reversed(&key, &p->tuple, STAGE_OUT);
+	c = bpf_map_lookup_elem(&connections, &key);
+	return c && c->flags & CONN_NODE;
+}
+
+/* is_served tells whether a packet's destination is a frontend. */
+static __always_inline bool is_served(const struct packet *p)
+{
+	struct frontend_key key = {.addr = p->tuple.dst, .port = p->tuple.dport, .protocol = p->tuple.protocol};
+	struct frontend f;
+
+	return find_frontend(&key, &f);
+}
+
+/* begin finds an endpoint for a packet that no entry is for. Where *conn is
+ * NULL afterwards, the packet's fate is the result.
+ */
+static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage, __u8 kind, struct conn **conn)
+{
+	struct packet *p = &s->packet;
+	enum verdict v;
+
+	if (p->fragment == FRAGMENT_LOST)
+		return unserved(&p->tuple.dst) == VERDICT_NONE ? PASS : drop(STAT_PACKET_FRAGMENT_LOST);
+	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6)
+		return no_connection(skb, p, stage, VERDICT_NONE);
+	if (!p->opens) {
+		if (is_served(p))
+			count(STAT_PACKET_UNKNOWN);
+		return PASS;
+	}
+	if (stage == STAGE_IN && is_translated(p))
+		return PASS;
+	request_of(&s->request, p, kind);
+	v = choose(&s->request, &s->answer);
+	if (v != VERDICT_FORWARD)
+		return no_connection(skb, p, stage, v);
+	*conn = stage == STAGE_IN ? open_in(skb, p, &s->answer, kind) : open_out(skb, p, &s->answer);
+	return TC_ACT_SHOT;
+}
+
+/* is_over tells a packet that must not follow the entry that is there for it:
+ * it opens a connection anew, or its endpoint left the pool and the flow has no
+ * end of its own that one could wait for.
+ */
+static __noinline bool is_over(struct scratch *s, struct conn *c, __u8 kind)
+{
+	struct affinity endpoint = {.addr = c->dst, .port = c->dport};
+	struct packet *p = &s->packet;
+	struct service *now;
+
+	if (!p->opens)
+		return false;
+	if (p->tuple.protocol != IPPROTO_UDP && ended(&p->tuple, c))
+		return true;
+	now = bpf_map_lookup_elem(&services, &c->service);
+	if (now && now->generation == c->generation)
+		return false;
+	request_of(&s->request, p, kind);
+	if (!still_serves(&s->request, &endpoint))
+		return true;
+	if (now)
+		c->generation = now->generation;
+	return false;
+}
+
+/* translate makes of a packet what the entry says and sends it on its way. */
+static __noinline int translate(struct __sk_buff *skb, const struct packet *p, struct conn *c, __u8 stage)
+{
+	struct tuple t;
+	__u8 flags;
+
+	if (stage == STAGE_OUT && c->flags & CONN_MASQUERADE) {
+		int why = masquerade(skb, p, c);
+
+		if (why)
+			return drop(why);
+	}
+	touch(c, p->ends);
+	flags = c->flags;
+	becomes(&t, c, p->tuple.protocol, 0);
+	if (p->fragment == FRAGMENT_FIRST && p->tuple.protocol == IPPROTO_SCTP)
+		return drop(STAT_PACKET_FRAGMENT_SCTP);
+	if (rewrite(skb, p, &t))
+		return drop(STAT_PACKET_WRITE_FAILED);
+	count(STAT_PACKET_TRANSLATED);
+	if (flags & CONN_NODE)
+		return send_on(skb, p, &t);
+	if (flags & CONN_INJECT && c->ifindex != skb->ifindex)
+		return inject(skb, p, c->ifindex);
+	return PASS;
+}
+
+/* translate_error does so with an ICMP error about a packet of a connection: it
+ * goes to whoever sent that packet, who knows it by what it was before.
+ */
+static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, __u8 stage)
+{
+	struct packet *p = &s->packet, *inner = &s->inner;
+	struct tuple key, t, outer;
+	struct conn *c;
+
+	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED)
+		return PASS;
+	/* The error travels like an answer to the packet inside it. */
+	reversed(&key, &inner->tuple, stage);
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c || c->flags & CONN_MASQUERADE)
+		return PASS;
+	outer = p->tuple;
+	if (addr_equal(&outer.src, &key.src))
+		outer.src = c->src;
+	if (addr_equal(&outer.dst, &key.dst))
+		outer.dst = c->dst;
+	becomes(&t, c, key.protocol, 0);
+	reversed(&key, &t, 0);
+	if (rewrite_error(skb, p, &outer, inner, &key))
+		return drop(STAT_PACKET_WRITE_FAILED);
+	count(STAT_PACKET_ERROR_TRANSLATED);
+	if (c->flags & CONN_NODE)
+		return send_on(skb, p, &outer);
+	if (c->flags & CONN_INJECT && c->ifindex != skb->ifindex)
+		return inject(skb, p, c->ifindex);
+	return PASS;
+}
+
+/* handle is all of it, for a packet whose network header is at l3. */
+static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
+{
+	enum client_kind kind = CLIENT_NODE;
+	struct scratch *s = scratch();
+	struct conn *c = NULL;
+	struct packet *p;
+	__u8 ipv6;
+	int fate;
+
+	if (!s)
+		return PASS;
+	p = &s->packet;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		ipv6 = 0;
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		ipv6 = 1;
+	else
+		return PASS;
+	switch (parse(skb, p, l3, ipv6, 0)) {
+	case PARSED:
+		break;
+	case PARSED_ERROR:
+		return translate_error(skb, s, stage);
+	case PARSED_BAD:
+		count(STAT_PACKET_BAD);
+		return PASS;
+	default:
+		return PASS;
+	}
+	p->tuple.stage = stage;
+	c = bpf_map_lookup_elem(&connections, &p->tuple);
+	if (c && (!(c->flags & CONN_PRIMARY) || !p->opens))
+		return translate(skb, p, c, stage);
+	/* What goes out and came in before was judged then; what comes in for
+	 * 127.0.0.1 or ::1 is for the stack to refuse. */
+	if (stage == STAGE_OUT ? !c && skb->ingress_ifindex : addr_is_loopback(&p->tuple.dst))
+		return PASS;
+	if (stage == STAGE_IN)
+		kind = client_kind(skb, &p->tuple.src);
+	if (c && !is_over(s, c, kind))
+		return translate(skb, p, c, stage);
+	if (c) {
+		forget(&p->tuple, c);
+		c = NULL;
+	}
+	fate = begin(skb, s, stage, kind, &c);
+	return c ? translate(skb, p, c, stage) : fate;
+}
+
+/* Devices whose packets have an Ethernet header, lo among them. */
+SEC("tc")
+int packet_in(struct __sk_buff *skb)
+{
+	return handle(skb, STAGE_IN, ETH_HLEN);
+}
+
+SEC("tc")
+int packet_out(struct __sk_buff *skb)
+{
+	return handle(skb, STAGE_OUT, ETH_HLEN);
+}
+
+/* Devices whose packets begin with the network header: tunnels. */
+SEC("tc")
+int packet_in_bare(struct __sk_buff *skb)
+{
+	return handle(skb, STAGE_IN, 0);
+}
+
+SEC("tc")
+int packet_out_bare(struct __sk_buff *skb)
+{
+	return handle(skb, STAGE_OUT, 0);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

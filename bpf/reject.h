@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* A packet that nobody takes becomes the ICMP error that says so: port
+ * unreachable, as kube-proxy's REJECT sends to every protocol.
+ */
+#pragma once
+
+#include <linux/if_ether.h>
+
+#include "rewrite.h"
+
+#define ERROR_TTL 64
+#define ICMP4_PORT_UNREACHABLE 3 /* code */
+#define ICMP6_PORT_UNREACHABLE 4
+
+/* The most of the rejected packet that the error carries: its headers, and of
+ * its transport header as much as has the checksum in it, which the kernel
+ * does not let us cut off.
+ */
+#define ERROR_QUOTE 128
+#define QUOTED_TRANSPORT 20
+
+/* How many ICMP errors a processor may still send. */
+struct error_budget {
+	__u64 refilled; /* CLOCK_MONOTONIC ns */
+	__u64 left;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct error_budget);
+	__uint(max_entries, 1);
+} error_budgets SEC(".maps");
+
+/* may_send_error takes one from this processor's budget. */
+static __always_inline bool may_send_error(void)
+{
+	__u32 zero = 0;
+	__u64 now = bpf_ktime_get_ns(), more;
+	struct error_budget *b = bpf_map_lookup_elem(&error_budgets, &zero);
+
+	if (!b)
+		return false;
+	more = (now - b->refilled) / ERROR_INTERVAL_NS;
+	if (more) {
+		b->left = b->left + more < MAX_ERRORS ? b->left + more : MAX_ERRORS;
+		b->refilled = now;
+	}
+	if (!b->left)
+		return false;
+	b->left--;
+	return true;
+}
+
+static __always_inline __u16 fold(__s64 sum)
+{
+	__u32 s = (__u32)sum;
+
+	s = (s & 0xffff) + (s >> 16);
+	s = (s & 0xffff) + (s >> 16);
+	return ~s;
+}
+
+struct error4 {
+	struct iphdr ip;
+	__u8 type, code;
+	__u16 checksum;
+	__be32 unused;
+};
+SAME_SIZE(struct error4, 28);
+
+struct error6 {
+	struct ipv6hdr ip;
+	__u8 type, code;
+	__u16 checksum;
+	__be32 unused;
+};
+SAME_SIZE(struct error6, 48);
+
+static __always_inline int write_error4(struct __sk_buff *skb, const struct packet *p, __u32 quote, __s64 quoted)
+{
+	struct error4 e = {};
+
+	e.ip.version = 4;
+	e.ip.ihl = 5;
+	e.ip.tot_len = bpf_htons(sizeof(e) + quote);
+	e.ip.ttl = ERROR_TTL;
+	e.ip.protocol = IPPROTO_ICMP;
+	e.ip.saddr = p->tuple.dst.w[3];
+	e.ip.daddr = p->tuple.src.w[3];
+	e.ip.check = fold(bpf_csum_diff(0, 0, (__be32 *)&e.ip, sizeof(e.ip), 0));
+	e.type = ICMP4_UNREACHABLE;
+	e.code = ICMP4_PORT_UNREACHABLE;
+	e.checksum = fold(bpf_csum_diff(0, 0, (__be32 *)&e.type, ICMP_HEADER, quoted));
+	return bpf_skb_store_bytes(skb, p->l3, &e, sizeof(e), 0);
+}
+
+static __always_inline int write_error6(struct __sk_buff *skb, const struct packet *p, __u32 quote, __s64 quoted)
+{
+	struct error6 e = {};
+	struct {
+		struct addr src, dst;
+		__be32 length, next;
+	} pseudo = {
+		.src = p->tuple.dst,
+		.dst = p->tuple.src,
+		.length = bpf_htonl(ICMP_HEADER + quote),
+		.next = bpf_htonl(IPPROTO_ICMPV6),
+	};
+
+	e.ip.version = 6;
+	e.ip.payload_len = bpf_htons(ICMP_HEADER + quote);
+	e.ip.nexthdr = IPPROTO_ICMPV6;
+	e.ip.hop_limit = ERROR_TTL;
+	__builtin_memcpy(&e.ip.saddr, &p->tuple.dst, sizeof(e.ip.saddr));
+	__builtin_memcpy(&e.ip.daddr, &p->tuple.src, sizeof(e.ip.daddr));
+	e.type = ICMP6_UNREACHABLE;
+	e.code = ICMP6_PORT_UNREACHABLE;
+	quoted = bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), quoted);
+	e.checksum = fold(bpf_csum_diff(0, 0, (__be32 *)&e.type, ICMP_HEADER, quoted));
+	return bpf_skb_store_bytes(skb, p->l3, &e, sizeof(e), 0);
+}
+
+/* quote_sum is the sum of the part of the packet that is quoted. */
+static __always_inline int quote_sum(struct __sk_buff *skb, const struct packet *p, __u32 quote, __s64 *sum)
+{
+	__u8 quoted[ERROR_QUOTE] = {};
+
+	if (quote < 1 || quote > ERROR_QUOTE)
+		return -1;
+	/* Of 16 bits, as the verifier is sure of it then on old kernels too. */
+	if (bpf_skb_load_bytes(skb, p->l3, quoted, ((quote - 1) & (ERROR_QUOTE - 1)) + 1))
+		return -1;
+	*sum = bpf_csum_diff(0, 0, (__be32 *)quoted, sizeof(quoted), 0);
+	return 0;
+}
+
+/* become_error turns the packet into the ICMP error about itself. 0: it is one. */
+static __noinline int become_error(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 quote = p->end - p->l3, most = p->l4 - p->l3 + QUOTED_TRANSPORT;
+	__s64 sum = 0;
+
+	if (quote > most)
+		quote = most;
+	if (p->l3 + quote != skb->len && bpf_skb_change_tail(skb, p->l3 + quote, 0))
+		return -1;
+	if (quote_sum(skb, p, quote, &sum))
+		return -1;
+	if (bpf_skb_adjust_room(skb, p->ipv6 ? sizeof(struct error6) : sizeof(struct error4), BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	return p->ipv6 ? write_error6(skb, p, quote, sum) : write_error4(skb, p, quote, sum);
+}
+
+/* swap_macs sends a frame back to where it came from. */
+static __always_inline int swap_macs(struct __sk_buff *skb)
+{
+	__u8 dst[ETH_ALEN], src[ETH_ALEN];
+
+	return load(skb, 0, dst) || load(skb, ETH_ALEN, src) ||
+	       bpf_skb_store_bytes(skb, 0, src, ETH_ALEN, 0) || bpf_skb_store_bytes(skb, ETH_ALEN, dst, ETH_ALEN, 0);
+}
