@@ -1,0 +1,283 @@
+package packet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// hooks puts programs on devices.
+type hooks interface {
+	// attach puts both programs on a device, in place of older ones of ours.
+	attach(l netlink.Link) error
+	// forget drops what is kept of a device that is gone.
+	forget(ifindex int) error
+}
+
+// side is one of a device's two hooks.
+type side struct {
+	name string // in the names of pins and filters
+	tcx  ebpf.AttachType
+	tc   uint32 // parent of a clsact filter
+}
+
+func sides() []side {
+	return []side{
+		{"in", ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+		{"out", ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+	}
+}
+
+// program is the program for one side of a device; nil: it needs none.
+func program(c *ebpf.Collection, s side, l netlink.Link) *ebpf.Program {
+	bare := isBare(l)
+	switch {
+	case s.name == "in" && isLoopback(l):
+		return nil // what comes in from lo went out to it
+	case s.name == "in" && bare:
+		return c.Programs[progInBare]
+	case s.name == "in":
+		return c.Programs[progIn]
+	case bare:
+		return c.Programs[progOutBare]
+	}
+	return c.Programs[progOut]
+}
+
+// isBare tells a device whose packets have no link layer header.
+func isBare(l netlink.Link) bool {
+	return len(l.Attrs().HardwareAddr) == 0 && l.Attrs().EncapType != "loopback"
+}
+
+func isLoopback(l netlink.Link) bool { return l.Attrs().EncapType == "loopback" }
+
+// linkDir is where the links of tcx are pinned.
+const linkDir = "links"
+
+// linkPrefix starts the name of each pin of this package.
+const linkPrefix = "packet-"
+
+// openHooks chooses tcx where the kernel has it (6.6), and clsact below.
+func openHooks(cfg Config) (hooks, error) {
+	err := probeTCX()
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		cfg.Log.Info("programs are attached by clsact filters", "reason", "this kernel has no tcx links (Linux 6.6)")
+		return &clsact{cfg.Collection}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cfg.PinDir, linkDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder of links: %w", err)
+	}
+	return &tcx{c: cfg.Collection, dir: dir}, nil
+}
+
+// probeTCX tells whether the kernel has tcx. A device number that cannot exist
+// makes the attempt harmless.
+func probeTCX() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: passInstructions(), License: "Dual BSD/GPL"})
+	if err != nil {
+		return fmt.Errorf("loading a probe: %w", err)
+	}
+	defer func() { _ = prog.Close() }()
+	l, err := link.AttachTCX(link.TCXOptions{Interface: 1<<31 - 1, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if err == nil {
+		return l.Close()
+	}
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return err
+	}
+	return nil // the kernel knew what was asked and had no such device
+}
+
+// tcx attaches by links, which are pinned so that they outlive the agent.
+type tcx struct {
+	c   *ebpf.Collection
+	dir string
+}
+
+func (t *tcx) pin(ifindex int, s side) string {
+	return filepath.Join(t.dir, fmt.Sprintf("%s%d-%s", linkPrefix, ifindex, s.name))
+}
+
+func (t *tcx) attach(l netlink.Link) error {
+	for _, s := range sides() {
+		prog := program(t.c, s, l)
+		if prog == nil {
+			continue
+		}
+		if err := t.attachOne(t.pin(l.Attrs().Index, s), l.Attrs().Index, s, prog); err != nil {
+			return fmt.Errorf("attaching to %s, %sgress: %w", l.Attrs().Name, map[string]string{"in": "in", "out": "e"}[s.name], err)
+		}
+	}
+	return nil
+}
+
+// attachOne replaces the program of a pinned link, or makes a new one.
+func (t *tcx) attachOne(pin string, ifindex int, s side, prog *ebpf.Program) error {
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer func() { _ = old.Close() }()
+		if err = old.Update(prog); err == nil {
+			return nil
+		}
+		// Its device is gone, and another has its number now.
+		if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("unpinning the link of a device that is gone: %w", err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("opening a pinned link: %w", err)
+	}
+	fresh, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: s.tcx})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = fresh.Close() }()
+	if err := fresh.Pin(pin); err != nil {
+		return fmt.Errorf("pinning a link: %w", err)
+	}
+	return nil
+}
+
+func (t *tcx) forget(ifindex int) error {
+	var errs []error
+	for _, s := range sides() {
+		if err := os.Remove(t.pin(ifindex, s)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpinning a link: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// clsact attaches by filters of the clsact qdisc, which outlive the agent by
+// themselves and go with their device.
+type clsact struct{ c *ebpf.Collection }
+
+// filterName starts the name of each filter of ours, and marks it as such.
+const filterName = "switchyard_"
+
+// filterPriority is that of our filters; others' stay where they are.
+const filterPriority = 0xc0
+
+func (t *clsact) attach(l netlink.Link) error {
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("adding the clsact qdisc to %s: %w", l.Attrs().Name, err)
+	}
+	for _, s := range sides() {
+		prog := program(t.c, s, l)
+		if prog == nil {
+			continue
+		}
+		filter := &netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: s.tc, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: filterPriority},
+			Fd:          prog.FD(), Name: filterName + s.name, DirectAction: true,
+		}
+		if err := netlink.FilterReplace(filter); err != nil {
+			return fmt.Errorf("attaching to %s: %w", l.Attrs().Name, err)
+		}
+	}
+	return nil
+}
+
+func (t *clsact) forget(int) error { return nil }
+
+// Cleanup detaches from all devices of this network namespace and unpins all
+// that Start pinned. It succeeds where there is nothing.
+func Cleanup(pinDir string) error {
+	return errors.Join(removeLinks(filepath.Join(pinDir, linkDir)), removeFilters())
+}
+
+// removeLinks unpins our links, which detaches their programs.
+func removeLinks(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing pinned links: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), linkPrefix) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpinning a link: %w", err))
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		errs = append(errs, fmt.Errorf("removing the folder of links: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// removeFilters removes our clsact filters. The qdisc goes where nothing else
+// is on it.
+func removeFilters() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing devices: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		errs = append(errs, removeFiltersOf(l))
+	}
+	return errors.Join(errs...)
+}
+
+func removeFiltersOf(l netlink.Link) error {
+	ours, others := 0, 0
+	for _, s := range sides() {
+		filters, err := netlink.FilterList(l, s.tc)
+		if err != nil {
+			return nil //nolint:nilerr // a device that just went, or a kernel without clsact: nothing of ours
+		}
+		for _, f := range filters {
+			b, isBPF := f.(*netlink.BpfFilter)
+			if !isBPF || !strings.HasPrefix(b.Name, filterName) {
+				others++
+				continue
+			}
+			ours++
+			if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("removing a filter of %s: %w", l.Attrs().Name, err)
+			}
+		}
+	}
+	if ours == 0 || others > 0 {
+		return nil
+	}
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if err := netlink.QdiscDel(qdisc); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("removing the clsact qdisc of %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+// pinnedDevices are the numbers of devices that links are pinned for.
+func pinnedDevices(dir string) ([]int, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listing pinned links: %w", err)
+	}
+	var numbers []int
+	for _, e := range entries {
+		number, _, _ := strings.Cut(strings.TrimPrefix(e.Name(), linkPrefix), "-")
+		if n, err := strconv.Atoi(number); err == nil && strings.HasPrefix(e.Name(), linkPrefix) {
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers, nil
+}
