@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,8 @@ import (
 type hooks interface {
 	// attach puts both programs on a device, in place of older ones of ours.
 	attach(l netlink.Link) error
+	// check is an error where a device has not both programs.
+	check(l netlink.Link) error
 	// forget drops what is kept of a device that is gone.
 	forget(ifindex int) error
 }
@@ -129,6 +132,9 @@ func (t *tcx) attachOne(pin string, ifindex int, s side, prog *ebpf.Program) err
 	old, err := link.LoadPinnedLink(pin, nil)
 	if err == nil {
 		defer func() { _ = old.Close() }()
+		if runs(old, prog, ifindex) {
+			return nil
+		}
 		if err = old.Update(prog); err == nil {
 			return nil
 		}
@@ -146,6 +152,41 @@ func (t *tcx) attachOne(pin string, ifindex int, s side, prog *ebpf.Program) err
 	defer func() { _ = fresh.Close() }()
 	if err := fresh.Pin(pin); err != nil {
 		return fmt.Errorf("pinning a link: %w", err)
+	}
+	return nil
+}
+
+// runs tells whether a link runs this program on this device.
+func runs(l link.Link, prog *ebpf.Program, ifindex int) bool {
+	info, err := l.Info()
+	if err != nil || info.TCX() == nil || int(info.TCX().Ifindex) != ifindex {
+		return false
+	}
+	want, err := prog.Info()
+	if err != nil {
+		return false
+	}
+	id, ok := want.ID()
+	return ok && info.Program == id
+}
+
+func (t *tcx) check(l netlink.Link) error {
+	for _, s := range sides() {
+		prog := program(t.c, s, l)
+		if prog == nil {
+			continue
+		}
+		pinned, err := link.LoadPinnedLink(t.pin(l.Attrs().Index, s), nil)
+		if err != nil {
+			return fmt.Errorf("device %s has no program (%s): %w", l.Attrs().Name, s.name, err)
+		}
+		well := runs(pinned, prog, l.Attrs().Index)
+		if err := pinned.Close(); err != nil {
+			return fmt.Errorf("closing a link: %w", err)
+		}
+		if !well {
+			return fmt.Errorf("device %s does not run our program (%s)", l.Attrs().Name, s.name)
+		}
 	}
 	return nil
 }
@@ -189,6 +230,27 @@ func (t *clsact) attach(l netlink.Link) error {
 		}
 	}
 	return nil
+}
+
+func (t *clsact) check(l netlink.Link) error {
+	for _, s := range sides() {
+		if program(t.c, s, l) == nil {
+			continue
+		}
+		filters, err := netlink.FilterList(l, s.tc)
+		if err != nil {
+			return fmt.Errorf("listing the filters of %s: %w", l.Attrs().Name, err)
+		}
+		if !slices.ContainsFunc(filters, isOurs) {
+			return fmt.Errorf("device %s does not run our program (%s)", l.Attrs().Name, s.name)
+		}
+	}
+	return nil
+}
+
+func isOurs(f netlink.Filter) bool {
+	b, isBPF := f.(*netlink.BpfFilter)
+	return isBPF && strings.HasPrefix(b.Name, filterName)
 }
 
 func (t *clsact) forget(int) error { return nil }
@@ -245,8 +307,7 @@ func removeFiltersOf(l netlink.Link) error {
 			return nil //nolint:nilerr // a device that just went, or a kernel without clsact: nothing of ours
 		}
 		for _, f := range filters {
-			b, isBPF := f.(*netlink.BpfFilter)
-			if !isBPF || !strings.HasPrefix(b.Name, filterName) {
+			if !isOurs(f) {
 				others++
 				continue
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
@@ -108,6 +109,29 @@ func (p *Path) SetNode(node *dataplane.Node) error {
 	p.pods = node.LocalPods
 	p.mu.Unlock()
 	return p.update()
+}
+
+// Repair puts the programs back where somebody took them away.
+func (p *Path) Repair() error {
+	p.mu.Lock()
+	clear(p.attached)
+	p.mu.Unlock()
+	return p.update()
+}
+
+// Check is an error that names a device without our programs.
+func (p *Path) Check() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing devices: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if err := p.hooks.check(l); err != nil && !isGone(l.Attrs().Index) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Close stops following devices and ageing connections. Forwarding stays.
