@@ -178,11 +178,13 @@ func firstLines(out []byte) string {
 	return text
 }
 
-// scan reads a table back, line by line as iptables-save prints it. A line is
-// only valid until the next one.
-func (c *commands) scan(ctx context.Context, table string, line func([]byte)) error {
+// scan reads all tables back, line by line as iptables-save prints them; a line
+// is only valid until the next one. One run for all: iptables-nft-save fetches
+// the rules of all tables from the kernel even when asked for one. Tables that
+// legacy iptables has not used yet are not made by it.
+func (c *commands) scan(ctx context.Context, line func(table string, line []byte)) error {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, c.savePath, "-t", table)
+	cmd := exec.CommandContext(ctx, c.savePath)
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -191,33 +193,42 @@ func (c *commands) scan(ctx context.Context, table string, line func([]byte)) er
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running %s: %w", c.savePath, err)
 	}
-	var strange error
+	table := ""
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		if bytes.Contains(lines.Bytes(), []byte("use 'nft' tool")) {
-			strange = fmt.Errorf("another program keeps something in it that iptables cannot read: %s", lines.Bytes())
+		if text := lines.Bytes(); len(text) > 0 && text[0] == '*' {
+			table = string(text[1:])
+		} else {
+			line(table, text)
 		}
-		line(lines.Bytes())
 	}
-	err = errors.Join(lines.Err(), cmd.Wait(), strange)
+	err = errors.Join(lines.Err(), cmd.Wait())
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s stopped: %w", c.savePath, ctx.Err())
 	}
 	if err != nil {
-		return fmt.Errorf("reading table %s with %s: %w: %s", table, c.savePath, err, firstLines(stderr.Bytes()))
+		return fmt.Errorf("reading rules with %s: %w: %s", c.savePath, err, firstLines(stderr.Bytes()))
 	}
 	return nil
 }
 
-// read reads back what a table has of ours.
-func (c *commands) read(ctx context.Context, table string) (*saved, error) {
-	s := newSaved()
-	if err := c.scan(ctx, table, s.line); err != nil {
-		return nil, err
+// read reads back what is ours, by table.
+func (c *commands) read(ctx context.Context) (map[string]*saved, error) {
+	out := map[string]*saved{tableFilter: newSaved(), tableNAT: newSaved()}
+	var strange error
+	err := c.scan(ctx, func(table string, line []byte) {
+		if bytes.HasPrefix(line, []byte("# Table `")) && (bytes.Contains(line, []byte("`nat'")) || bytes.Contains(line, []byte("`filter'"))) {
+			strange = fmt.Errorf("reading rules with %s: another program keeps something there that iptables cannot read: %s", c.savePath, line)
+		}
+		if s, ok := out[table]; ok {
+			s.line(line)
+		}
+	})
+	for _, s := range out {
+		s.end()
 	}
-	s.end()
-	return s, nil
+	return out, errors.Join(err, strange)
 }
 
 // legacyTables are the tables that legacy iptables has in this network
@@ -234,7 +245,7 @@ func legacyTables(f dataplane.Family) []string {
 	return strings.Fields(string(b))
 }
 
-// has tells whether a table is there, without creating it.
-func (c *commands) has(table string, f dataplane.Family) bool {
-	return c.variant == NFT || slices.Contains(legacyTables(f), table)
+// inUse tells whether there can be rules of this variant, without making any.
+func (c *commands) inUse(f dataplane.Family) bool {
+	return c.variant == NFT || len(legacyTables(f)) > 0
 }

@@ -149,24 +149,24 @@ func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
 // clean removes our chains, and the rules that lead to them, of one variant and
 // family: first what decides, then what enforces.
 func clean(ctx context.Context, cmds *commands, f dataplane.Family) error {
-	for _, table := range []string{tableNAT, tableFilter} {
-		if !cmds.has(table, f) {
-			continue
-		}
-		s, err := cmds.read(ctx, table)
-		if err != nil {
+	if !cmds.inUse(f) {
+		return nil
+	}
+	have, err := cmds.read(ctx)
+	if err != nil {
+		return err
+	}
+	if f == dataplane.IPv4 && localnetOf(have[tableFilter].chains[chainInput]) == localnetSwitch {
+		if err := setRouteLocalnet(false); err != nil {
 			return err
 		}
-		if f == dataplane.IPv4 && localnetOf(s.chains[chainInput]) == localnetSwitch {
-			if err := setRouteLocalnet(false); err != nil {
-				return err
-			}
-		}
-		if len(s.chains) == 0 {
+	}
+	for _, table := range []string{tableNAT, tableFilter} {
+		if len(have[table].chains) == 0 {
 			continue
 		}
 		tx := &transaction{}
-		s.removeAll(tx.table(table))
+		have[table].removeAll(tx.table(table))
 		if err := cmds.restore(ctx, tx.text()); err != nil {
 			return err
 		}

@@ -35,13 +35,9 @@ type attempt func([]change) (tx *transaction, undo func())
 // what a ServicePort that is refused falls back to, if anything.
 func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
 	h.model = nil
-	have := map[string]*saved{}
-	for _, table := range []string{tableFilter, tableNAT} {
-		s, err := h.commands.read(ctx, table)
-		if err != nil {
-			return nil, err
-		}
-		have[table] = s
+	have, err := h.commands.read(ctx)
+	if err != nil {
+		return nil, err
 	}
 	h.localnet = localnetOf(have[tableFilter].chains[chainInput])
 	next, err := h.env(want)

@@ -17,11 +17,11 @@ import (
 func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 	o := &dataplane.Observation{}
 	for _, h := range b.halves {
-		nat, err := h.commands.read(ctx, tableNAT)
+		have, err := h.commands.read(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
-		w := walker{family: h.family, saved: nat, pools: map[string]way{}}
+		w := walker{family: h.family, saved: have[tableNAT], pools: map[string]way{}}
 		if err := w.walk(); err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
@@ -29,11 +29,7 @@ func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 		if len(w.frontends) == 0 {
 			continue
 		}
-		filter, err := h.commands.read(ctx, tableFilter)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", h.family, err)
-		}
-		if err := filter.enforces(); err != nil {
+		if err := have[tableFilter].enforces(); err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
 	}

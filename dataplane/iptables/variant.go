@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -62,13 +63,16 @@ func isHint(chain string) bool {
 func findChain(ctx context.Context, v Variant, families []dataplane.Family, table string, is func(string) bool) string {
 	for _, f := range families {
 		cmds, err := findCommands(v, f, 0)
-		if err != nil || !cmds.has(table, f) {
+		if err != nil || !cmds.inUse(f) {
 			continue
 		}
 		found := ""
-		err = cmds.scan(ctx, table, func(line []byte) {
-			if chain, _, ok := strings.Cut(string(line), " "); ok && strings.HasPrefix(chain, ":") && is(chain[1:]) {
-				found = chain[1:]
+		err = cmds.scan(ctx, func(in string, line []byte) {
+			if in != table || !bytes.HasPrefix(line, []byte(":")) {
+				return
+			}
+			if chain, _, _ := strings.Cut(string(line[1:]), " "); is(chain) {
+				found = chain
 			}
 		})
 		if err == nil && found != "" {
