@@ -1,0 +1,58 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// findCgroupRoot is where cgroup v2 is mounted: on hybrid hosts not at
+// /sys/fs/cgroup.
+func findCgroupRoot() (string, error) {
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		return "", fmt.Errorf("looking for cgroup v2: %w", err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "cgroup2" {
+			return fields[1], nil
+		}
+	}
+	return "", fmt.Errorf("no cgroup v2 is mounted, which socket load balancing needs: %w", dataplane.ErrUnsupported)
+}
+
+// cgroupID is the number by which the kernel knows a cgroup.
+func cgroupID(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("finding cgroup %s: %w", path, err)
+	}
+	return st.Ino, nil
+}
+
+// Not in package unix.
+const soNetnsCookie = 71
+
+// netnsCookie is the number of this thread's network namespace that no other
+// has; 0 where the kernel (before 5.14) does not tell: then it is taken to be
+// the first one.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("asking for the network namespace's cookie: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, soNetnsCookie)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking for the network namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}

@@ -1,0 +1,204 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// schema is in the path of everything pinned. It changes when a structure of
+// bpf/types.h does.
+const schema = "v1"
+
+// dirs are where maps and links are pinned.
+type dirs struct{ root, maps, links string }
+
+func makeDirs(pinDir string) dirs {
+	root := filepath.Join(pinDir, schema)
+	return dirs{root: root, maps: filepath.Join(root, "maps"), links: filepath.Join(root, "links")}
+}
+
+// tables are the maps that Sync writes.
+type tables struct {
+	frontends, services, slots, sources           *ebpf.Map
+	addresses, podRanges, serviceRanges, settings *ebpf.Map
+}
+
+// ruled are the names of the maps that Sync writes. They are reused all or none:
+// they refer to each other.
+func ruled() []string {
+	return []string{
+		sockMapFrontends, sockMapServices, sockMapSlots, sockMapSources,
+		sockMapNodeAddresses, sockMapPodRanges, sockMapServiceRanges, sockMapSettings,
+	}
+}
+
+// setSizes puts the options into the maps' specifications. The maps of Services
+// are twice as large as what the options allow: a Sync adds before it deletes,
+// and ClusterIPs are marked in frontends. None of them allocates ahead.
+func setSizes(specs map[string]*ebpf.MapSpec, o Options) {
+	for name, n := range map[string]int{
+		sockMapFrontends:  2 * o.MaxFrontends,
+		sockMapServices:   2 * o.MaxFrontends,
+		sockMapSlots:      2 * o.MaxEndpoints,
+		sockMapSources:    2 * o.MaxSourceRanges,
+		sockMapAffinity:   o.MaxAffinity,
+		sockMapUdpFlows:   o.MaxAffinity,
+		sockMapUdpAnswers: o.MaxAffinity,
+		"connections":     o.MaxConnections,
+	} {
+		if s := specs[name]; s != nil {
+			s.MaxEntries = uint32(n)
+		}
+	}
+}
+
+// openMaps opens the pinned maps that fit their specifications and makes the
+// others anew. New ones get pinned at once where nothing is in their place;
+// else when the programs that use the old ones are replaced (adoptMaps).
+func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
+	fits := true
+	pinned := map[string]*ebpf.Map{}
+	for name, spec := range specs {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			fits = fits && !slices.Contains(ruled(), name)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("opening the pinned map %s: %w", name, err)
+		}
+		pinned[name] = m
+		if spec.Compatible(m) != nil && slices.Contains(ruled(), name) {
+			fits = false
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		spec, old := specs[name], pinned[name]
+		if old != nil && spec.Compatible(old) == nil && (fits || !slices.Contains(ruled(), name)) {
+			b.all[name] = old
+			continue
+		}
+		m, err := ebpf.NewMap(spec)
+		if err != nil {
+			return fmt.Errorf("making the %s map: %w", name, err)
+		}
+		b.all[name] = m
+		if old != nil {
+			b.cfg.Log.Info("a pinned map has another shape than is wanted now; a new one takes its place", "map", name)
+			b.toAdopt = append(b.toAdopt, name)
+			moveEntries(old, m)
+			_ = old.Close()
+			continue
+		}
+		if err := m.Pin(filepath.Join(b.dirs.maps, name)); err != nil {
+			return fmt.Errorf("pinning the %s map: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// moveEntries copies what the programs noted themselves (affinity, flows) where
+// keys and values are alike. What does not fit or cannot be read is left out.
+func moveEntries(from, to *ebpf.Map) {
+	if from.KeySize() != to.KeySize() || from.ValueSize() != to.ValueSize() || from.Type() != to.Type() {
+		return
+	}
+	switch from.Type() {
+	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie, ebpf.Array:
+	default:
+		return
+	}
+	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
+	for entries := from.Iterate(); entries.Next(&key, &value); {
+		_ = to.Put(key, value)
+	}
+}
+
+// adoptMaps pins the maps that replace others, now that no program of ours uses
+// those. A crash in between leaves the kernel forwarding and makes the next
+// start do this again.
+func (b *backend) adoptMaps() error {
+	for _, name := range b.toAdopt {
+		path := filepath.Join(b.dirs.maps, name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("unpinning the old %s map: %w", name, err)
+		}
+		if err := b.all[name].Pin(path); err != nil {
+			return fmt.Errorf("pinning the %s map: %w", name, err)
+		}
+	}
+	b.toAdopt = nil
+	return nil
+}
+
+// load makes the programs of a specification, on the maps of b.all.
+func (b *backend) load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	replace := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := b.all[name]; m != nil {
+			replace[name] = m
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	var refused *ebpf.VerifierError
+	if errors.As(err, &refused) {
+		return nil, fmt.Errorf("this kernel's verifier refuses a program: %w: %w", err, dataplane.ErrUnsupported)
+	}
+	return c, err
+}
+
+// sharedMaps are the maps of a specification that are not the compiler's own.
+func sharedMaps(spec *ebpf.CollectionSpec, into map[string]*ebpf.MapSpec) {
+	for name, m := range spec.Maps {
+		if !strings.HasPrefix(name, ".") {
+			into[name] = m
+		}
+	}
+}
+
+// setVariable sets a constant of the programs, where they have it.
+func setVariable(spec *ebpf.CollectionSpec, name string, value any) error {
+	v := spec.Variables[name]
+	if v == nil {
+		return nil
+	}
+	if err := v.Set(value); err != nil {
+		return fmt.Errorf("setting %s: %w", name, err)
+	}
+	return nil
+}
+
+// haveSetRetval reports whether a hook can say its own errno (kernel 5.18).
+func haveSetRetval() bool {
+	return features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil
+}
+
+// checkBPFFS sees that things can be pinned in a directory.
+func checkBPFFS(dir string) error {
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err == nil && uint32(st.Type) == unix.BPF_FS_MAGIC {
+			return nil
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("looking at %s: %w", dir, err)
+		}
+		if err == nil || filepath.Dir(dir) == dir {
+			return fmt.Errorf("%s is not on a bpf file system (mount -t bpf bpffs /sys/fs/bpf): %w", dir, dataplane.ErrUnsupported)
+		}
+		dir = filepath.Dir(dir)
+	}
+}

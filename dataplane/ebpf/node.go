@@ -1,0 +1,119 @@
+package ebpf
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// keySet is a map whose keys alone say something.
+type keySet[K comparable] struct {
+	kernel *ebpf.Map
+	have   map[K]struct{} // nil: unknown
+}
+
+// sync makes the map hold just the keys wanted: what comes first, what goes after.
+func (s *keySet[K]) sync(want []K) error {
+	if s.have == nil {
+		have := map[K]struct{}{}
+		if err := dumpEach(s.kernel, func(k K, _ uint8) { have[k] = struct{}{} }); err != nil {
+			return err
+		}
+		s.have = have
+	}
+	wanted := make(map[K]struct{}, len(want))
+	for _, k := range want {
+		wanted[k] = struct{}{}
+		if _, ok := s.have[k]; ok {
+			continue
+		}
+		if err := s.kernel.Put(k, uint8(1)); err != nil {
+			return fmt.Errorf("writing the %s map: %w", mapName(s.kernel), err)
+		}
+		s.have[k] = struct{}{}
+	}
+	for k := range s.have {
+		if _, ok := wanted[k]; ok {
+			continue
+		}
+		if err := removeEach(s.kernel, []K{k}); err != nil {
+			return err
+		}
+		delete(s.have, k)
+	}
+	return nil
+}
+
+// nodeState is what the kernel holds of the node.
+type nodeState struct {
+	addresses     keySet[sockAddr]
+	podRanges     keySet[sockRangeKey]
+	serviceRanges keySet[sockRangeKey]
+	settings      sockSettings
+
+	node  *dataplane.Node // as it is in the kernel; nil: unknown
+	cidrs []netip.Prefix
+}
+
+// syncNode writes what depends on the node alone.
+func (b *backend) syncNode(want *dataplane.Snapshot, unknown bool) error {
+	n := &b.node
+	if unknown {
+		n.addresses.have, n.podRanges.have, n.serviceRanges.have, n.node = nil, nil, nil, nil
+		if err := b.maps.settings.Lookup(uint32(0), &n.settings); err != nil {
+			return fmt.Errorf("reading the settings map: %w", err)
+		}
+	}
+	if n.node == want.Node && slices.Equal(n.cidrs, want.ServiceCIDRs) {
+		return nil
+	}
+	if err := n.addresses.sync(nodePortAddresses(want.Node, b.cfg.LocalhostNodePorts)); err != nil {
+		return err
+	}
+	if err := n.podRanges.sync(toRanges(want.Node.LocalPods.CIDRs)); err != nil {
+		return err
+	}
+	if err := n.serviceRanges.sync(toRanges(want.ServiceCIDRs)); err != nil {
+		return err
+	}
+	var settings sockSettings
+	if want.Node.LocalPods.Detects(dataplane.IPv4) {
+		settings.Flags |= detectsPodsV4
+	}
+	if want.Node.LocalPods.Detects(dataplane.IPv6) {
+		settings.Flags |= detectsPodsV6
+	}
+	if settings != n.settings {
+		if err := b.maps.settings.Put(uint32(0), settings); err != nil {
+			return fmt.Errorf("writing the settings map: %w", err)
+		}
+		n.settings = settings
+	}
+	n.node, n.cidrs = want.Node, want.ServiceCIDRs
+	return nil
+}
+
+func toRanges(prefixes []netip.Prefix) []sockRangeKey {
+	keys := make([]sockRangeKey, len(prefixes))
+	for i, p := range prefixes {
+		keys[i] = toRange(p)
+	}
+	return keys
+}
+
+// nodePortAddresses are the keys of node_addresses. 127.0.0.0/8 stands under
+// 127.0.0.0; no kernel forwards from ::1 (KUBE-PROXY §1.10).
+func nodePortAddresses(n *dataplane.Node, localhost bool) []sockAddr {
+	var keys []sockAddr
+	for _, p := range n.NodePorts {
+		if p.Addr().IsLoopback() && (!localhost || !p.Addr().Is4()) {
+			continue
+		}
+		keys = append(keys, toAddr(p.Masked().Addr()))
+	}
+	return keys
+}

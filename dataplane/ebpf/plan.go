@@ -1,0 +1,271 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// record is what the kernel holds of one ServicePort.
+type record struct {
+	master    sockService
+	pools     [maxPools]*dataplane.Pool // what the master's pools hold; nil: not in use
+	slots     uint32                    // number of slots in the master's generation
+	frontends []entry
+	sources   []sourceSet
+	damaged   bool // the slots are not what the master says: write them anew
+}
+
+// entry is an element of the frontends map.
+type entry struct {
+	key   sockFrontendKey
+	value sockFrontend
+}
+
+// sourceSet is the source ranges of a frontend, under a number of its own.
+type sourceSet struct {
+	number   uint32
+	prefixes []netip.Prefix
+}
+
+func (r *record) find(key sockFrontendKey) *entry {
+	if r == nil {
+		return nil
+	}
+	for i := range r.frontends {
+		if r.frontends[i].key == key {
+			return &r.frontends[i]
+		}
+	}
+	return nil
+}
+
+// sourcesOf is the set of a number; nil: none.
+func (r *record) sourcesOf(number uint32) []netip.Prefix {
+	for _, s := range r.sources {
+		if s.number == number {
+			return s.prefixes
+		}
+	}
+	return nil
+}
+
+// ranges is the number of elements of the sources map.
+func (r *record) ranges() int {
+	n := 0
+	for _, s := range r.sources {
+		n += len(s.prefixes)
+	}
+	return n
+}
+
+// makeRecord is what the kernel shall hold of a ServicePort, given what it
+// holds now (nil: nothing) under the same id. Whatever can stay as it is stays:
+// the generation, the indexes of pools, the numbers of source ranges.
+func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, error) {
+	next := &record{master: sockService{Id: id, AffinityS: uint32(port.Affinity / time.Second)}}
+	indexes, err := assignPools(old, port, &next.pools)
+	if err != nil {
+		return nil, err
+	}
+	next.frontends = make([]entry, len(port.Frontends))
+	for i, f := range port.Frontends {
+		key := toFrontendKey(f.Addr, port.ID.Protocol)
+		number, err := next.number(old, key, f.Sources)
+		if err != nil {
+			return nil, err
+		}
+		value := sockFrontend{
+			Check: checkOf(key), Service: id, Sources: number,
+			Pool: indexes[i].pool, Inside: indexes[i].inside, Snat: uint8(f.SNAT),
+		}
+		if f.Kind == dataplane.ClusterIP {
+			value.Flags = frontendClusterIP
+		}
+		next.frontends[i] = entry{key, value}
+	}
+	if old != nil && !old.damaged && samePools(&old.pools, &next.pools) {
+		affinity := next.master.AffinityS
+		next.master, next.slots = old.master, old.slots
+		next.master.AffinityS = affinity
+		return next, nil
+	}
+	next.master.Generation = 1
+	if old != nil {
+		next.master.Generation = old.master.Generation + 1
+	}
+	next.slots = layOut(&next.master, &next.pools, 0)
+	return next, nil
+}
+
+// layOut gives each pool its run of slots from first on, equal pools the same
+// one, and tells where the slots end.
+func layOut(master *sockService, pools *[maxPools]*dataplane.Pool, first uint32) uint32 {
+	for i, p := range pools {
+		if p == nil {
+			continue
+		}
+		master.IfEmpty[i] = toIfEmpty(p.IfEmpty)
+		if j := slices.IndexFunc(pools[:i], func(q *dataplane.Pool) bool { return q != nil && samePool(p, q) }); j >= 0 {
+			master.Pools[i] = master.Pools[j]
+			continue
+		}
+		master.Pools[i].First, master.Pools[i].Count = first, uint32(len(p.Endpoints))
+		first += uint32(len(p.Endpoints))
+	}
+	return first
+}
+
+// number is the number under which a frontend's source ranges stand: the one
+// that they had, or one that no frontend had before.
+func (r *record) number(old *record, key sockFrontendKey, sources []netip.Prefix) (uint32, error) {
+	if len(sources) == 0 {
+		return 0, nil
+	}
+	prefixes := make([]netip.Prefix, 0, len(sources))
+	for _, p := range sources {
+		if !p.IsValid() {
+			return 0, fmt.Errorf("source range %v is no prefix", p)
+		}
+		prefixes = append(prefixes, p.Masked())
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	prefixes = slices.Compact(prefixes)
+	for _, s := range r.sources {
+		if slices.Equal(s.prefixes, prefixes) {
+			return s.number, nil
+		}
+	}
+	number := uint32(0)
+	if e := old.find(key); e != nil && e.value.Sources != 0 && slices.Equal(old.sourcesOf(e.value.Sources), prefixes) {
+		number = e.value.Sources
+	} else {
+		for _, s := range r.sources {
+			number = max(number, s.number)
+		}
+		if old != nil {
+			for _, s := range old.sources {
+				number = max(number, s.number)
+			}
+		}
+		number++
+	}
+	r.sources = append(r.sources, sourceSet{number, prefixes})
+	return number, nil
+}
+
+// indexPair is which pools a frontend uses.
+type indexPair struct{ pool, inside uint8 }
+
+var errTooManyPools = errors.New("its frontends need more than 4 different pools at once, which the master entry has no room for")
+
+// assignPools gives each pool of a ServicePort an index and tells those of each
+// frontend. Indexes stay as they are where that is possible. Where it is not
+// (two frontends shared a pool and do not any more), all pools get indexes that
+// were not in use, so that the old ones can stay until the last frontend turned.
+func assignPools(old *record, port *dataplane.ServicePort, pools *[maxPools]*dataplane.Pool) ([]indexPair, error) {
+	for _, p := range port.Frontends {
+		if len(p.Pool.Endpoints) > maxSearch || p.Inside != nil && len(p.Inside.Endpoints) > maxSearch {
+			return nil, fmt.Errorf("a pool has more than %d endpoints", maxSearch)
+		}
+	}
+	if indexes, ok := keepIndexes(old, port, pools); ok {
+		return indexes, nil
+	}
+	*pools = [maxPools]*dataplane.Pool{}
+	indexes := make([]indexPair, len(port.Frontends))
+	for i, f := range port.Frontends {
+		a, okA := place(pools, old, f.Pool)
+		b, okB := place(pools, old, insideOf(f))
+		if !okA || !okB {
+			return nil, errTooManyPools
+		}
+		indexes[i] = indexPair{a, b}
+	}
+	return indexes, nil
+}
+
+// keepIndexes tries to leave every index as it is.
+func keepIndexes(old *record, port *dataplane.ServicePort, pools *[maxPools]*dataplane.Pool) ([]indexPair, bool) {
+	claim := func(i uint8, p *dataplane.Pool) bool {
+		if int(i) >= maxPools || pools[i] != nil && !samePool(pools[i], p) {
+			return false
+		}
+		pools[i] = p
+		return true
+	}
+	indexes := make([]indexPair, len(port.Frontends))
+	var fresh []int
+	for i, f := range port.Frontends {
+		e := old.find(toFrontendKey(f.Addr, port.ID.Protocol))
+		if e == nil {
+			fresh = append(fresh, i)
+			continue
+		}
+		indexes[i] = indexPair{e.value.Pool, e.value.Inside}
+		if !claim(e.value.Pool, f.Pool) || !claim(e.value.Inside, insideOf(f)) {
+			return nil, false
+		}
+	}
+	for _, i := range fresh {
+		a, okA := place(pools, old, port.Frontends[i].Pool)
+		b, okB := place(pools, old, insideOf(port.Frontends[i]))
+		if !okA || !okB {
+			return nil, false
+		}
+		indexes[i] = indexPair{a, b}
+	}
+	return indexes, true
+}
+
+// place finds a pool's index, or takes one that neither the new nor the old
+// record uses.
+func place(pools *[maxPools]*dataplane.Pool, old *record, p *dataplane.Pool) (uint8, bool) {
+	for i, q := range pools {
+		if q != nil && samePool(p, q) {
+			return uint8(i), true
+		}
+	}
+	for i, q := range pools {
+		if q == nil && (old == nil || old.pools[i] == nil) {
+			pools[i] = p
+			return uint8(i), true
+		}
+	}
+	return 0, false
+}
+
+func insideOf(f dataplane.Frontend) *dataplane.Pool {
+	if f.Inside != nil {
+		return f.Inside
+	}
+	return f.Pool
+}
+
+// samePool reports whether two pools send clients to the same places.
+func samePool(a, b *dataplane.Pool) bool {
+	return a == b || a.IfEmpty == b.IfEmpty && slices.Equal(a.Endpoints, b.Endpoints)
+}
+
+func samePools(a, b *[maxPools]*dataplane.Pool) bool {
+	for i := range a {
+		if (a[i] == nil) != (b[i] == nil) || a[i] != nil && !samePool(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// onlyIn are the pools of old at indexes that next does not use.
+func onlyIn(old, next *[maxPools]*dataplane.Pool) (pools [maxPools]*dataplane.Pool, some bool) {
+	for i, p := range old {
+		if p != nil && next[i] == nil {
+			pools[i], some = p, true
+		}
+	}
+	return pools, some
+}
