@@ -97,6 +97,7 @@ type agent struct {
 	healthcheck *healthcheck.Server
 	metrics     *status.Metrics
 	health      *status.Health
+	programmed  bool // the kernel held all that was wanted, once
 }
 
 // open chooses the backend and readies it.
@@ -164,6 +165,10 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 // synced tells those who follow the kernel.
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
+	if r.Err == nil && !a.programmed {
+		a.programmed = true
+		a.log.Info("the kernel forwards all Services; ready", "ports", r.Want.Ports.Len(), "took", r.Took)
+	}
 	if r.InForce != nil {
 		a.conntrack.Synced(r.InForce)
 		a.healthcheck.Synced(r.InForce)
