@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/packet"
 )
 
 // hook is a socket program and where it belongs.
@@ -130,9 +132,9 @@ func detach(path string) error {
 
 // attach makes the kernel run the programs, once the maps are filled. check:
 // see that it still does.
-func (b *backend) attach(_ *dataplane.Node, check bool) error {
-	if b.attached && !check {
-		return nil
+func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) error {
+	if b.path != nil && !check {
+		return b.setNode(node)
 	}
 	if b.opts.SocketLB {
 		if err := b.attachSockets(); err != nil {
@@ -141,29 +143,63 @@ func (b *backend) attach(_ *dataplane.Node, check bool) error {
 	} else if err := detachSockets(b.dirs.links); err != nil {
 		return err
 	}
-	b.attached = true
+	if b.path != nil {
+		if err := b.path.Repair(); err != nil {
+			return err
+		}
+		return b.setNode(node)
+	}
+	path, err := packet.Start(ctx, packet.Config{
+		Collection: b.packets, PinDir: b.dirs.root, Log: b.cfg.Log,
+		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections",
+	}, node)
+	if err != nil {
+		return fmt.Errorf("starting the packet path: %w", err)
+	}
+	b.path, b.pathNode = path, node
 	return b.adoptMaps()
 }
 
-// checkAttached is an error where a hook does not run our program.
-func (b *backend) checkAttached() error {
-	if !b.opts.SocketLB || !b.attached {
+// setNode tells the packet path of another Node.
+func (b *backend) setNode(node *dataplane.Node) error {
+	if b.pathNode == node {
 		return nil
 	}
-	for _, h := range hooks() {
-		l, err := link.LoadPinnedLink(filepath.Join(b.dirs.links, h.name), nil)
-		if err != nil {
-			return fmt.Errorf("%s is not attached: %w", h.name, err)
+	if err := b.path.SetNode(node); err != nil {
+		return err
+	}
+	b.pathNode = node
+	return nil
+}
+
+// checkAttached is an error where a hook or a device does not run our programs.
+func (b *backend) checkAttached() error {
+	if b.path == nil {
+		return nil
+	}
+	if b.opts.SocketLB {
+		for _, h := range hooks() {
+			if err := b.checkHook(h); err != nil {
+				return err
+			}
 		}
-		info, err := l.Info()
-		if err = errors.Join(err, l.Close()); err != nil {
-			return fmt.Errorf("asking for the link of %s: %w", h.name, err)
-		}
-		cgroup := info.Cgroup()
-		id, ok := programID(b.sock.Programs[h.name])
-		if cgroup == nil || cgroup.CgroupId != b.cgroupID || ok && info.Program != id {
-			return fmt.Errorf("%s is not attached to cgroup %s any more", h.name, b.opts.CgroupRoot)
-		}
+	}
+	return b.path.Check()
+}
+
+func (b *backend) checkHook(h hook) error {
+	l, err := link.LoadPinnedLink(filepath.Join(b.dirs.links, h.name), nil)
+	if err != nil {
+		return fmt.Errorf("%s is not attached: %w", h.name, err)
+	}
+	info, err := l.Info()
+	if err = errors.Join(err, l.Close()); err != nil {
+		return fmt.Errorf("asking for the link of %s: %w", h.name, err)
+	}
+	cgroup := info.Cgroup()
+	id, ok := programID(b.sock.Programs[h.name])
+	if cgroup == nil || cgroup.CgroupId != b.cgroupID || ok && info.Program != id {
+		return fmt.Errorf("%s is not attached to cgroup %s any more", h.name, b.opts.CgroupRoot)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/packet"
 )
 
 // Options is what only this backend is told. A size of 0 means its default.
@@ -79,8 +80,10 @@ type backend struct {
 	maps     *tables              // those that Sync writes
 	toAdopt  []string             // maps to be pinned in place of older ones
 	sock     *ebpf.Collection     // nil: no socket hooks
+	packets  *ebpf.Collection
 	cgroupID uint64
-	attached bool // by this process
+	path     *packet.Path    // nil: this process has attached nothing yet
+	pathNode *dataplane.Node // what path knows
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
@@ -164,7 +167,14 @@ func (b *backend) specs() (map[string]*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the socket programs: %w", err)
 	}
-	specs := map[string]*ebpf.CollectionSpec{"sock": sock}
+	packets, err := packet.Spec()
+	if err != nil {
+		return nil, err
+	}
+	specs := map[string]*ebpf.CollectionSpec{"packet": packets}
+	if b.opts.SocketLB {
+		specs["sock"] = sock
+	}
 	for _, s := range specs {
 		setSizes(s.Maps, b.opts)
 		if err := errors.Join(setVariable(s, "host_netns_cookie", cookie), setVariable(s, "have_set_retval", boolByte(retval))); err != nil {
@@ -221,6 +231,9 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 		serviceRanges: b.all[sockMapServiceRanges], settings: b.all[sockMapSettings],
 	}
 	b.node.addresses.kernel, b.node.podRanges.kernel, b.node.serviceRanges.kernel = b.maps.addresses, b.maps.podRanges, b.maps.serviceRanges
+	if b.packets, err = b.load(specs["packet"]); err != nil {
+		return nil, fmt.Errorf("loading the packet programs: %w", err)
+	}
 	if o.SocketLB {
 		if b.sock, err = b.load(specs["sock"]); err != nil {
 			return nil, fmt.Errorf("loading the socket programs: %w", err)
@@ -232,8 +245,13 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 // Close implements dataplane.Backend. Pins hold what forwards.
 func (b *backend) Close() error {
 	var errs []error
-	if b.sock != nil {
-		b.sock.Close()
+	if b.path != nil {
+		errs = append(errs, b.path.Close())
+	}
+	for _, c := range []*ebpf.Collection{b.sock, b.packets} {
+		if c != nil {
+			c.Close()
+		}
 	}
 	for _, m := range b.all {
 		errs = append(errs, m.Close())
@@ -244,7 +262,7 @@ func (b *backend) Close() error {
 // cleanup detaches and unpins all that is ours.
 func cleanup(o Options) error {
 	d := makeDirs(o.PinDir)
-	if err := detachSockets(d.links); err != nil {
+	if err := errors.Join(detachSockets(d.links), packet.Cleanup(d.root)); err != nil {
 		return err
 	}
 	for _, dir := range []string{d.maps, d.links, d.root} {

@@ -25,7 +25,7 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := b.sync(prev, want)
+	err := b.sync(ctx, prev, want)
 	var partial *dataplane.PartialError
 	if err != nil && !errors.As(err, &partial) {
 		b.records = nil // unknown
@@ -34,7 +34,7 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	return err
 }
 
-func (b *backend) sync(prev, want *dataplane.Snapshot) error {
+func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	s := &session{backend: b, batch: batch{maps: b.maps}, claimed: map[sockFrontendKey]struct{}{}}
 	unknown := prev == nil || b.records == nil
 	if err := b.syncNode(want, unknown); err != nil {
@@ -52,7 +52,7 @@ func (b *backend) sync(prev, want *dataplane.Snapshot) error {
 	if err := s.finish(); err != nil {
 		return err
 	}
-	if err := b.attach(want.Node, unknown); err != nil {
+	if err := b.attach(ctx, want.Node, unknown); err != nil {
 		return err
 	}
 	if len(s.failed) > 0 {
