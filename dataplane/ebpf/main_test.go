@@ -1,0 +1,179 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// insideVariable is set in the process that runs the tests. It has a network
+// namespace and a cgroup of its own, so that nothing on the host changes.
+const insideVariable = "SWITCHYARD_EBPF_TEST_INSIDE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(insideVariable) != "" {
+		os.Exit(m.Run())
+	}
+	status, err := runInside()
+	if err != nil {
+		if os.Getenv("REQUIRE_KERNEL") == "1" {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Fprintf(os.Stderr, "without the tests that need the kernel: %v\n", err)
+		os.Exit(m.Run())
+	}
+	os.Exit(status)
+}
+
+// runInside runs this binary again, in a namespace and a cgroup.
+func runInside() (int, error) {
+	if os.Geteuid() != 0 {
+		return 0, errors.New("network namespaces and eBPF need root")
+	}
+	root, err := findCgroupRoot()
+	if err != nil {
+		return 0, err
+	}
+	name := fmt.Sprintf("switchyard-test-%d", os.Getpid())
+	cgroup := filepath.Join(root, name)
+	if err := os.Mkdir(cgroup, 0o755); err != nil {
+		return 0, err
+	}
+	defer func() { _ = os.Remove(cgroup) }()
+	defer func() { _ = os.RemoveAll(filepath.Join("/sys/fs/bpf", name)) }()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = dir.Close() }()
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideVariable+"="+name)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET, UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL,
+	}
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	return cmd.ProcessState.ExitCode(), nil
+}
+
+// needKernel skips a test where it does not run inside.
+func needKernel(t testing.TB) {
+	t.Helper()
+	if os.Getenv(insideVariable) == "" {
+		t.Skip("needs root, cgroup v2 and eBPF; what is missing is written above")
+	}
+}
+
+// testOptions are for a backend of this test alone.
+func testOptions(t testing.TB) Options {
+	t.Helper()
+	needKernel(t)
+	name := os.Getenv(insideVariable)
+	root, err := findCgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{SocketLB: true, CgroupRoot: filepath.Join(root, name), PinDir: filepath.Join("/sys/fs/bpf", name, fmt.Sprint(time.Now().UnixNano()))}
+	t.Cleanup(func() {
+		if err := cleanup(o.withDefaults()); err != nil {
+			t.Error(err)
+		}
+	})
+	openNetwork(t)
+	return o
+}
+
+// openNetwork makes every address reachable through lo.
+func openNetwork(t testing.TB) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	for _, all := range []string{"0.0.0.0/0", "::/0"} {
+		dst, err := netlink.ParseIPNet(all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.RouteReplace(&netlink.Route{Dst: dst, LinkIndex: lo.Attrs().Index}); err != nil && !errors.Is(err, unix.EEXIST) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func testConfig() dataplane.Config {
+	return dataplane.Config{
+		Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6},
+		MasqueradeBit: 14, LocalhostNodePorts: true,
+	}
+}
+
+func openBackend(t testing.TB, o Options) *backend {
+	t.Helper()
+	b, err := Driver(o).Open(t.Context(), testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b.(*backend)
+}
+
+func mustSync(t testing.TB, b *backend, prev, want *dataplane.Snapshot) {
+	t.Helper()
+	if err := b.Sync(t.Context(), prev, want); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// snapshot is a Snapshot of ports on a node with address 192.0.2.1.
+func snapshot(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
+	return &dataplane.Snapshot{Revision: 1, Node: testNode(), Ports: dataplane.MakePorts(ports...)}
+}
+
+func testNode() *dataplane.Node {
+	return &dataplane.Node{
+		Name:      "node",
+		NodePorts: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::1/128")},
+		LocalPods: dataplane.LocalPods{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.40.0.0/24"), netip.MustParsePrefix("fd40::/64")}},
+	}
+}
+
+func poolOf(endpoints ...string) *dataplane.Pool {
+	p := &dataplane.Pool{}
+	for _, e := range endpoints {
+		p.Endpoints = append(p.Endpoints, dataplane.Endpoint{Addr: netip.MustParseAddrPort(e)})
+	}
+	return p
+}
+
+func droppingPool() *dataplane.Pool { return &dataplane.Pool{IfEmpty: dataplane.Drop} }
+
+func frontendAt(kind dataplane.Kind, addr string, pool *dataplane.Pool) dataplane.Frontend {
+	return dataplane.Frontend{Kind: kind, Addr: netip.MustParseAddrPort(addr), Pool: pool}
+}
+
+func portOf(name string, protocol dataplane.Protocol, frontends ...dataplane.Frontend) *dataplane.ServicePort {
+	return &dataplane.ServicePort{
+		ID:        dataplane.PortID{Namespace: "test", Service: name, Protocol: protocol, Family: dataplane.FamilyOf(frontends[0].Addr.Addr())},
+		Frontends: frontends,
+	}
+}
