@@ -41,6 +41,7 @@ type (
 	// OpenArgs chooses the backend.
 	OpenArgs struct {
 		Column   string
+		Site     site
 		Families []dataplane.Family
 	}
 	// SyncArgs is a Snapshot to sync.
@@ -76,7 +77,7 @@ func (a *agentService) Open(args OpenArgs, _ *struct{}) error {
 		return err
 	}
 	a.cfg = agentConfig(a.log, args.Families)
-	a.backend, err = a.col.driver.Open(context.Background(), a.cfg)
+	a.backend, err = a.col.driver(args.Site).Open(context.Background(), a.cfg)
 	return err
 }
 
@@ -217,25 +218,26 @@ func (a *agentService) Cleanup(args OpenArgs, _ *struct{}) error {
 		return err
 	}
 	a.synced = nil
-	return col.driver.Cleanup(context.Background(), agentConfig(a.log, args.Families))
+	return col.driver(args.Site).Cleanup(context.Background(), agentConfig(a.log, args.Families))
 }
 
 // agent is that process as the test sees it.
 type agent struct {
 	node    *netlab.Node
 	col     column
+	site    site
 	process *netlab.Process
 	known   bool // its last Sync succeeded
 }
 
 // startAgent starts an agent on a node; its backend is open when this returns.
-func startAgent(n *netlab.Node, col column, env []string, families ...dataplane.Family) (*agent, error) {
+func startAgent(n *netlab.Node, col column, at site, env []string, families ...dataplane.Family) (*agent, error) {
 	p, err := n.StartRole(agentRole, env)
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{node: n, col: col, process: p}
-	if err := p.Call("Agent.Open", OpenArgs{col.name, families}, &struct{}{}); err != nil {
+	a := &agent{node: n, col: col, site: at, process: p}
+	if err := p.Call("Agent.Open", OpenArgs{col.name, at, families}, &struct{}{}); err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("opening %s on %s: %w", col.name, n.Name, err)
 	}
@@ -311,7 +313,7 @@ func (a *agent) close() error { return a.process.Call("Agent.Close", struct{}{},
 
 func (a *agent) cleanup() error {
 	a.known = false
-	return a.process.Call("Agent.Cleanup", OpenArgs{Column: a.col.name}, &struct{}{})
+	return a.process.Call("Agent.Cleanup", OpenArgs{Column: a.col.name, Site: a.site}, &struct{}{})
 }
 
 // log is the last lines that the agent wrote.

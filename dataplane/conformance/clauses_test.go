@@ -65,7 +65,7 @@ func walk() []world {
 
 func clauseCases() []testCase {
 	return slices.Concat(stateCases(), neighbourCases(), continuityCases(), []testCase{
-		{"clause 8", "a Service port that the kernel refuses is named, and holds up no other", refusedPort},
+		{"clause 8", "a Service port that the kernel refuses is named, and holds up no other", func(r *run) { r.col.refused(r) }},
 		{"clause 8", "Service ports of a family that was not asked for are refused by name, the others work", otherFamily},
 	})
 }
@@ -87,7 +87,7 @@ func stateCases() []testCase {
 			r.cleared()
 			r.sync(w)
 			for _, damage := range r.col.damage {
-				r.shell(r.node("node-a"), damage)
+				damage.do(r, r.node("node-a"))
 				r.syncUnknown(w)
 				r.check(works("web", "a1 b1")...)
 			}
@@ -97,10 +97,11 @@ func stateCases() []testCase {
 			r.cleared()
 			r.sync(w)
 			want := dataplane.Expect(w.snapshot(r, r.node("node-a")))
-			r.shell(r.node("node-a"), r.col.damage[0])
+			damage := r.col.damage[0]
+			damage.do(r, r.node("node-a"))
 			have, err := r.agentOf("node-a").observe()
 			if err == nil && len(have.Differences(want)) == 0 {
-				r.Errorf("after %q Observe is as if nothing had happened", r.col.damage[0])
+				r.Errorf("after %q Observe is as if nothing had happened", damage.name)
 			}
 			r.syncUnknown(w)
 		}},
@@ -110,12 +111,12 @@ func stateCases() []testCase {
 			step := map[int][]string{}
 			for i, w := range worlds {
 				r.sync(w)
-				step[i] = r.col.dumpOf(r, r.node("node-a"))
+				step[i] = r.col.state(r, r.node("node-a"))
 			}
 			for i, w := range worlds {
 				r.cleared()
 				r.syncUnknown(w)
-				r.sameState(fmt.Sprintf("step %d", i+1), r.col.dumpOf(r, r.node("node-a")), step[i])
+				r.sameState(fmt.Sprintf("step %d", i+1), r.col.state(r, r.node("node-a")), step[i])
 			}
 		}},
 		{"clause 2", "a random walk of 30 Syncs ends in the kernel state of a fresh start", func(r *run) {
@@ -126,24 +127,24 @@ func stateCases() []testCase {
 				last = randomWorld(random)
 				r.sync(last)
 			}
-			walked := r.col.dumpOf(r, r.node("node-a"))
+			walked := r.col.state(r, r.node("node-a"))
 			r.cleared()
 			r.syncUnknown(last)
-			r.sameState("after the walk", r.col.dumpOf(r, r.node("node-a")), walked)
+			r.sameState("after the walk", r.col.state(r, r.node("node-a")), walked)
 		}},
 		{"clause 3", "Sync(w, w) writes nothing, with and without knowing the kernel's state", func(r *run) {
 			for _, w := range walk() {
-				f := r.newFaults()
-				r.restart("node-a", f.env()...)
+				f := r.col.faults(r)
+				f.restart(r, "node-a")
 				r.sync(w)
-				before := r.col.dumpOf(r, r.node("node-a"))
+				before := r.col.state(r, r.node("node-a"))
 				for _, unknown := range []bool{false, true} {
 					f.plan(r, "")
 					r.must(r.syncA(unknown, w))
 					if writes := f.writes(r); len(writes) > 0 {
-						r.Errorf("Sync(w, w) (prev unknown: %t) ran %q", unknown, writes)
+						r.Errorf("Sync(w, w) (prev unknown: %t) wrote %q", unknown, writes)
 					}
-					r.sameState("Sync(w, w)", before, r.col.dumpOf(r, r.node("node-a")))
+					r.sameState("Sync(w, w)", before, r.col.state(r, r.node("node-a")))
 				}
 			}
 			r.restart("node-a")
@@ -228,32 +229,37 @@ func neighbourCases() []testCase {
 		{"clause 4", "another program's rules stay as they were through Syncs and Cleanup", func(r *run) {
 			a := r.node("node-a")
 			r.cleared()
-			for _, command := range r.col.foreign {
-				r.shell(a, command)
+			for _, other := range r.col.foreign {
+				other.do(r, a)
 			}
 			defer r.withoutForeign()
-			foreign := r.col.dumpOf(r, a)
+			foreign := r.col.state(r, a)
 			if len(foreign) < len(r.col.foreign)/2 {
 				r.Fatalf("only %d lines of foreign state: %q", len(foreign), foreign)
 			}
 			for i, w := range walk() {
 				r.sync(w)
-				r.holdsAll(fmt.Sprintf("Sync %d", i+1), r.col.dumpOf(r, a), foreign)
+				r.holdsAll(fmt.Sprintf("Sync %d", i+1), r.col.state(r, a), foreign)
 			}
 			w := world{services: []service{serving("web", "a1 b1")}}
 			r.syncUnknown(w)
-			r.holdsAll("Sync(nil, w)", r.col.dumpOf(r, a), foreign)
+			r.holdsAll("Sync(nil, w)", r.col.state(r, a), foreign)
 			r.check(works("web", "a1 b1")...)
 			r.must(r.agentOf("node-a").cleanup())
-			r.sameState("Cleanup", foreign, r.col.dumpOf(r, a))
+			r.sameState("Cleanup", foreign, r.col.state(r, a))
 		}},
 		{"clause 7", "Cleanup leaves nothing of ours, twice in a row, and ends forwarding", func(r *run) {
 			r.cleared()
-			empty := r.col.dumpOf(r, r.node("node-a"))
+			empty := r.col.state(r, r.node("node-a"))
 			r.sync(world{services: []service{serving("web", "a1 b1"), sticky("sticky", "a1", time.Hour)}})
 			for range 2 {
 				r.must(r.agentOf("node-a").cleanup())
-				r.sameState("Cleanup", empty, r.col.dumpOf(r, r.node("node-a")))
+				r.sameState("Cleanup", empty, r.col.state(r, r.node("node-a")))
+				if r.col.left != nil {
+					if err := r.col.left(r.site(r.node("node-a"))); err != nil {
+						r.Errorf("Cleanup: %v", err)
+					}
+				}
 			}
 			r.check(from("a3").to(clusterIP, "web").notServed(), from("outside").to(loadBalancer, "web").notServed(), from("outside").toNodePort("web", "node-a").notServed(),
 				from("b3").to(clusterIP, "web").reaches("a1 b1"))
@@ -261,29 +267,30 @@ func neighbourCases() []testCase {
 		}},
 		{"clause 7", "Close keeps forwarding", func(r *run) {
 			r.sync(world{services: []service{serving("web", "a1 b1")}})
-			before := r.col.dumpOf(r, r.node("node-a"))
+			before := r.col.state(r, r.node("node-a"))
 			r.must(r.agentOf("node-a").close())
 			r.kill("node-a")
-			r.sameState("Close", before, r.col.dumpOf(r, r.node("node-a")))
+			r.sameState("Close", before, r.col.state(r, r.node("node-a")))
 			r.check(works("web", "a1 b1")...)
 		}},
 		{"clause 7", "Open leaves forwarding alone until the first Sync", func(r *run) {
 			r.sync(world{services: []service{serving("web", "a1 b1")}})
-			before := r.col.dumpOf(r, r.node("node-a"))
+			before := r.col.state(r, r.node("node-a"))
 			r.restart("node-a")
-			r.sameState("Open", before, r.col.dumpOf(r, r.node("node-a")))
+			r.sameState("Open", before, r.col.state(r, r.node("node-a")))
 			r.check(works("web", "a1 b1")...)
 		}},
 	}
 }
 
-// withoutForeign removes everything from node-a's tables, foreign state too.
+// withoutForeign removes everything from node-a, foreign state too.
 func (r *run) withoutForeign() {
 	r.Helper()
+	a := r.node("node-a")
 	for _, damage := range r.col.damage {
-		r.shell(r.node("node-a"), damage)
+		damage.do(r, a)
 	}
-	r.shell(r.node("node-a"), "nft flush ruleset; for c in iptables-legacy ip6tables-legacy; do for t in nat filter mangle raw; do $c -t $t -F; $c -t $t -X; done; done")
+	r.col.withoutForeign(r, a)
 	r.agentOf("node-a").known = false
 }
 
@@ -379,17 +386,13 @@ func (r *run) loadEverywhere() []heldFlow {
 // refusedPort has the kernel refuse the rules of one Service, then take them.
 func refusedPort(r *run) {
 	w := world{services: []service{serving("good", "a1"), serving("bad", "a1"), serving("fine", "b1")}}
-	f := r.newFaults()
-	a := r.restart("node-a", f.env()...)
+	f := r.col.faults(r)
+	a := f.restart(r, "node-a")
 	r.sync(w)
 	// The address of b3 stands for whatever the kernel may not like.
 	next := world{services: []service{serving("good", "a2"), serving("bad", "a1 b3"), serving("fine", "b2"), serving("new", "a1")}}
 	f.plan(r, refuse, r.col.name, r.host("b3").Addr(4).String()+":")
 	err := r.syncA(false, next)
-	if len(f.commands(r)) == 0 {
-		r.unsupported("the backend runs no commands, and faults of its system calls are not injected yet")
-		return
-	}
 	var partial *partialError
 	if !errors.As(err, &partial) {
 		r.Fatalf("Sync returned %v; want a PartialError", err)
@@ -418,11 +421,41 @@ func refusedPort(r *run) {
 	r.restart("node-a")
 }
 
+// refusedBySize has a Service outgrow a backend whose sizes are set so.
+func refusedBySize(r *run) {
+	const sizeFor = 24 // each Service below counts six times, once for each port
+	r.cleared()
+	before := world{services: []service{serving("good", "a1"), serving("bad", "a1"), serving("fine", "b1")}}
+	next := world{services: []service{serving("good", "a2"), serving("bad", "a1 a2 a3 a4 b1 b2 b3 b4"), serving("fine", "b2"), serving("new", "a1")}}
+	r.sync(before)
+	at := r.site(r.node("node-a"))
+	at.MaxEndpoints = sizeFor
+	a := r.restartAt("node-a", at)
+	r.must(r.syncA(true, before))
+	var partial *partialError
+	if err := r.syncA(false, next); !errors.As(err, &partial) {
+		r.Fatalf("Sync returned %v; want a PartialError", err)
+	}
+	for _, p := range partial.failed {
+		if p.ID.Service != "bad" || !strings.Contains(p.Err, "--") {
+			r.Errorf("the error says of %s: %s; it should be of bad, and name the flag", p.ID, p.Err)
+		}
+	}
+	if want := len(protocols) * len(families); len(partial.failed) != want {
+		r.Errorf("the error names %d Service ports; want the %d of bad", len(partial.failed), want)
+	}
+	r.check(slices.Concat(works("good", "a2"), works("fine", "b2"), works("new", "a1"), works("bad", "a1"))...)
+	a = r.restart("node-a")
+	r.must(r.syncA(true, next))
+	r.observeOn(a, next.snapshot(r, a.node))
+	r.check(works("bad", "a1 a2 a3 a4 b1 b2 b3 b4")...)
+}
+
 // otherFamily opens a backend for IPv4 alone and gives it both families.
 func otherFamily(r *run) {
 	r.cleared()
 	r.kill("node-a")
-	a, err := startAgent(r.node("node-a"), r.col, r.env(r.node("node-a")), dataplane.IPv4)
+	a, err := startAgent(r.node("node-a"), r.col, r.site(r.node("node-a")), r.env(r.node("node-a")), dataplane.IPv4)
 	r.must(err)
 	defer a.process.Kill()
 	w := world{services: []service{serving("web", "a1 b1")}}

@@ -6,38 +6,61 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/iptables"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // column is one backend, or one variant of one.
 type column struct {
-	name   string
-	driver dataplane.Driver
-	// dump are the commands that print the kernel's state, ours and foreign.
-	dump []string
-	// damage are things that another program may do to our state, each a shell
-	// command.
-	damage []string
-	// foreign are commands that set up another program's state beside ours.
-	foreign []string
+	name    string
+	backend string // the name of its driver
+	driver  func(site) dataplane.Driver
+	// optional columns run only where -backend names them.
+	optional bool
+	// sockets says that the backend translates sockets, so that who sits behind
+	// its hooks is seen with its own address (docs/adr/0004).
+	sockets bool
+	// state is the kernel's state, ours and foreign, in lines that mean the same
+	// whoever wrote it, in whatever order.
+	state func(r *run, n *netlab.Node) []string
+	// damage are things that another program may do to our state.
+	damage []act
+	// foreign are what another program sets up beside ours; withoutForeign undoes it.
+	foreign        []act
+	withoutForeign func(r *run, n *netlab.Node)
+	// left is what Cleanup should have removed and state does not tell; nil: nothing.
+	left func(site) error
+	// faults strikes the backend in the way that fits it.
+	faults func(r *run) faults
+	// refused has the kernel refuse a Service port.
+	refused func(r *run)
 	// refusal is how the command that loads rules says that the kernel will not
 	// take the rule in a given line of its input.
 	refusal func(line, lastLine int) string
 }
 
+// site is what a backend is told about the node that it runs on: several nodes
+// live on one kernel here.
+type site struct {
+	PinDir       string // of eBPF maps and links
+	Cgroup       string // of the node's processes and its pods'
+	MaxEndpoints int    // 0: the default
+}
+
+// act is something that is done to a node.
+type act struct {
+	name string
+	do   func(r *run, n *netlab.Node)
+}
+
+// shellAct is a shell command.
+func shellAct(command string) act {
+	return act{command, func(r *run, n *netlab.Node) { r.shell(n, command) }}
+}
+
 // columns lists all of them, in the catalog's order.
 func columns() []column {
-	var all []column
-	for _, mode := range []string{"nft", "legacy"} {
-		for _, d := range catalog.Drivers(catalog.Options{IPTables: iptables.Options{Mode: mode}}) {
-			if d.Name == "iptables" {
-				all = append(all, iptablesColumn(mode, d))
-			}
-		}
-	}
-	return all
+	return []column{ebpfColumn("ebpf", true), ebpfColumn("ebpf-packets", false), iptablesColumn("nft"), iptablesColumn("legacy")}
 }
 
 // columnNamed finds a column; the agent's process is told just the name.
@@ -50,24 +73,28 @@ func columnNamed(name string) (column, error) {
 	return column{}, fmt.Errorf("there is no column %q", name)
 }
 
-func iptablesColumn(mode string, d dataplane.Driver) column {
-	c := column{name: "iptables-" + mode, driver: d}
-	v4, v6 := "iptables-"+mode, "ip6tables-"+mode
-	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
-		c.dump = append(c.dump, v4+"-save -t "+table, v6+"-save -t "+table)
+func iptablesColumn(mode string) column {
+	driver := iptables.Driver(iptables.Options{Mode: mode})
+	c := column{
+		name: "iptables-" + mode, backend: driver.Name,
+		driver: func(site) dataplane.Driver { return driver },
+		faults: newCommandFaults, refused: refusedPort, withoutForeign: withoutForeignRules,
 	}
-	c.dump = append(c.dump, "nft list tables")
+	v4, v6 := "iptables-"+mode, "ip6tables-"+mode
+	dump := []string{"nft list tables"}
+	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
+		dump = append(dump, v4+"-save -t "+table, v6+"-save -t "+table)
+	}
+	c.state = func(r *run, n *netlab.Node) []string { return rulesOf(r, n, dump) }
 	for _, cmd := range []string{v4, v6} {
 		c.foreign = append(c.foreign, foreignRules(cmd)...)
-		c.damage = append(c.damage,
-			cmd+" -t nat -F && "+cmd+" -t nat -X",
-			cmd+" -t nat -F OUTPUT",
-			cmd+" -t nat -F POSTROUTING",
-			cmd+" -t filter -F",
-			cmd+" -t nat -F",
-		)
+		for _, table := range []string{
+			" -t nat -F && " + cmd + " -t nat -X", " -t nat -F OUTPUT", " -t nat -F POSTROUTING", " -t filter -F", " -t nat -F",
+		} {
+			c.damage = append(c.damage, shellAct(cmd+table))
+		}
 	}
-	c.foreign = append(c.foreign, "nft add table inet othermeter", "nft add chain inet othermeter in { type filter hook input priority 5 \\; }", "nft add rule inet othermeter in counter")
+	c.foreign = append(c.foreign, foreignTable()...)
 	c.refusal = func(line, lastLine int) string {
 		if mode == "nft" {
 			return fmt.Sprintf("iptables-restore v1.8.9 (nf_tables): \nline %d: RULE_APPEND failed (Operation not supported)", line)
@@ -77,24 +104,42 @@ func iptablesColumn(mode string, d dataplane.Driver) column {
 	return c
 }
 
+// foreignTable is another program's nftables table.
+func foreignTable() []act {
+	return []act{
+		shellAct("nft add table inet othermeter"),
+		shellAct("nft add chain inet othermeter in { type filter hook input priority 5 \\; }"),
+		shellAct("nft add rule inet othermeter in counter"),
+	}
+}
+
+// withoutForeignRules removes everything from a node's tables.
+func withoutForeignRules(r *run, n *netlab.Node) {
+	r.shell(n, "nft flush ruleset; for c in iptables-legacy ip6tables-legacy; do for t in nat filter mangle raw; do $c -t $t -F; $c -t $t -X; done; done")
+}
+
 // foreignRules are another program's: its own chains, and rules in built-in
 // chains before and after where ours may stand.
-func foreignRules(cmd string) []string {
+func foreignRules(cmd string) []act {
 	icmp := "icmp"
 	if strings.HasPrefix(cmd, "ip6") {
 		icmp = "ipv6-icmp"
 	}
-	return []string{
-		cmd + " -t nat -N OTHER-NAT",
-		cmd + " -t nat -A OTHER-NAT -p " + icmp + " -j RETURN",
-		cmd + " -t nat -A PREROUTING -j OTHER-NAT",
-		cmd + " -t nat -A POSTROUTING -o nosuch0 -j MASQUERADE",
-		cmd + " -t filter -N OTHER-FILTER",
-		cmd + " -t filter -A OTHER-FILTER -p tcp --dport 9 -j DROP",
-		cmd + " -t filter -I FORWARD -j OTHER-FILTER",
-		cmd + " -t filter -A INPUT -p tcp --dport 9 -j DROP",
-		cmd + " -t mangle -A FORWARD -p tcp --dport 9 -j MARK --set-xmark 0x1/0x1",
+	var acts []act
+	for _, rule := range []string{
+		" -t nat -N OTHER-NAT",
+		" -t nat -A OTHER-NAT -p " + icmp + " -j RETURN",
+		" -t nat -A PREROUTING -j OTHER-NAT",
+		" -t nat -A POSTROUTING -o nosuch0 -j MASQUERADE",
+		" -t filter -N OTHER-FILTER",
+		" -t filter -A OTHER-FILTER -p tcp --dport 9 -j DROP",
+		" -t filter -I FORWARD -j OTHER-FILTER",
+		" -t filter -A INPUT -p tcp --dport 9 -j DROP",
+		" -t mangle -A FORWARD -p tcp --dport 9 -j MARK --set-xmark 0x1/0x1",
+	} {
+		acts = append(acts, shellAct(cmd+rule))
 	}
+	return acts
 }
 
 // agentConfig is what the backends are told. families nil: both.
@@ -108,11 +153,11 @@ func agentConfig(log *slog.Logger, families []dataplane.Family) dataplane.Config
 	return dataplane.Config{Log: log, Families: families, MasqueradeBit: 14, LocalhostNodePorts: true}
 }
 
-// dumpOf is the kernel's state on a node: rules without their counters, chains,
+// rulesOf is what dump commands print: rules without their counters, chains,
 // tables; without built-in chains, which stay once a table was used.
-func (c column) dumpOf(r *run, n *netlab.Node) []string {
+func rulesOf(r *run, n *netlab.Node, dump []string) []string {
 	var lines []string
-	for _, cmd := range c.dump {
+	for _, cmd := range dump {
 		out := r.shell(n, cmd)
 		table := ""
 		for line := range strings.Lines(out) {

@@ -8,7 +8,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// The clauses under faults: a command that fails in the middle of a Sync, and
+// The clauses under faults: a step that fails in the middle of a Sync, and
 // SIGKILL in the middle of a Sync. A steady load runs through all of it.
 
 // mostPoints bounds how many points of a Sync a fault is tried at.
@@ -27,25 +27,25 @@ func crashCases() []testCase {
 			time.Sleep(100 * time.Millisecond)
 			r.stopAll(append(held, load...))
 		}},
-		{"clause 1", "a command that fails in the middle of a Sync harms nothing, and the next Sync repairs", func(r *run) { faultAtEachPoint(r, failAt, false) }},
-		{"clause 1", "so does a command that does its work and then fails", func(r *run) { faultAtEachPoint(r, failAfter, false) }},
-		{"clause 1", "a command that fails in the middle of Sync(nil, w) harms nothing, and the next Sync repairs", func(r *run) { faultAtEachPoint(r, failAt, true) }},
-		{"clause 1", "SIGKILL before a command in the middle of a Sync harms nothing, and Sync(nil, w) repairs", func(r *run) { faultAtEachPoint(r, killAt, false) }},
-		{"clause 1", "SIGKILL after a command in the middle of Sync(nil, w) harms nothing, and Sync(nil, w) repairs", func(r *run) { faultAtEachPoint(r, killAfter, true) }},
+		{"clause 1", "a step that fails in the middle of a Sync harms nothing, and the next Sync repairs", func(r *run) { faultAtEachPoint(r, failAt, false) }},
+		{"clause 1", "so does a step that does its work and then fails", func(r *run) { faultAtEachPoint(r, failAfter, false) }},
+		{"clause 1", "a step that fails in the middle of Sync(nil, w) harms nothing, and the next Sync repairs", func(r *run) { faultAtEachPoint(r, failAt, true) }},
+		{"clause 1", "SIGKILL before a step in the middle of a Sync harms nothing, and Sync(nil, w) repairs", func(r *run) { faultAtEachPoint(r, killAt, false) }},
+		{"clause 1", "SIGKILL after a step in the middle of Sync(nil, w) harms nothing, and Sync(nil, w) repairs", func(r *run) { faultAtEachPoint(r, killAfter, true) }},
 		{"clause 1", "SIGKILL of the agent and its commands at any moment of a large Sync harms nothing", killAnyMoment},
 		{"clause 1", "a first Sync that is killed leaves what the next one completes", killedFirstSync},
 		{"clause 7", "Cleanup after a crash in the middle of a Sync clears all", func(r *run) {
 			r.cleared("node-a")
 			a := r.node("node-a")
-			empty := r.col.dumpOf(r, a)
-			f := r.newFaults()
-			for _, point := range points(r.countCommands(f, true, world{services: []service{serving("web", "a1")}})) {
+			empty := r.col.state(r, a)
+			f := r.col.faults(r)
+			for _, point := range points(r.countSteps(f, true, world{services: []service{serving("web", "a1")}})) {
 				r.cleared("node-a")
-				agent := r.restart("node-a", f.env()...)
+				agent := f.restart(r, "node-a")
 				f.plan(r, killAfter, strconv.Itoa(point))
 				_ = agent.sync(true, world{services: []service{serving("web", "a1 b1")}}.snapshot(r, a)) // it is killed on the way
 				r.must(r.restart("node-a").cleanup())
-				r.sameState(fmt.Sprintf("Cleanup after a crash at command %d", point), empty, r.col.dumpOf(r, a))
+				r.sameState(fmt.Sprintf("Cleanup after a crash at step %d", point), empty, r.col.state(r, a))
 			}
 		}},
 	}
@@ -60,15 +60,15 @@ func two() (before, after world) {
 	return before, after
 }
 
-// countCommands is how many commands a Sync of w on node-a runs.
-func (r *run) countCommands(f *faults, unknown bool, w world) int {
+// countSteps is in how many steps a Sync of w on node-a is done.
+func (r *run) countSteps(f faults, unknown bool, w world) int {
 	r.Helper()
-	a := r.restart("node-a", f.env()...)
+	a := f.restart(r, "node-a")
 	f.plan(r, "")
 	r.must(a.sync(unknown, w.snapshot(r, a.node)))
-	n := len(f.commands(r))
+	n := len(f.steps(r))
 	if n == 0 {
-		r.unsupported("the backend runs no commands, and faults of its system calls are not injected yet")
+		r.Fatal("the Sync did nothing that a fault could strike")
 	}
 	return n
 }
@@ -82,25 +82,24 @@ func points(n int) []int {
 	return all
 }
 
-// faultAtEachPoint strikes a Sync at several of its commands. What does not
+// faultAtEachPoint strikes a Sync at several of its steps. What does not
 // change serves on without a failure, and the Sync after it leaves the kernel
 // as wanted.
 func faultAtEachPoint(r *run, fault string, unknown bool) {
 	before, after := two()
 	r.sync(before)
-	f := r.newFaults()
-	r.must(r.restart("node-a", f.env()...).sync(true, before.snapshot(r, r.node("node-a"))))
+	f := r.col.faults(r)
+	r.must(f.restart(r, "node-a").sync(true, before.snapshot(r, r.node("node-a"))))
 	f.plan(r, "")
 	r.must(r.agentOf("node-a").sync(unknown, after.snapshot(r, r.node("node-a"))))
-	n := len(f.commands(r))
+	n := len(f.steps(r))
 	if n == 0 {
-		r.unsupported("the backend runs no commands, and faults of its system calls are not injected yet")
-		return
+		r.Fatal("the Sync did nothing that a fault could strike")
 	}
 	load := r.loadEverywhere()
 	for _, point := range points(n) {
 		f.plan(r, "")
-		r.restart("node-a", f.env()...)
+		f.restart(r, "node-a")
 		r.must(r.syncA(true, before))
 		f.plan(r, fault, strconv.Itoa(point))
 		_ = r.syncA(unknown, after) // an error, or none where the backend found another way
@@ -153,23 +152,23 @@ func killAnyMoment(r *run) {
 	r.check(from("a3").to(clusterIP, "bulk-149").reaches("a1 b1 b2"), from("outside").toNodePort("bulk-100", "node-a").reaches("a1 b1 b2"))
 }
 
-// killedFirstSync kills the first Sync on a clean node at several commands.
+// killedFirstSync kills the first Sync on a clean node at several steps.
 func killedFirstSync(r *run) {
 	w := world{services: []service{serving("web", "a1 b1"), sticky("sticky", "a2", time.Hour)}}
 	r.cleared()
 	r.world = w
 	r.must(r.agentOf("node-b").sync(true, w.snapshot(r, r.node("node-b"))))
-	f := r.newFaults()
-	n := r.countCommands(f, true, w)
-	want := r.col.dumpOf(r, r.node("node-a"))
+	f := r.col.faults(r)
+	n := r.countSteps(f, true, w)
+	want := r.col.state(r, r.node("node-a"))
 	for _, point := range points(n) {
 		r.cleared("node-a")
-		a := r.restart("node-a", f.env()...)
+		a := f.restart(r, "node-a")
 		f.plan(r, killAfter, strconv.Itoa(point))
 		_ = a.sync(true, w.snapshot(r, a.node)) // it is killed on the way
 		r.restart("node-a")
 		r.must(r.syncA(true, w))
-		r.sameState(fmt.Sprintf("after a kill at command %d", point), want, r.col.dumpOf(r, r.node("node-a")))
+		r.sameState(fmt.Sprintf("after a kill at step %d", point), want, r.col.state(r, r.node("node-a")))
 	}
 	r.must(r.agentOf("node-b").sync(true, w.snapshot(r, r.node("node-b"))))
 	r.check(works("web", "a1 b1")...)

@@ -16,9 +16,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Faults: an agent whose PATH begins with a folder where each command that a
-// backend may run is this test binary. It writes down how it was called and
-// then runs the real command, or fails, or kills the agent, as the plan says.
+// faults strikes a backend in the middle of what it does. Its steps are what
+// changes the kernel's state: commands, or system calls (traps_test.go).
+type faults interface {
+	// restart starts an agent that is struck.
+	restart(r *run, node string) *agent
+	// plan says what the next steps do, and forgets those so far.
+	plan(r *run, what string, args ...string)
+	// steps are those since the plan was made.
+	steps(r *run) []string
+	// writes are those of the steps that may change the kernel's state.
+	writes(r *run) []string
+}
+
+// commandFaults is an agent whose PATH begins with a folder where each command
+// that a backend may run is this test binary. It writes down how it was called
+// and then runs the real command, or fails, or kills the agent, as planned.
+type commandFaults struct{ dir string }
 
 // faultsVariable names that folder to the commands in it.
 const faultsVariable = "SWITCHYARD_FAULTS"
@@ -29,13 +43,10 @@ const pathVariable = "SWITCHYARD_FAULTS_PATH"
 // wrapped are the commands, as patterns.
 var wrapped = []string{"iptables*", "ip6tables*", "xtables*", "nft", "ipset", "ipvsadm", "conntrack", "modprobe", "tc", "bpftool"}
 
-// faults is such a folder, as the test sees it.
-type faults struct{ dir string }
-
-// newFaults makes one; its plan is to run every command as it is.
-func (r *run) newFaults() *faults {
+// newCommandFaults makes such a folder; its plan is to run every command as it is.
+func newCommandFaults(r *run) faults {
 	r.Helper()
-	f := &faults{dir: r.TempDir()}
+	f := &commandFaults{dir: r.TempDir()}
 	self, err := os.Executable()
 	r.must(err)
 	for dir := range strings.SplitSeq(os.Getenv("PATH"), ":") {
@@ -53,12 +64,11 @@ func (r *run) newFaults() *faults {
 	return f
 }
 
-// env is what an agent with these faults has in its environment.
-func (f *faults) env() []string {
-	return []string{"PATH=" + f.dir + ":" + os.Getenv("PATH"), pathVariable + "=" + os.Getenv("PATH"), faultsVariable + "=" + f.dir}
+func (f *commandFaults) restart(r *run, node string) *agent {
+	return r.restart(node, "PATH="+f.dir+":"+os.Getenv("PATH"), pathVariable+"="+os.Getenv("PATH"), faultsVariable+"="+f.dir)
 }
 
-// The plans. N counts the commands since the plan was made, from 1.
+// The plans, told for commands. N counts the steps since the plan was made, from 1.
 const (
 	failAt    = "fail"       // the N-th command fails before it does anything
 	failAfter = "fail-after" // the N-th command does its work, then fails
@@ -67,25 +77,22 @@ const (
 	refuse    = "refuse"     // commands refuse input with the given text in a line, as a kernel would
 )
 
-// plan says what the next commands do, and forgets those so far.
-func (f *faults) plan(r *run, what string, args ...string) {
+func (f *commandFaults) plan(r *run, what string, args ...string) {
 	r.Helper()
 	r.must(os.WriteFile(filepath.Join(f.dir, "log"), nil, 0o600))
 	r.must(os.WriteFile(filepath.Join(f.dir, "plan"), []byte(strings.Join(append([]string{what}, args...), "\n")), 0o600))
 }
 
-// commands are the commands run since the plan was made.
-func (f *faults) commands(r *run) []string {
+func (f *commandFaults) steps(r *run) []string {
 	r.Helper()
 	log, err := os.ReadFile(filepath.Join(f.dir, "log"))
 	r.must(err)
 	return strings.Split(strings.TrimSuffix(string(log), "\n"), "\n")[:bytes.Count(log, []byte("\n"))]
 }
 
-// writes are those of the commands that may change the kernel's state.
-func (f *faults) writes(r *run) []string {
+func (f *commandFaults) writes(r *run) []string {
 	r.Helper()
-	return slices.DeleteFunc(f.commands(r), readsOnly)
+	return slices.DeleteFunc(f.steps(r), readsOnly)
 }
 
 // readsOnly tells whether a command line only reads.

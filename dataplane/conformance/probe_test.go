@@ -224,7 +224,7 @@ func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family,
 		text := ""
 		if err != nil {
 			text = err.Error()
-		} else if text = r.judge(p, family, a); text != "" {
+		} else if text = r.judge(p, protocol, family, a); text != "" {
 			text = fmt.Sprintf("%s %s: %s to %s (%s): %s; %s", protocol, family, p.client, r.targetText(p), req.To, text, a)
 		}
 		o.mu.Lock()
@@ -267,7 +267,7 @@ func (r *run) targetText(p probe) string {
 }
 
 // judge says what is wrong with an answer; "": nothing.
-func (r *run) judge(p probe, family dataplane.Family, a netlab.Answer) string {
+func (r *run) judge(p probe, protocol dataplane.Protocol, family dataplane.Family, a netlab.Answer) string {
 	if p.want == "" {
 		if a.Outcome == netlab.Answered {
 			return "nobody should answer"
@@ -289,10 +289,39 @@ func (r *run) judge(p probe, family dataplane.Family, a netlab.Answer) string {
 	if !slices.Contains(strings.Fields(p.servers), a.Server) {
 		return "should be " + p.sentence()
 	}
-	if p.as != "" && a.Source.Addr() != r.host(p.as).Addr(int(family)) {
-		return "should be " + p.sentence()
+	if p.as != "" {
+		p.as = r.seenAs(p, protocol)
+		if a.Source.Addr() != r.host(p.as).Addr(int(family)) {
+			return "should be " + p.sentence()
+		}
 	}
 	return ""
+}
+
+// seenAs is whose address the server sees: the table's, but where the client's
+// own socket was translated there was no packet to masquerade (docs/adr/0004).
+func (r *run) seenAs(p probe, protocol dataplane.Protocol) string {
+	node := r.nodeOf(p.client)
+	if !r.col.sockets || node == nil || protocol == dataplane.SCTP {
+		return p.as
+	}
+	if p.at == nil && p.kind == nodePort && p.node != node.Name {
+		return p.as // another node's address: packets arrive there
+	}
+	if p.at == nil && slices.ContainsFunc(r.service(p.service).frontends, func(f frontend) bool { return f.kind == p.kind && len(f.sources) > 0 }) {
+		return p.as // who may come in is decided by packets, too
+	}
+	return p.client
+}
+
+// nodeOf is the node that a host is or lives on; nil: it is outside.
+func (r *run) nodeOf(host string) *netlab.Node {
+	for _, n := range r.lab.Nodes {
+		if h := r.host(host); h == n.Host || slices.Contains(n.Pods, h) {
+			return n
+		}
+	}
+	return nil
 }
 
 func (p probe) sentence() string {

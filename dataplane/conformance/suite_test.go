@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,10 +30,11 @@ const (
 type suite struct {
 	col      column
 	lab      *netlab.Lab
-	agents   []*agent // by node
-	locks    string   // folder of the nodes' xtables locks
-	cases    int      // run so far
-	services int      // of all cases so far
+	agents   []*agent    // by node
+	locks    string      // folder of the nodes' xtables locks
+	cases    int         // run so far
+	services int         // of all cases so far
+	others   []io.Closer // what another program holds
 }
 
 func newSuite(t *testing.T, col column) *suite {
@@ -43,6 +45,7 @@ func newSuite(t *testing.T, col column) *suite {
 	labs.add(lab)
 	s := &suite{col: col, lab: lab, agents: make([]*agent, len(lab.Nodes)), locks: t.TempDir()}
 	t.Cleanup(func() {
+		s.removePins(t)
 		for _, a := range s.agents {
 			if a.alive() {
 				a.process.Stop(time.Second)
@@ -65,6 +68,11 @@ func newSuite(t *testing.T, col column) *suite {
 		}
 	}
 	return s
+}
+
+// site is what the backend on a node is told about it.
+func (s *suite) site(n *netlab.Node) site {
+	return site{PinDir: filepath.Join(pinRoot(), s.lab.Name+"-"+n.Name), Cgroup: n.Cgroup}
 }
 
 // run runs one case, on agents that are there and know the kernel's state or not.
@@ -189,7 +197,7 @@ func (r *run) ensureAgents() {
 		if r.agents[i].alive() {
 			return nil
 		}
-		a, err := startAgent(n, r.col, r.env(n))
+		a, err := startAgent(n, r.col, r.site(n), r.env(n))
 		r.agents[i] = a
 		return err
 	}))
@@ -203,6 +211,12 @@ func (r *run) kill(node string) { r.agentOf(node).process.Kill() }
 // for the commands that the old one left running.
 func (r *run) restart(node string, env ...string) *agent {
 	r.Helper()
+	return r.restartAt(node, r.site(r.node(node)), env...)
+}
+
+// restartAt is restart with something else told about the node.
+func (r *run) restartAt(node string, at site, env ...string) *agent {
+	r.Helper()
 	for i, a := range r.agents {
 		if a.node.Name != node {
 			continue
@@ -211,7 +225,7 @@ func (r *run) restart(node string, env ...string) *agent {
 		if !a.process.GroupGone(10 * time.Second) {
 			r.Fatalf("commands of the agent on %s do not end", node)
 		}
-		fresh, err := startAgent(a.node, r.col, append(env, r.env(a.node)...))
+		fresh, err := startAgent(a.node, r.col, at, append(env, r.env(a.node)...))
 		r.must(err)
 		r.agents[i] = fresh
 		return fresh

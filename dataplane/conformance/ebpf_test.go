@@ -1,0 +1,321 @@
+package conformance
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	bpf "github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// The eBPF columns. What the kernel holds is read out of the pinned maps here
+// again, by the layouts of bpf/types.h, so that the backend does not vouch for itself.
+
+func ebpfColumn(name string, sockets bool) column {
+	driver := func(at site) dataplane.Driver {
+		return ebpf.Driver(ebpf.Options{SocketLB: sockets, PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints})
+	}
+	return column{
+		name: name, backend: "ebpf", driver: driver, optional: true, sockets: sockets,
+		state:   ebpfState,
+		damage:  ebpfDamage(),
+		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{{"another program on eth0 and in the cgroup", foreignPrograms}}),
+		withoutForeign: func(r *run, n *netlab.Node) {
+			withoutForeignRules(r, n)
+			for _, l := range r.others {
+				r.must(l.Close())
+			}
+			r.others = nil
+		},
+		left: func(at site) error {
+			if _, err := os.Stat(at.PinDir); !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("%s is still there (%v)", at.PinDir, err)
+			}
+			return nil
+		},
+		faults: newCallFaults, refused: refusedBySize,
+	}
+}
+
+// pinRoot is where the nodes' pins are.
+func pinRoot() string { return "/sys/fs/bpf" }
+
+// removePins removes the pins of this suite's nodes, and those of suites that
+// were killed.
+func (s *suite) removePins(t *testing.T) {
+	entries, err := os.ReadDir(pinRoot())
+	if err != nil {
+		return // nothing was pinned
+	}
+	for _, e := range entries {
+		_, gone := os.Stat(filepath.Join("/run/netns", e.Name()))
+		if strings.HasPrefix(e.Name(), s.lab.Name+"-") || strings.HasPrefix(e.Name(), "sylab-") && errors.Is(gone, os.ErrNotExist) {
+			if err := os.RemoveAll(filepath.Join(pinRoot(), e.Name())); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// openPinned opens a pinned map; nil: it is not there.
+func openPinned(r *run, n *netlab.Node, name string) *bpf.Map {
+	r.Helper()
+	m, err := bpf.LoadPinnedMap(filepath.Join(r.site(n).PinDir, "v1", "maps", name), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	r.must(err)
+	return m
+}
+
+// pinned is what a pinned map holds; nothing where it is not there.
+func pinned(r *run, n *netlab.Node, name string) (keys, values [][]byte) {
+	r.Helper()
+	m := openPinned(r, n, name)
+	if m == nil {
+		return nil, nil
+	}
+	defer func() { _ = m.Close() }()
+	var k, v []byte
+	all := m.Iterate()
+	for all.Next(&k, &v) {
+		keys, values = append(keys, slices.Clone(k)), append(values, slices.Clone(v))
+	}
+	r.must(all.Err())
+	return keys, values
+}
+
+// ebpfState is maps, programs and rules.
+func ebpfState(r *run, n *netlab.Node) []string {
+	r.Helper()
+	lines := slices.Concat(serviceMaps(r, n), nodeMaps(r, n), attached(r, n))
+	slices.Sort(lines)
+	return append(lines, rulesOf(r, n, []string{"nft list tables", "iptables-nft-save -t nat", "iptables-nft-save -t filter", "iptables-nft-save -t mangle"})...)
+}
+
+// serviceMaps tells each frontend with its endpoints, without the numbers that
+// the maps refer to each other by, and how many elements there are in all.
+func serviceMaps(r *run, n *netlab.Node) []string {
+	u32 := binary.NativeEndian.Uint32
+	slots := map[[3]uint32]string{}
+	keys, values := pinned(r, n, "slots")
+	for i, k := range keys {
+		v := values[i]
+		slots[[3]uint32{u32(k), u32(k[4:]), u32(k[8:])}] = fmt.Sprintf("%s/%d", place(v[8:], v[24:]), v[26])
+	}
+	sources := map[[2]uint32][]string{}
+	keys, _ = pinned(r, n, "sources")
+	for _, k := range keys {
+		which := [2]uint32{u32(k[4:]), u32(k[8:])}
+		sources[which] = append(sources[which], rangeText(u32(k)-64, k[12:]))
+	}
+	services := map[uint32][]byte{}
+	keys, values = pinned(r, n, "services")
+	for i, k := range keys {
+		services[u32(k)] = values[i]
+	}
+	poolOf := func(id uint32, index byte) string {
+		const first, ifEmpty, pools = 4, 16, 24 // offsets in struct service
+		svc := services[id]
+		if svc == nil || int(index) >= pools-ifEmpty {
+			return "no Service"
+		}
+		at := pools + 8*int(index)
+		from, count := u32(svc[at:]), u32(svc[at+4:])
+		text := fmt.Sprintf("if empty %d, affinity %d s:", svc[ifEmpty+index], u32(svc[8:]))
+		for slot := from; slot < from+count; slot++ {
+			text += " " + slots[[3]uint32{id, u32(svc[first:]), slot}]
+		}
+		return text
+	}
+	var lines []string
+	keys, values = pinned(r, n, "frontends")
+	for i, k := range keys {
+		v := values[i]
+		id, set := u32(v[4:]), u32(v[8:])
+		text := fmt.Sprintf("frontend %d %s masquerade %d flags %d", k[18], place(k, k[16:]), v[14], v[15])
+		if id != 0 {
+			from := sources[[2]uint32{id, set}]
+			slices.Sort(from)
+			text += fmt.Sprintf(" from %v pool (%s) inside (%s)", from, poolOf(id, v[12]), poolOf(id, v[13]))
+		}
+		lines = append(lines, text)
+	}
+	for name, size := range map[string]int{"slots": len(slots), "services": len(services), "source sets": len(sources)} {
+		if size > 0 {
+			lines = append(lines, fmt.Sprintf("%s %d", name, size))
+		}
+	}
+	return lines
+}
+
+// nodeMaps tells what depends on the node alone.
+func nodeMaps(r *run, n *netlab.Node) []string {
+	var lines []string
+	keys, _ := pinned(r, n, "node_addresses")
+	for _, k := range keys {
+		lines = append(lines, "node address "+address(k).String())
+	}
+	for _, name := range []string{"pod_ranges", "service_ranges"} {
+		keys, _ := pinned(r, n, name)
+		for _, k := range keys {
+			lines = append(lines, name+" "+rangeText(binary.NativeEndian.Uint32(k), k[4:]))
+		}
+	}
+	_, values := pinned(r, n, "settings")
+	for _, v := range values {
+		if flags := binary.NativeEndian.Uint32(v); flags != 0 {
+			lines = append(lines, fmt.Sprintf("settings %d", flags))
+		}
+	}
+	return lines
+}
+
+func address(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b[:16])).Unmap() }
+
+func place(addr, port []byte) string {
+	return netip.AddrPortFrom(address(addr), binary.BigEndian.Uint16(port)).String()
+}
+
+func rangeText(bits uint32, addr []byte) string {
+	a := address(addr)
+	if a.Is4() {
+		bits -= 96
+	}
+	return fmt.Sprintf("%s/%d", a, bits)
+}
+
+// attached are the programs in the node's cgroup and on its devices, by name.
+func attached(r *run, n *netlab.Node) []string {
+	r.Helper()
+	var lines []string
+	cgroup, err := os.Open(n.Cgroup)
+	r.must(err)
+	defer func() { _ = cgroup.Close() }()
+	for _, at := range []bpf.AttachType{
+		bpf.AttachCGroupInet4Connect, bpf.AttachCGroupInet6Connect, bpf.AttachCGroupUDP4Sendmsg, bpf.AttachCGroupUDP6Sendmsg,
+		bpf.AttachCGroupUDP4Recvmsg, bpf.AttachCGroupUDP6Recvmsg, bpf.AttachCgroupInet4GetPeername, bpf.AttachCgroupInet6GetPeername,
+	} {
+		lines = append(lines, programsAt(r, "cgroup", int(cgroup.Fd()), at)...)
+	}
+	r.must(n.Do(func() error {
+		devices, err := net.Interfaces()
+		for _, d := range devices {
+			lines = append(lines, programsAt(r, d.Name, d.Index, bpf.AttachTCXIngress)...)
+			lines = append(lines, programsAt(r, d.Name, d.Index, bpf.AttachTCXEgress)...)
+		}
+		return err
+	}))
+	return lines
+}
+
+func programsAt(r *run, where string, target int, at bpf.AttachType) []string {
+	r.Helper()
+	found, err := link.QueryPrograms(link.QueryOptions{Target: target, Attach: at})
+	r.must(err)
+	var lines []string
+	for _, p := range found.Programs {
+		prog, err := bpf.NewProgramFromID(p.ID)
+		r.must(err)
+		info, err := prog.Info()
+		r.must(errors.Join(err, prog.Close()))
+		lines = append(lines, fmt.Sprintf("program %s at %s of %s", info.Name, at, where))
+	}
+	return lines
+}
+
+// ebpfDamage is what may happen to maps, links and pins.
+func ebpfDamage() []act {
+	var acts []act
+	for _, name := range []string{"frontends", "slots", "services", "node_addresses", "service_ranges"} {
+		acts = append(acts, act{"emptying the " + name + " map", func(r *run, n *netlab.Node) { emptyMap(r, n, name) }})
+	}
+	return append(acts,
+		act{"detaching all programs", func(r *run, n *netlab.Node) { r.must(detachAll(r.site(n).PinDir)) }},
+		act{"removing all pins of links", func(r *run, n *netlab.Node) {
+			r.must(eachLink(r.site(n).PinDir, func(path string, _ link.Link) error { return os.Remove(path) }))
+		}},
+	)
+}
+
+func emptyMap(r *run, n *netlab.Node, name string) {
+	keys, _ := pinned(r, n, name)
+	m := openPinned(r, n, name)
+	if m == nil {
+		return
+	}
+	defer func() { _ = m.Close() }()
+	for _, k := range keys {
+		r.must(m.Delete(k))
+	}
+}
+
+func detachAll(dir string) error {
+	return eachLink(dir, func(_ string, l link.Link) error { return l.Detach() })
+}
+
+// eachLink calls f for each link pinned below a directory.
+func eachLink(dir string, f func(string, link.Link) error) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.Contains(path, "link") {
+			return err
+		}
+		l, err := link.LoadPinnedLink(path, nil)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f(path, l), l.Close())
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// foreignPrograms attaches another program's programs where ours are too.
+func foreignPrograms(r *run, n *netlab.Node) {
+	r.Helper()
+	pass := func(t bpf.ProgramType, at bpf.AttachType, verdict int32) *bpf.Program {
+		p, err := bpf.NewProgram(&bpf.ProgramSpec{
+			Name: "other_" + strings.ToLower(t.String()), Type: t, AttachType: at, License: "GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()},
+		})
+		r.must(err)
+		return p
+	}
+	next := pass(bpf.SchedCLS, bpf.AttachTCXIngress, -1) // TCX_NEXT
+	defer func() { _ = next.Close() }()
+	r.must(n.Do(func() error {
+		d, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		for _, at := range []bpf.AttachType{bpf.AttachTCXIngress, bpf.AttachTCXEgress} {
+			l, err := link.AttachTCX(link.TCXOptions{Interface: d.Index, Program: next, Attach: at})
+			if err != nil {
+				return err
+			}
+			r.others = append(r.others, l)
+		}
+		return nil
+	}))
+	allow := pass(bpf.CGroupSockAddr, bpf.AttachCGroupInet4Connect, 1)
+	defer func() { _ = allow.Close() }()
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: n.Cgroup, Attach: bpf.AttachCGroupInet4Connect, Program: allow})
+	r.must(err)
+	r.others = append(r.others, l)
+}
