@@ -1,0 +1,481 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// socketAt is where a call from a socket is made.
+type socketAt string
+
+const (
+	onNode socketAt = "node"
+	inPod  socketAt = "pod" // any other network namespace
+)
+
+// connectFrom connects a UDP socket and tells which endpoint it got ("": its
+// destination was left alone) or the error of connect. Routes lead nowhere.
+func connectFrom(t testing.TB, b *backend, where socketAt, to netip.AddrPort) (string, error) {
+	t.Helper()
+	type result struct {
+		endpoint string
+		err      error
+	}
+	done := make(chan result)
+	go func() {
+		if where == inPod {
+			runtime.LockOSThread() // and never unlock: the thread ends with its namespace
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				done <- result{err: err}
+				return
+			}
+		}
+		endpoint, err := connectHere(b, to)
+		done <- result{endpoint, err}
+	}()
+	r := <-done
+	return r.endpoint, r.err
+}
+
+func connectHere(b *backend, to netip.AddrPort) (string, error) {
+	family, sockaddr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
+	if to.Addr().Is4() {
+		family, sockaddr = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Connect(fd, sockaddr); err != nil && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return "", err
+	}
+	var p sockPeer
+	if err := b.sock.Maps[sockMapPeers].Lookup(uint32(fd), &p); err != nil {
+		return "", nil
+	}
+	return fromAddrPort(p.Endpoint, p.EndpointPort).String(), nil
+}
+
+func TestSocketConnect(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	node := frontendAt(dataplane.NodePort, "0.0.0.0:30000", poolOf("10.40.1.1:8080"))
+	node.Inside = poolOf("10.40.1.2:8080")
+	node6 := frontendAt(dataplane.NodePort, "[::]:30000", poolOf("[fd40::1]:8080"))
+	ranged := frontendAt(dataplane.LoadBalancer, "10.97.0.2:53", poolOf("10.40.1.4:8080"))
+	ranged.Sources = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	mustSync(t, b, nil, snapshot(
+		portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080")), node),
+		portOf("web6", dataplane.UDP, frontendAt(dataplane.ClusterIP, "[fd96::1]:53", poolOf("[fd40::1]:8080")), node6),
+		portOf("none", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.2:53", poolOf()), frontendAt(dataplane.LoadBalancer, "10.97.0.1:53", droppingPool())),
+		portOf("ranged", dataplane.UDP, ranged),
+		portOf("tcp", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.3:53", poolOf("10.40.1.1:8080"))),
+	))
+	for _, c := range []struct {
+		name string
+		from socketAt
+		to   string
+		want string // the endpoint; "": left alone; or the error
+	}{
+		{"a ClusterIP from the node", onNode, "10.96.0.1:53", "10.40.1.1:8080"},
+		{"a ClusterIP from a pod", inPod, "10.96.0.1:53", "10.40.1.1:8080"},
+		{"IPv6", onNode, "[fd96::1]:53", "[fd40::1]:8080"},
+		{"an IPv6 socket and an IPv4-mapped address", onNode, "[::ffff:10.96.0.1]:53", "10.40.1.1:8080"},
+		{"a NodePort at an address of the node", onNode, "192.0.2.1:30000", "10.40.1.2:8080"},
+		{"the same from a pod, which this node can tell", inPod, "192.0.2.1:30000", "10.40.1.2:8080"},
+		{"a NodePort at localhost", onNode, "127.0.0.1:30000", "10.40.1.2:8080"},
+		{"and anywhere in 127.0.0.0/8", onNode, "127.1.2.3:30000", "10.40.1.2:8080"},
+		{"a pod's own localhost", inPod, "127.0.0.1:30000", ""},
+		{"a NodePort at another node's address", onNode, "192.0.2.2:30000", ""},
+		{"a NodePort over IPv6", inPod, "[2001:db8::1]:30000", "[fd40::1]:8080"},
+		{"no endpoint, reject", onNode, "10.96.0.2:53", unix.ECONNREFUSED.Error()},
+		{"no endpoint, reject, from a pod", inPod, "10.96.0.2:53", unix.ECONNREFUSED.Error()},
+		{"no endpoint, drop: the packets do", onNode, "10.97.0.1:53", ""},
+		{"source ranges: the packets tell the client", onNode, "10.97.0.2:53", ""},
+		{"a port that the ClusterIP does not have", onNode, "10.96.0.1:54", unix.ECONNREFUSED.Error()},
+		{"another protocol's port", onNode, "10.96.0.3:53", unix.ECONNREFUSED.Error()},
+		{"no Service's address", onNode, "10.96.9.9:53", ""},
+	} {
+		got, err := connectFrom(t, b, c.from, netip.MustParseAddrPort(c.to))
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%s: connect to %s got %q, want %q", c.name, c.to, got, c.want)
+		}
+	}
+}
+
+// udpEcho answers each datagram with its own address.
+func udpEcho(t *testing.T, addr string) {
+	t.Helper()
+	c, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo([]byte(addr), from)
+		}
+	}()
+}
+
+func TestUnconnectedSocketStaysWithItsEndpointAndSeesTheService(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	endpoints := []string{"127.0.1.1:8080", "127.0.1.2:8080", "127.0.1.3:8080"}
+	for _, e := range endpoints {
+		udpEcho(t, e)
+	}
+	vip := frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf(endpoints...))
+	all := snapshot(portOf("dns", dataplane.UDP, vip))
+	mustSync(t, b, nil, all)
+	client, err := net.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	ask := func() string {
+		t.Helper()
+		buf := make([]byte, 64)
+		if _, err := client.WriteTo([]byte("?"), net.UDPAddrFromAddrPort(vip.Addr)); err != nil {
+			t.Fatal(err)
+		}
+		_ = client.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, from, err := client.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if from.String() != vip.Addr.String() {
+			t.Errorf("the answer came from %s, want the Service's %s", from, vip.Addr)
+		}
+		return string(buf[:n])
+	}
+	first := ask()
+	for range 20 {
+		if again := ask(); again != first {
+			t.Fatalf("the flow went from %s to %s", first, again)
+		}
+	}
+	left := slices.DeleteFunc(slices.Clone(endpoints), func(e string) bool { return e == first })
+	fewer := snapshot(portOf("dns", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf(left...))))
+	mustSync(t, b, all, fewer)
+	if again := ask(); again == first {
+		t.Errorf("the flow still goes to %s, which was removed", first)
+	}
+}
+
+func TestPeerNameIsTheService(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	l, err := net.Listen("tcp", "127.0.1.1:8081")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	vip := frontendAt(dataplane.ClusterIP, "10.96.0.1:80", poolOf("127.0.1.1:8081"))
+	mustSync(t, b, nil, snapshot(portOf("web", dataplane.TCP, vip)))
+	for _, network := range []string{"10.96.0.1:80", "[::ffff:10.96.0.1]:80"} {
+		c, err := net.DialTimeout("tcp", network, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.RemoteAddr().String(); got != "10.96.0.1:80" {
+			t.Errorf("getpeername after connect to %s says %s", network, got)
+		}
+		_ = c.Close()
+	}
+}
+
+func TestAffinityHoldsWhileTheEndpointIsThere(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	var endpoints []string
+	for i := range 20 {
+		endpoints = append(endpoints, fmt.Sprintf("10.40.1.%d:8080", i+1))
+	}
+	sticky := func(endpoints ...string) *dataplane.Snapshot {
+		p := portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf(endpoints...)))
+		p.Affinity = time.Hour
+		return snapshot(p)
+	}
+	addr := netip.MustParseAddrPort("10.96.0.1:53")
+	prev := sticky(endpoints...)
+	mustSync(t, b, nil, prev)
+	first, err := connectFrom(t, b, onNode, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(endpoints, func(a, b string) int { return netip.MustParseAddrPort(a).Compare(netip.MustParseAddrPort(b)) })
+	for _, other := range slices.Clone(endpoints) { // all but the first go, one by one
+		if other == first {
+			continue
+		}
+		endpoints = slices.DeleteFunc(endpoints, func(e string) bool { return e == other })
+		want := sticky(endpoints...)
+		mustSync(t, b, prev, want)
+		prev = want
+		if got, err := connectFrom(t, b, onNode, addr); err != nil || got != first {
+			t.Fatalf("with %d endpoints left the client went from %s to %s (%v)", len(endpoints), first, got, err)
+		}
+	}
+	want := sticky("10.40.2.1:8080")
+	mustSync(t, b, prev, want)
+	if got, err := connectFrom(t, b, onNode, addr); err != nil || got != "10.40.2.1:8080" {
+		t.Fatalf("the endpoint is gone, and the client got %s (%v)", got, err)
+	}
+}
+
+// randomSnapshot has up to 12 Services of one or two frontends.
+func randomSnapshot(random *rand.Rand) *dataplane.Snapshot {
+	var ports []*dataplane.ServicePort
+	pool := func() *dataplane.Pool {
+		p := &dataplane.Pool{IfEmpty: dataplane.Verdict(random.IntN(2))}
+		for i := range random.IntN(5) {
+			p.Endpoints = append(p.Endpoints, dataplane.Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 40, byte(i), byte(random.IntN(250))}), 8080), Local: random.IntN(2) == 0})
+		}
+		return p
+	}
+	for i := range 12 {
+		if random.IntN(4) == 0 {
+			continue
+		}
+		cluster, local := pool(), pool()
+		f := []dataplane.Frontend{frontendAt(dataplane.ClusterIP, fmt.Sprintf("10.96.0.%d:80", i), cluster)}
+		for k := range random.IntN(3) {
+			lb := frontendAt(dataplane.LoadBalancer, fmt.Sprintf("10.97.%d.%d:80", k, random.IntN(12)*12+i), []*dataplane.Pool{cluster, local}[random.IntN(2)])
+			lb.SNAT = dataplane.SNAT(random.IntN(4))
+			if random.IntN(2) == 0 {
+				lb.Inside = cluster
+			}
+			if random.IntN(3) == 0 {
+				lb.Sources = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", random.IntN(4)))}
+			}
+			f = append(f, lb)
+		}
+		p := portOf(fmt.Sprintf("web-%d", i), dataplane.TCP, f...)
+		p.Affinity = time.Duration(random.IntN(2)) * time.Minute
+		ports = append(ports, p)
+	}
+	s := snapshot(ports...)
+	if random.IntN(2) == 0 {
+		s.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	}
+	return s
+}
+
+// checkHolds sees that the kernel holds a Snapshot and nothing besides.
+func checkHolds(t *testing.T, b *backend, want *dataplane.Snapshot) {
+	t.Helper()
+	o, err := b.Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diffs := o.Differences(dataplane.Expect(want)); len(diffs) > 0 {
+		t.Fatalf("the kernel is not as wanted: %s", strings.Join(diffs, "\n"))
+	}
+	h, err := b.readBack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(h.strayedFrontends) + len(h.strayedSlots) + len(h.strayedSources) + len(h.damagedSlots); n > 0 {
+		t.Fatalf("%d elements belong to nothing: %v %v %v", n, h.strayedFrontends, h.strayedSlots, h.strayedSources)
+	}
+	if len(h.records) != want.Ports.Len() {
+		t.Fatalf("the kernel has %d Service ports, want %d", len(h.records), want.Ports.Len())
+	}
+	for port := range want.Ports.All() {
+		have := h.claim(port)
+		next, err := makeRecord(have, port, have.master.Id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var writes batch
+		writes.change(have, next)
+		if len(writes.slots)+len(writes.masters)+len(writes.frontends)+len(writes.sources)+len(writes.goneSources) > 0 {
+			t.Fatalf("%s is not as wanted: a repair would write %+v", port.ID, writes)
+		}
+	}
+}
+
+func TestRandomSyncs(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	random := rand.New(rand.NewPCG(3, 4))
+	var prev *dataplane.Snapshot
+	for i := range 200 {
+		want := randomSnapshot(random)
+		switch random.IntN(10) {
+		case 0:
+			prev = nil // an audit
+		case 1:
+			_ = b.Close() // a restart
+			b, prev = openBackend(t, o), nil
+		}
+		if err := b.Sync(t.Context(), prev, want); err != nil {
+			t.Fatalf("Sync %d: %v", i, err)
+		}
+		checkHolds(t, b, want)
+		prev = want
+	}
+}
+
+func TestNoConnectEverFailsWhileSyncsGoOn(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	stable := frontendAt(dataplane.ClusterIP, "10.96.0.1:53", nil)
+	sets := [][]string{{"10.40.1.1:80", "10.40.1.2:80"}, {"10.40.2.1:80"}, {"10.40.1.2:80", "10.40.2.1:80", "10.40.3.1:80"}}
+	worlds := make([]*dataplane.Snapshot, len(sets))
+	allowed := map[string]bool{}
+	for i, set := range sets {
+		f := stable
+		f.Pool = poolOf(set...)
+		other := frontendAt(dataplane.LoadBalancer, "10.97.0.1:53", f.Pool)
+		if i == 1 {
+			other.Pool, other.Inside = droppingPool(), f.Pool // shared pools part
+		}
+		worlds[i] = snapshot(portOf("web", dataplane.UDP, f, other))
+		for _, e := range set {
+			allowed[e] = true
+		}
+	}
+	mustSync(t, b, nil, worlds[0])
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 2 {
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				to := []string{"10.96.0.1:53", "10.97.0.1:53"}[n%2]
+				if got, err := connectHere(b, netip.MustParseAddrPort(to)); err != nil || !allowed[got] {
+					t.Errorf("connect %d to %s got %q, %v", n, to, got, err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 1000 {
+		mustSync(t, b, worlds[i%3], worlds[(i+1)%3])
+	}
+	close(stop)
+	clients.Wait()
+}
+
+func TestFullMapRefusesJustTheServiceThatDoesNotFit(t *testing.T) {
+	o := testOptions(t)
+	o.MaxEndpoints = 4
+	b := openBackend(t, o)
+	small := portOf("small", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:80", poolOf("10.40.1.1:80", "10.40.1.2:80")))
+	large := portOf("large", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.2:80", poolOf("10.40.1.1:80", "10.40.1.2:80", "10.40.1.3:80")))
+	tiny := portOf("tiny", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.3:80", poolOf("10.40.1.1:80")))
+	mustSync(t, b, nil, snapshot(small))
+	err := b.Sync(t.Context(), snapshot(small), snapshot(small, large, tiny))
+	var partial *dataplane.PartialError
+	if !errors.As(err, &partial) || len(partial.Failed) != 1 || partial.Failed[0].ID != large.ID {
+		t.Fatalf("got %v, want just %s refused", err, large.ID)
+	}
+	for _, word := range []string{"slots", "--ebpf-max-endpoints"} {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("the error does not say %q: %v", word, err)
+		}
+	}
+	checkHolds(t, b, snapshot(small, tiny))
+	mustSync(t, b, snapshot(small, tiny), snapshot(large, tiny)) // what goes makes room
+	checkHolds(t, b, snapshot(large, tiny))
+}
+
+func TestRestartWithOtherSizesMovesToNewMaps(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	p := portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80")))
+	p.Affinity = time.Hour
+	mustSync(t, b, nil, snapshot(p))
+	addr := netip.MustParseAddrPort("10.96.0.1:53")
+	_ = b.Close()
+	o.MaxEndpoints, o.MaxAffinity = 1000, 1000
+	for range 2 { // the second start finds what the first one left
+		b = openBackend(t, o)
+		if _, err := connectFrom(t, b, onNode, addr); err != nil {
+			t.Errorf("before the first Sync: %v", err)
+		}
+		mustSync(t, b, nil, snapshot(p))
+		checkHolds(t, b, snapshot(p))
+		if got, err := connectFrom(t, b, onNode, addr); err != nil || got != "10.40.1.1:80" {
+			t.Errorf("after it: got %q, %v", got, err)
+		}
+		_ = b.Close()
+	}
+}
+
+func TestAuditPutsBackADetachedHook(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	want := snapshot(portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80"))))
+	mustSync(t, b, nil, want)
+	path := filepath.Join(b.dirs.links, "sock_connect4")
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Detach(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Observe(t.Context()); err == nil {
+		t.Error("Observe says nothing of a detached hook")
+	}
+	mustSync(t, b, nil, want)
+	if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.1:53")); err != nil || got != "10.40.1.1:80" {
+		t.Errorf("after a repair connect got %q, %v", got, err)
+	}
+}
+
+func TestCleanupLeavesNothing(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	mustSync(t, b, nil, snapshot(portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80")))))
+	for range 2 {
+		if err := Driver(o).Cleanup(t.Context(), testConfig()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(o.PinDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", o.PinDir, err)
+	}
+	if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.1:53")); err != nil || got != "" {
+		t.Errorf("the hook still translates: %q, %v", got, err)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	o := testOptions(t)
+	if err := Driver(o).Probe(t.Context(), testConfig()); err != nil {
+		t.Error(err)
+	}
+	o.PinDir = t.TempDir()
+	if err := Driver(o).Probe(t.Context(), testConfig()); !errors.Is(err, dataplane.ErrUnsupported) {
+		t.Errorf("a pin directory that is no bpf file system: %v", err)
+	}
+}
