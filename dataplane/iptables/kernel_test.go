@@ -26,11 +26,17 @@ func TestMain(m *testing.M) {
 	if bench == "" || os.Getenv("SWITCHYARD_TEST_CHILD") != "" || os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
+	dir, err := os.MkdirTemp("", "switchyard-bench-")
+	if err != nil {
+		panic(err)
+	}
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	cmd.Env = append(os.Environ(), "SWITCHYARD_TEST_CHILD=benchmarks")
+	cmd.Env = append(os.Environ(), "SWITCHYARD_TEST_CHILD=benchmarks", "XTABLES_LOCKFILE="+filepath.Join(dir, "lock"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
+	err = cmd.Run()
+	_ = os.RemoveAll(dir)
+	if err != nil {
 		os.Exit(1)
 	}
 }
