@@ -132,12 +132,11 @@ func (h *half) tryGroup(ctx context.Context, group []trial) (*refusal, error) {
 	}
 	in.WriteString("COMMIT\n")
 	err := h.commands.restore(ctx, in.Bytes())
-	var no *refusal
-	if errors.As(err, &no) || err != nil {
-		if no == nil {
-			return nil, err
-		}
+	if no := (*refusal)(nil); errors.As(err, &no) {
 		return no, nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	tx := &transaction{}
 	tx.table(tableNAT).remove = sorted
