@@ -1,0 +1,100 @@
+package terminate
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// byNetlink ends sockets by SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY). It knows a
+// socket's peer, not the Service that it asked for.
+type byNetlink struct {
+	gone map[remote]struct{}
+	n    int
+}
+
+type remote struct {
+	protocol dataplane.Protocol
+	addr     netip.AddrPort
+}
+
+func (b *byNetlink) begin(gone []Endpoint) error {
+	b.gone, b.n = map[remote]struct{}{}, 0
+	for _, e := range gone {
+		b.gone[remote{e.Protocol, e.Addr}] = struct{}{}
+	}
+	return nil
+}
+
+func (b *byNetlink) sockets(protocol dataplane.Protocol) error {
+	list := netlink.SocketDiagUDP
+	if protocol == dataplane.TCP {
+		list = netlink.SocketDiagTCP
+	}
+	var errs []error
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} { // IPv6 lists IPv4-mapped sockets too
+		sockets, err := list(family)
+		errs = append(errs, wrap(protocol, err))
+		for _, s := range sockets {
+			to, ok := netip.AddrFromSlice(s.ID.Destination)
+			if _, gone := b.gone[remote{protocol, netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort)}]; !ok || !gone {
+				continue
+			}
+			if err := destroy(protocol, s); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			b.n++
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (b *byNetlink) ended() (int, error) { return b.n, nil }
+
+func (b *byNetlink) close() error { return nil }
+
+// request is the kernel's struct inet_diag_req_v2.
+type request []byte
+
+// Len implements nl.NetlinkRequestData.
+func (r request) Len() int { return len(r) }
+
+// Serialize implements nl.NetlinkRequestData.
+func (r request) Serialize() []byte { return r }
+
+func destroy(protocol dataplane.Protocol, s *netlink.Socket) error {
+	r := make(request, 56)
+	r[0], r[1] = s.Family, uint8(protocol)
+	binary.NativeEndian.PutUint32(r[4:], 0xffffffff) // whatever its state
+	binary.BigEndian.PutUint16(r[8:], s.ID.SourcePort)
+	binary.BigEndian.PutUint16(r[10:], s.ID.DestinationPort)
+	copy(r[12:28], address(s.Family, s.ID.Source))
+	copy(r[28:44], address(s.Family, s.ID.Destination))
+	binary.NativeEndian.PutUint32(r[44:], s.ID.Interface)
+	binary.NativeEndian.PutUint32(r[48:], s.ID.Cookie[0])
+	binary.NativeEndian.PutUint32(r[52:], s.ID.Cookie[1])
+	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	req.AddData(r)
+	if _, err := req.Execute(unix.NETLINK_INET_DIAG, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("ending the %s socket to %s: %w", protocol, s.ID.Destination, err)
+	}
+	return nil
+}
+
+func address(family uint8, ip []byte) []byte {
+	a, _ := netip.AddrFromSlice(ip)
+	if family == unix.AF_INET {
+		b := a.Unmap().As4()
+		return b[:]
+	}
+	b := a.As16()
+	return b[:]
+}
