@@ -161,7 +161,7 @@ func (r *record) number(old *record, key sockFrontendKey, sources []netip.Prefix
 // indexPair is which pools a frontend uses.
 type indexPair struct{ pool, inside uint8 }
 
-var errTooManyPools = errors.New("its frontends need more than 4 different pools at once, which the master entry has no room for")
+var errTooManyPools = errors.New("its frontends need more different pools than the master entry has room for (8, the old ones and the new ones together)")
 
 // assignPools gives each pool of a ServicePort an index and tells those of each
 // frontend. Indexes stay as they are where that is possible. Where it is not
