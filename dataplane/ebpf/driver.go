@@ -81,6 +81,7 @@ type backend struct {
 	toAdopt  []string             // maps to be pinned in place of older ones
 	sock     *ebpf.Collection     // nil: no socket hooks
 	packets  *ebpf.Collection
+	ender    *ender // nil: no socket hooks
 	cgroupID uint64
 	path     *packet.Path    // nil: this process has attached nothing yet
 	pathNode *dataplane.Node // what path knows
@@ -238,6 +239,9 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 		if b.sock, err = b.load(specs["sock"]); err != nil {
 			return nil, fmt.Errorf("loading the socket programs: %w", err)
 		}
+		if b.ender, err = startEnder(b.all[sockMapPeers], b.opts.CgroupRoot, cfg.Log); err != nil {
+			return nil, err
+		}
 	}
 	return b, nil
 }
@@ -247,6 +251,9 @@ func (b *backend) Close() error {
 	var errs []error
 	if b.path != nil {
 		errs = append(errs, b.path.Close())
+	}
+	if b.ender != nil {
+		errs = append(errs, b.ender.close())
 	}
 	for _, c := range []*ebpf.Collection{b.sock, b.packets} {
 		if c != nil {

@@ -41,9 +41,11 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return err
 	}
 	var err error
+	var lost []lostEndpoint
 	if unknown {
 		err = s.repair(want)
 	} else {
+		lost = b.lostEndpoints(prev, want)
 		err = s.update(prev, want)
 	}
 	if err != nil {
@@ -55,6 +57,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if err := b.attach(ctx, want.Node, unknown); err != nil {
 		return err
 	}
+	b.endSockets(lost, s.failed)
 	if len(s.failed) > 0 {
 		slices.SortFunc(s.failed, func(a, b dataplane.PortError) int { return a.ID.Compare(b.ID) })
 		return &dataplane.PartialError{Failed: s.failed}

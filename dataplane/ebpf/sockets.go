@@ -1,0 +1,125 @@
+package ebpf
+
+import (
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
+)
+
+// lostEndpoint is an endpoint that a ServicePort has no more.
+type lostEndpoint struct {
+	port     dataplane.PortID
+	endpoint terminate.Endpoint
+}
+
+// lostEndpoints are the endpoints whose connected UDP sockets must learn that
+// they are gone (KUBE-PROXY §1.15). TCP connections live on as with kube-proxy:
+// a Snapshot does not tell a pod that is gone from one that is not ready.
+func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) []lostEndpoint {
+	if b.ender == nil {
+		return nil
+	}
+	var lost []lostEndpoint
+	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
+		if old == nil || old.ID.Protocol != dataplane.UDP || b.records[old.ID] == nil {
+			continue
+		}
+		for _, addr := range old.Serving {
+			if cur != nil && slices.Contains(cur.Serving, addr) {
+				continue
+			}
+			lost = append(lost, lostEndpoint{old.ID, terminate.Endpoint{Service: b.records[old.ID].master.Id, Protocol: old.ID.Protocol, Addr: addr}})
+		}
+	}
+	return lost
+}
+
+// endSockets ends the sockets of endpoints that were lost, but for those of
+// ServicePorts that were refused and so keep what they have.
+func (b *backend) endSockets(lost []lostEndpoint, refused []dataplane.PortError) {
+	if b.ender == nil || len(lost) == 0 {
+		return
+	}
+	var gone []terminate.Endpoint
+	for _, l := range lost {
+		if !slices.ContainsFunc(refused, func(e dataplane.PortError) bool { return e.ID == l.port }) {
+			gone = append(gone, l.endpoint)
+		}
+	}
+	b.ender.add(gone)
+}
+
+// enderDelay joins Syncs that follow each other, and lets a connect that chose
+// before the Sync come to its end.
+const enderDelay = 100 * time.Millisecond
+
+// ender ends sockets beside the Syncs, never in their way.
+type ender struct {
+	end  *terminate.Terminator
+	log  *slog.Logger
+	wake chan struct{}
+	stop chan struct{}
+	done sync.WaitGroup
+
+	mu   sync.Mutex
+	gone []terminate.Endpoint
+}
+
+func startEnder(peers *ebpf.Map, cgroup string, log *slog.Logger) (*ender, error) {
+	end, err := terminate.Open(peers, cgroup, log)
+	if err != nil {
+		return nil, err
+	}
+	e := &ender{end: end, log: log, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	e.done.Go(e.run)
+	return e, nil
+}
+
+func (e *ender) add(gone []terminate.Endpoint) {
+	e.mu.Lock()
+	e.gone = append(e.gone, gone...)
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default: // it is on its way
+	}
+}
+
+func (e *ender) run() {
+	for {
+		select {
+		case <-e.stop:
+			return
+		case <-e.wake:
+		}
+		select {
+		case <-e.stop:
+			return
+		case <-time.After(enderDelay):
+		}
+		e.mu.Lock()
+		gone := e.gone
+		e.gone = nil
+		e.mu.Unlock()
+		n, err := e.end.Terminate(gone)
+		if err != nil {
+			e.log.Warn("ending UDP sockets of endpoints that are gone; some clients may go on sending to them", "endpoints", len(gone), "error", err)
+		}
+		if n > 0 {
+			e.log.Debug("ended UDP sockets of endpoints that are gone", "endpoints", len(gone), "sockets", n)
+		}
+	}
+}
+
+// close ends the goroutine; what waits is left.
+func (e *ender) close() error {
+	close(e.stop)
+	e.done.Wait()
+	return e.end.Close()
+}
