@@ -30,6 +30,8 @@ type column struct {
 	withoutForeign func(r *run, n *netlab.Node)
 	// left is what Cleanup should have removed and state does not tell; nil: nothing.
 	left func(site) error
+	// tell is what the kernel counted, for a case that failed; nil: nothing.
+	tell func(r *run, n *netlab.Node) string
 	// faults strikes the backend in the way that fits it.
 	faults func(r *run) faults
 	// refused has the kernel refuse a Service port.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ func ebpfColumn(name string, sockets bool) column {
 			}
 			return nil
 		},
-		faults: newCallFaults, refused: refusedBySize,
+		faults: newCallFaults, refused: refusedBySize, tell: counters,
 	}
 }
 
@@ -236,6 +237,30 @@ func programsAt(r *run, where string, target int, at bpf.AttachType) []string {
 		lines = append(lines, fmt.Sprintf("program %s at %s of %s", info.Name, at, where))
 	}
 	return lines
+}
+
+// counters are those of bpf/stats.h that are not zero, for a case that failed.
+func counters(r *run, n *netlab.Node) string {
+	m := openPinned(r, n, "stats")
+	if m == nil {
+		return "nothing is pinned"
+	}
+	defer func() { _ = m.Close() }()
+	header, err := os.ReadFile("../../bpf/stats.h")
+	r.must(err)
+	var text []string
+	for i, name := range regexp.MustCompile(`(?m)^\tSTAT_(\w+),`).FindAllStringSubmatch(string(header), -1) {
+		var each []uint64
+		r.must(m.Lookup(uint32(i), &each))
+		sum := uint64(0)
+		for _, v := range each {
+			sum += v
+		}
+		if sum > 0 {
+			text = append(text, fmt.Sprintf("%s %d", strings.ToLower(name[1]), sum))
+		}
+	}
+	return strings.Join(text, ", ")
 }
 
 // ebpfDamage is what may happen to maps, links and pins.

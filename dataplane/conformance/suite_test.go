@@ -89,6 +89,9 @@ func (s *suite) run(t *testing.T, c testCase) {
 				if a.alive() {
 					t.Logf("%s wrote last:\n%s", a.node.Name, a.log())
 				}
+				if s.col.tell != nil && a != nil {
+					t.Logf("%s counted: %s", a.node.Name, s.col.tell(r, a.node))
+				}
 			}
 			s.keep(t)
 		}
