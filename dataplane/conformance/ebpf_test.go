@@ -204,7 +204,7 @@ func rangeText(bits uint32, addr []byte) string {
 func attached(r *run, n *netlab.Node) []string {
 	r.Helper()
 	var lines []string
-	cgroup, err := os.Open(n.Cgroup)
+	cgroup, err := os.Open(r.site(n).Cgroup)
 	r.must(err)
 	defer func() { _ = cgroup.Close() }()
 	for _, at := range []bpf.AttachType{
@@ -340,7 +340,7 @@ func foreignPrograms(r *run, n *netlab.Node) {
 	}))
 	allow := pass(bpf.CGroupSockAddr, bpf.AttachCGroupInet4Connect, 1)
 	defer func() { _ = allow.Close() }()
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: n.Cgroup, Attach: bpf.AttachCGroupInet4Connect, Program: allow})
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: r.site(n).Cgroup, Attach: bpf.AttachCGroupInet4Connect, Program: allow})
 	r.must(err)
 	r.others = append(r.others, l)
 }

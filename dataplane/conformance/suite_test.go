@@ -70,9 +70,10 @@ func newSuite(t *testing.T, col column) *suite {
 	return s
 }
 
-// site is what the backend on a node is told about it.
+// site is what the backend on a node is told about it. The cgroup of the node
+// is above that of its own processes, beside which are those of its pods.
 func (s *suite) site(n *netlab.Node) site {
-	return site{PinDir: filepath.Join(pinRoot(), s.lab.Name+"-"+n.Name), Cgroup: n.Cgroup}
+	return site{PinDir: filepath.Join(pinRoot(), s.lab.Name+"-"+n.Name), Cgroup: filepath.Dir(n.Cgroup)}
 }
 
 // run runs one case, on agents that are there and know the kernel's state or not.
