@@ -3,13 +3,14 @@ package conformance
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// KUBE-PROXY §1.12, load balancing; §1.13, hairpin; §1.17, ports and protocols.
+// KUBE-PROXY §1.12, load balancing; §1.13, hairpin and firewall; §1.17, ports and protocols.
 
 // alarm is how unlikely a spread must be to count as uneven.
 const alarm = 1e-5
@@ -41,6 +42,7 @@ func balanceCases() []testCase {
 			}
 			r.check(from("a2").to(clusterIP, "web").reaches("a2").seenAs("node-a"))
 		}},
+		{"§1.13", "a host that drops what it forwards lets masqueraded Service traffic and its answers pass", droppingHost},
 		{"§1.5", "an endpoint on the host network serves pods, nodes and outside", func(r *run) {
 			r.sync(world{services: []service{{name: "host", frontends: frontendsOf(kinds, frontend{pool: on("node-a"), snat: dataplane.SNATNonPods})}}})
 			var probes []probe
@@ -119,4 +121,26 @@ func chiSquared(counts map[string]int, endpoints []string, n int) float64 {
 		x += d * d / expected
 	}
 	return math.Exp(-x/2) * (1 + x/2)
+}
+
+// droppingHost sets node-a's policy for forwarded packets to DROP.
+func droppingHost(r *run) {
+	if r.col.firewall == nil {
+		r.notMeant("the backend leaves the host's firewall to the host, as kube-proxy does outside of its iptables mode")
+		return
+	}
+	r.sync(world{services: []service{serving("web", "a1 b1")}})
+	for _, family := range families {
+		r.shell(r.node("node-a"), r.col.firewall(family)+" -P FORWARD DROP")
+		defer r.shell(r.node("node-a"), r.col.firewall(family)+" -P FORWARD ACCEPT")
+	}
+	straight := func(family dataplane.Family) netip.AddrPort {
+		return netip.AddrPortFrom(r.host("a1").Addr(int(family)), serverPort)
+	}
+	r.check(
+		from("outside").toNodePort("web", "node-a").reaches("a1 b1").seenAs("node-a"),
+		from("outside").to(loadBalancer, "web").reaches("a1 b1").seenAs("node-a"),
+		from("node-a").to(clusterIP, "web").reaches("a1 b1"),
+		from("outside").toAddr("pod a1 itself", straight).dropped(),
+	)
 }

@@ -28,6 +28,9 @@ type column struct {
 	// foreign are what another program sets up beside ours; withoutForeign undoes it.
 	foreign        []act
 	withoutForeign func(r *run, n *netlab.Node)
+	// firewall is the command of the firewall that the backend opens for Services
+	// (KUBE-PROXY §1.13); nil: it leaves that to the host.
+	firewall func(dataplane.Family) string
 	// left is what Cleanup should have removed and state does not tell; nil: nothing.
 	left func(site) error
 	// tell is what the kernel counted, for a case that failed; nil: nothing.
@@ -83,6 +86,12 @@ func iptablesColumn(mode string) column {
 		faults: newCommandFaults, refused: refusedPort, withoutForeign: withoutForeignRules,
 	}
 	v4, v6 := "iptables-"+mode, "ip6tables-"+mode
+	c.firewall = func(f dataplane.Family) string {
+		if f == dataplane.IPv4 {
+			return v4
+		}
+		return v6
+	}
 	dump := []string{"nft list tables"}
 	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
 		dump = append(dump, v4+"-save -t "+table, v6+"-save -t "+table)

@@ -177,6 +177,9 @@ func (t *table) print() {
 			if reason != "" && word == "unsupported" {
 				reasons[col+" does not support: "+reason]++
 			}
+			if reason != "" && word == "not meant" {
+				reasons[col+" is not meant to pass: "+reason]++
+			}
 			if word == "" {
 				word = "not run"
 			}
@@ -188,7 +191,7 @@ func (t *table) print() {
 	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
 		fmt.Fprintf(&notes, "%d cases that %s\n", reasons[reason], reason)
 	}
-	fmt.Printf("%s\n%s%d passed, %d failed, %d unsupported, %d not run\n", b.String(), notes.String(), count["pass"], count["FAIL"], count["unsupported"], count["not run"])
+	fmt.Printf("%s\n%s%d passed, %d failed, %d unsupported, %d not meant, %d not run\n", b.String(), notes.String(), count["pass"], count["FAIL"], count["unsupported"], count["not meant"], count["not run"])
 }
 
 // pad fills s with spaces up to a width in characters.

@@ -101,6 +101,9 @@ func (s *suite) run(t *testing.T, c testCase) {
 	c.run(r)
 	switch {
 	case r.Failed():
+	case r.other != "":
+		results.set(c, s.col.name, "not meant: "+r.other)
+		t.Skip(r.other)
 	case r.lacking != "":
 		results.set(c, s.col.name, "unsupported: "+r.lacking)
 		if os.Getenv("REQUIRE_KERNEL") == "1" {
@@ -129,6 +132,7 @@ type run struct {
 	id      int
 	world   world // as synced last
 	lacking string
+	other   string
 
 	mu      sync.Mutex
 	numbers map[string]int // of the case's services
@@ -136,6 +140,10 @@ type run struct {
 
 // unsupported ends a case that this column cannot run, with the reason.
 func (r *run) unsupported(reason string) { r.lacking = reason }
+
+// notMeant ends a case about what this backend is not meant to do, with the
+// reason.
+func (r *run) notMeant(reason string) { r.other = reason }
 
 // must ends the case on an error of the lab itself or of what the case needs.
 func (r *run) must(err error) {
