@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // SCTP by hand, since a kernel may have no SCTP sockets: a client sends an
@@ -25,6 +27,10 @@ const (
 	chunkInitAck = 2
 	paramCookie  = 7
 	sctpWindow   = 1 << 16
+
+	// strayWait is how long an answer may take that comes behind an error which
+	// may be another probe's.
+	strayWait = 100 * time.Millisecond
 )
 
 // sctpPacket is an INIT or INIT ACK.
@@ -167,13 +173,30 @@ func (s *sctpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
 		return "", netip.AddrPort{}, err
 	}
 	init := sctpPacket{from: s.port, to: s.to.Port(), kind: chunkInit, initTag: randomNumber() | 1}
-	if _, err := s.conn.Write(init.marshal()); err != nil && !filtered(err) {
+	_, err := s.conn.Write(init.marshal())
+	if err != nil && !filtered(err) { // what was pending is another probe's: once more
+		_, err = s.conn.Write(init.marshal())
+	}
+	if err != nil && !filtered(err) {
 		return "", netip.AddrPort{}, err
 	}
+	var stray error
 	buf := make([]byte, 2048)
 	for {
 		n, _, err := s.conn.ReadFromIP(buf)
-		if err != nil {
+		switch {
+		case err == nil:
+		case stray != nil:
+			return "", netip.AddrPort{}, stray
+		case errors.Is(err, unix.ENOPROTOOPT):
+			// A host without SCTP says so, and a raw socket gets that whichever
+			// port it is about, so it may be late word of an earlier probe.
+			stray = err
+			if err := s.conn.SetDeadline(time.Now().Add(strayWait)); err != nil {
+				return "", netip.AddrPort{}, err
+			}
+			continue
+		default:
 			return "", netip.AddrPort{}, err
 		}
 		p, err := parseSCTP(buf[:n])
