@@ -154,7 +154,8 @@ static __always_inline int not_forwarded(enum verdict v, const struct addr *to)
 	return 1;
 }
 
-/* Translates the destination of connect(). true: p is another now. */
+/* Translates the destination of connect(). changed: p is another now. Gives what
+ * the hook returns. */
 static __always_inline int connect_socket(struct bpf_sock_addr *ctx, struct place *p, bool *changed)
 {
 	struct request r;
@@ -162,15 +163,14 @@ static __always_inline int connect_socket(struct bpf_sock_addr *ctx, struct plac
 	enum verdict v;
 	struct peer *peer;
 
+	bpf_sk_storage_delete(&peers, ctx->sk); /* of an earlier connect */
 	if (!make_request(ctx, p, &r))
 		return 1;
 	v = choose(&r, &a);
 	if (v == VERDICT_FORWARD && r.kind == CLIENT_NODE && bound_to_loopback(ctx))
 		v = VERDICT_UNKNOWN;
-	if (v != VERDICT_FORWARD) {
-		bpf_sk_storage_delete(&peers, ctx->sk);
+	if (v != VERDICT_FORWARD)
 		return not_forwarded(v, &p->addr);
-	}
 	peer = bpf_sk_storage_get(&peers, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (peer) {
 		peer->frontend = p->addr;
