@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -19,31 +20,48 @@ type lostEndpoint struct {
 }
 
 // lostEndpoints are the endpoints whose connected UDP sockets must learn that
-// they are gone (KUBE-PROXY §1.15). TCP connections live on as with kube-proxy:
-// a Snapshot does not tell a pod that is gone from one that is not ready.
-func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) []lostEndpoint {
+// they are gone (KUBE-PROXY §1.15), and those that are there again. TCP
+// connections live on as with kube-proxy: a Snapshot does not tell a pod that is
+// gone from one that is not ready.
+func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndpoint, back []terminate.Endpoint) {
 	if b.ender == nil {
-		return nil
+		return nil, nil
 	}
-	var lost []lostEndpoint
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
 		if old == nil || old.ID.Protocol != dataplane.UDP || b.records[old.ID] == nil {
 			continue
 		}
+		at := func(addr netip.AddrPort) terminate.Endpoint {
+			return terminate.Endpoint{Service: b.records[old.ID].master.Id, Protocol: old.ID.Protocol, Addr: addr}
+		}
 		for _, addr := range old.Serving {
-			if cur != nil && slices.Contains(cur.Serving, addr) {
-				continue
+			if cur == nil || !slices.Contains(cur.Serving, addr) {
+				lost = append(lost, lostEndpoint{old.ID, at(addr)})
 			}
-			lost = append(lost, lostEndpoint{old.ID, terminate.Endpoint{Service: b.records[old.ID].master.Id, Protocol: old.ID.Protocol, Addr: addr}})
+		}
+		if cur == nil {
+			continue
+		}
+		for _, addr := range cur.Serving {
+			if !slices.Contains(old.Serving, addr) {
+				back = append(back, at(addr))
+			}
 		}
 	}
-	return lost
+	return lost, back
 }
 
 // endSockets ends the sockets of endpoints that were lost, but for those of
-// ServicePorts that were refused and so keep what they have.
-func (b *backend) endSockets(lost []lostEndpoint, refused []dataplane.PortError) {
-	if b.ender == nil || len(lost) == 0 {
+// ServicePorts that were refused and so keep what they have, and for endpoints
+// that come back while they wait.
+func (b *backend) endSockets(lost []lostEndpoint, back []terminate.Endpoint, refused []dataplane.PortError) {
+	if b.ender == nil {
+		return
+	}
+	if len(back) > 0 {
+		b.ender.keep(back)
+	}
+	if len(lost) == 0 {
 		return
 	}
 	var gone []terminate.Endpoint
@@ -79,6 +97,13 @@ func startEnder(peers *ebpf.Map, cgroup string, log *slog.Logger) (*ender, error
 	e := &ender{end: end, log: log, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 	e.done.Go(e.run)
 	return e, nil
+}
+
+// keep takes endpoints that are there again from those that wait.
+func (e *ender) keep(back []terminate.Endpoint) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.gone = slices.DeleteFunc(e.gone, func(g terminate.Endpoint) bool { return slices.Contains(back, g) })
 }
 
 func (e *ender) add(gone []terminate.Endpoint) {

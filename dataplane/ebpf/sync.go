@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
 )
 
 // session is one Sync.
@@ -42,10 +43,11 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	}
 	var err error
 	var lost []lostEndpoint
+	var back []terminate.Endpoint
 	if unknown {
 		err = s.repair(want)
 	} else {
-		lost = b.lostEndpoints(prev, want)
+		lost, back = b.lostEndpoints(prev, want)
 		err = s.update(prev, want)
 	}
 	if err != nil {
@@ -57,7 +59,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if err := b.attach(ctx, want.Node, unknown); err != nil {
 		return err
 	}
-	b.endSockets(lost, s.failed)
+	b.endSockets(lost, back, s.failed)
 	if len(s.failed) > 0 {
 		slices.SortFunc(s.failed, func(a, b dataplane.PortError) int { return a.ID.Compare(b.ID) })
 		return &dataplane.PartialError{Failed: s.failed}
