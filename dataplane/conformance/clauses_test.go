@@ -430,7 +430,7 @@ func refusedBySize(r *run) {
 	r.sync(before)
 	at := r.site(r.node("node-a"))
 	at.MaxEndpoints = sizeFor
-	a := r.restartAt("node-a", at)
+	r.restartAt("node-a", at)
 	r.must(r.syncA(true, before))
 	var partial *partialError
 	if err := r.syncA(false, next); !errors.As(err, &partial) {
@@ -445,7 +445,7 @@ func refusedBySize(r *run) {
 		r.Errorf("the error names %d Service ports; want the %d of bad", len(partial.failed), want)
 	}
 	r.check(slices.Concat(works("good", "a2"), works("fine", "b2"), works("new", "a1"), works("bad", "a1"))...)
-	a = r.restart("node-a")
+	a := r.restart("node-a")
 	r.must(r.syncA(true, next))
 	r.observeOn(a, next.snapshot(r, a.node))
 	r.check(works("bad", "a1 a2 a3 a4 b1 b2 b3 b4")...)

@@ -44,7 +44,7 @@ func ebpfColumn(name string, sockets bool) column {
 		},
 		left: func(at site) error {
 			if _, err := os.Stat(at.PinDir); !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("%s is still there (%v)", at.PinDir, err)
+				return errors.Join(fmt.Errorf("%s is still there", at.PinDir), err)
 			}
 			return nil
 		},

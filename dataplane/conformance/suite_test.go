@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -104,12 +103,6 @@ func (s *suite) run(t *testing.T, c testCase) {
 	case r.other != "":
 		results.set(c, s.col.name, "not meant: "+r.other)
 		t.Skip(r.other)
-	case r.lacking != "":
-		results.set(c, s.col.name, "unsupported: "+r.lacking)
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatalf("REQUIRE_KERNEL is set: %s", r.lacking)
-		}
-		t.Skip(r.lacking)
 	default:
 		results.set(c, s.col.name, "pass")
 	}
@@ -129,17 +122,13 @@ func (s *suite) keep(t *testing.T) {
 type run struct {
 	*testing.T
 	*suite
-	id      int
-	world   world // as synced last
-	lacking string
-	other   string
+	id    int
+	world world // as synced last
+	other string
 
 	mu      sync.Mutex
 	numbers map[string]int // of the case's services
 }
-
-// unsupported ends a case that this column cannot run, with the reason.
-func (r *run) unsupported(reason string) { r.lacking = reason }
 
 // notMeant ends a case about what this backend is not meant to do, with the
 // reason.

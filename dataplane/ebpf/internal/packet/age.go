@@ -190,7 +190,8 @@ func (c *collector) collect(ctx context.Context) (removed int, err error) {
 		now := c.now()
 		for i := range n {
 			if c.over(c.keys[i], c.values[i], now) {
-				removed += c.remove(c.keys[i], c.values[i])
+				c.remove(c.keys[i], c.values[i])
+				removed++
 			}
 		}
 		if last {
@@ -267,15 +268,15 @@ func (c *collector) answersLead(t tuple) bool {
 }
 
 // remove removes a connection, the primary entry first, or a single orphan.
-func (c *collector) remove(key tuple, value conn) int {
+func (c *collector) remove(key tuple, value conn) {
 	del := func(t tuple) { _ = c.connections.Delete(t) } // it may be gone already
 	del(key)
 	if value.Flags&connPrimary == 0 {
-		return 1
+		return
 	}
 	del(c.answersOf(key, value))
 	if value.Flags&connNode != 0 {
-		return 1
+		return
 	}
 	middle := key.becomes(value, stageOut)
 	var out conn
@@ -283,7 +284,6 @@ func (c *collector) remove(key tuple, value conn) int {
 		del(middle)
 		del(middle.becomes(out, 0).reversed(stageIn))
 	}
-	return 1
 }
 
 // warnIfFull tells of new connections that found the table full since the last pass.

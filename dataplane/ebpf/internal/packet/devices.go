@@ -262,6 +262,6 @@ func drain[T any](ch <-chan T) {
 	if ch == nil {
 		return
 	}
-	for range ch { //nolint:revive // nothing to do with it
+	for range ch {
 	}
 }

@@ -29,7 +29,7 @@ func namespaces(cgroup string) ([]string, error) {
 		}
 		list, err := os.ReadFile(path)
 		if err != nil {
-			return nil //nolint:nilerr // it ended, or holds threads: its processes stand further up
+			return nil // it ended, or holds threads: its processes stand further up
 		}
 		for pid := range strings.FieldsSeq(string(list)) {
 			file := filepath.Join("/proc", pid, "ns/net")
