@@ -78,7 +78,7 @@ demo: deps-test ## see it work: two nodes with pods on this machine, no cluster 
 
 .PHONY: bench
 bench: ## run the Go benchmarks of the watcher and the backends
-	go test -run '^$$' -bench . ./dataplane ./watcher/... ./dataplane/iptables
+	go test -run '^$$' -bench . ./dataplane ./watcher/... ./dataplane/iptables ./dataplane/ebpf
 
 .PHONY: image
 image: ## build the OCI image (not there yet)
