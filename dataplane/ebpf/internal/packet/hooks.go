@@ -261,7 +261,7 @@ func Cleanup(pinDir string) error {
 	return errors.Join(removeLinks(filepath.Join(pinDir, linkDir)), removeFilters())
 }
 
-// removeLinks unpins our links, which detaches their programs.
+// removeLinks removes our links.
 func removeLinks(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -275,14 +275,35 @@ func removeLinks(dir string) error {
 		if !strings.HasPrefix(e.Name(), linkPrefix) {
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unpinning a link: %w", err))
-		}
+		errs = append(errs, removeLink(filepath.Join(dir, e.Name())))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		errs = append(errs, fmt.Errorf("removing the folder of links: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// removeLink detaches and unpins a link. To unpin alone would detach it a moment
+// later, and not while a running agent holds it.
+func removeLink(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		// A device that is gone has no program any more.
+		if err = l.Detach(); errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOLINK) {
+			err = nil
+		}
+		err = errors.Join(err, l.Close())
+	}
+	if rmErr := os.Remove(pin); rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
+		err = errors.Join(err, rmErr)
+	}
+	if err != nil {
+		return fmt.Errorf("removing link %s: %w", filepath.Base(pin), err)
+	}
+	return nil
 }
 
 // removeFilters removes our clsact filters. The qdisc goes where nothing else
