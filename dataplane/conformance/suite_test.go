@@ -43,8 +43,8 @@ func newSuite(t *testing.T, col column) *suite {
 	}
 	labs.add(lab)
 	s := &suite{col: col, lab: lab, agents: make([]*agent, len(lab.Nodes)), locks: t.TempDir()}
+	s.removePins(t) // of suites that were killed
 	t.Cleanup(func() {
-		s.removePins(t)
 		for _, a := range s.agents {
 			if a.alive() {
 				a.process.Stop(time.Second)
@@ -53,6 +53,7 @@ func newSuite(t *testing.T, col column) *suite {
 		if err := lab.Close(); err != nil {
 			t.Error(err)
 		}
+		s.removePins(t) // nobody pins anything any more
 	})
 	for _, p := range []string{clusterIPs4, clusterIPs6, balancers4, balancers6, externals4, externals6} {
 		if err := lab.Announce(netip.MustParsePrefix(p), lab.Nodes[0]); err != nil {
