@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -38,6 +39,30 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
+// testPrefix starts the names of cgroups and pins; the process's number ends them.
+const testPrefix = "switchyard-test-"
+
+// removeLeftovers removes what test processes that were killed left.
+func removeLeftovers(cgroups string) {
+	for _, dir := range []string{"/sys/fs/bpf", cgroups} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			pid, ours := strings.CutPrefix(e.Name(), testPrefix)
+			if _, err := os.Stat("/proc/" + pid); !ours || err == nil {
+				continue
+			}
+			if dir == cgroups {
+				_ = os.Remove(filepath.Join(dir, e.Name()))
+			} else {
+				_ = os.RemoveAll(filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+}
+
 // runInside runs this binary again, in a namespace and a cgroup.
 func runInside() (int, error) {
 	if os.Geteuid() != 0 {
@@ -47,7 +72,8 @@ func runInside() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	name := fmt.Sprintf("switchyard-test-%d", os.Getpid())
+	removeLeftovers(root)
+	name := fmt.Sprintf("%s%d", testPrefix, os.Getpid())
 	cgroup := filepath.Join(root, name)
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		return 0, err
