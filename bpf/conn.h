@@ -42,6 +42,7 @@ SAME_SIZE(struct tuple, 40);
 #define CONN_SELF 4       /* with CONN_NODE: the endpoint is on the node itself, answers are seen at egress */
 #define CONN_MASQUERADE 8 /* the source is to be masqueraded by the first packet that goes out */
 #define CONN_INJECT 16    /* answers go to the stack as if they came in by ifindex */
+#define CONN_TAGGED 32    /* only for packets that this node translated at ingress */
 
 /* ends: what was seen of the end of this direction */
 #define CONN_FIN 1

@@ -18,6 +18,16 @@
 
 #define LO 1 /* ifindex of lo, in every network namespace */
 
+/* Set at load time: the cookie of the node's network namespace. */
+const volatile __u64 host_netns_cookie = 0;
+
+/* tc_index of a packet that this node translated at ingress. It stays with the
+ * packet through the stack, and tells it from one of a flow that goes straight
+ * from the same client port to the same endpoint. On one kernel each node has
+ * a tag of its own.
+ */
+#define TAG ((__u16)(0x5359 + host_netns_cookie))
+
 /* What does not fit on the stack; each processor works on one packet at a time. */
 struct scratch {
 	struct packet packet, inner;
@@ -160,19 +170,24 @@ static __always_inline bool keeps_port(const struct packet *p)
  */
 static __noinline int masquerade(struct __sk_buff *skb, const struct packet *p, struct conn *c)
 {
-	struct conn answers = {};
-	struct tuple t;
+	struct conn answers = {}, *at_egress;
+	struct tuple t, back;
 	int err;
 
 	becomes(&t, c, p->tuple.protocol, 0);
-	reversed(&t, &t, 0);
-	conn_to(&answers, &t);
-	becomes(&t, c, p->tuple.protocol, 0);
+	reversed(&back, &t, 0);
+	conn_to(&answers, &back);
 	if (!masquerade_address(skb->ifindex, p->ipv6, &t.src))
 		return STAT_PACKET_NO_ADDRESS;
 	err = add_answers(&t, &answers, STAGE_IN, keeps_port(p));
 	if (err)
 		return err == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN;
+	/* From now on answers at egress were at ingress before. Where the endpoint is
+	 * the node itself, packets never come here, and answers come from its socket. */
+	back.stage = STAGE_OUT;
+	at_egress = bpf_map_lookup_elem(&connections, &back);
+	if (at_egress)
+		at_egress->flags |= CONN_TAGGED;
 	conn_to(c, &t);
 	barrier();
 	c->flags &= ~CONN_MASQUERADE;
@@ -233,7 +248,7 @@ static __noinline struct conn *open_in(struct __sk_buff *skb, const struct packe
 	}
 	conn_to(&c, &t);
 	if (is_masqueraded(a, kind, &p->tuple.src)) {
-		c.flags = CONN_MASQUERADE;
+		c.flags = CONN_MASQUERADE | CONN_TAGGED;
 		if (bpf_map_update_elem(&connections, &t, &c, BPF_ANY) == -E2BIG) {
 			not_added(NO_ROOM);
 			return NULL;
@@ -327,6 +342,33 @@ static __always_inline bool is_translated(const struct packet *p)
 	return c && c->flags & CONN_NODE;
 }
 
+/* clashes tells a flow that is not to a Service, but whose answers would be
+ * taken for those of a connection that is: it goes straight from the same
+ * client port to the same endpoint. If that connection is over, it gives way.
+ */
+static __noinline bool clashes(const struct packet *p, __u8 stage)
+{
+	struct tuple key, t, first;
+	struct conn *c, *primary;
+
+	reversed(&key, &p->tuple, stage == STAGE_IN ? STAGE_OUT : STAGE_IN);
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c || c->flags & (CONN_PRIMARY | CONN_TAGGED))
+		return false;
+	if (stage == STAGE_OUT && !(c->flags & CONN_INJECT))
+		return true; /* one that is masqueraded with the same port of the node */
+	becomes(&t, c, key.protocol, 0);
+	reversed(&first, &t, stage);
+	primary = bpf_map_lookup_elem(&connections, &first);
+	if (primary && !ended(&first, primary))
+		return true;
+	if (primary)
+		forget(&first, primary);
+	else
+		bpf_map_delete_elem(&connections, &key);
+	return false;
+}
+
 /* is_served tells whether a packet's destination is a frontend. */
 static __always_inline bool is_served(const struct packet *p)
 {
@@ -357,6 +399,14 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 		return PASS;
 	request_of(&s->request, p, kind);
 	v = choose(&s->request, &s->answer);
+	/* What open_out translated comes by once more, on the device that it was sent to. */
+	if (v == VERDICT_NONE && !(stage == STAGE_OUT && skb->tc_index == TAG) && clashes(p, stage)) {
+		/* It keeps its destination and gets another source port. */
+		__builtin_memset(&s->answer, 0, sizeof(s->answer));
+		s->answer.addr = p->tuple.dst;
+		s->answer.port = p->tuple.dport;
+		v = VERDICT_FORWARD;
+	}
 	if (v != VERDICT_FORWARD)
 		return no_connection(skb, p, stage, v);
 	*conn = stage == STAGE_IN ? open_in(skb, p, &s->answer, kind) : open_out(skb, p, &s->answer);
@@ -378,7 +428,7 @@ static __noinline bool is_over(struct scratch *s, struct conn *c, __u8 kind)
 	if (p->tuple.protocol != IPPROTO_UDP && ended(&p->tuple, c))
 		return true;
 	now = bpf_map_lookup_elem(&services, &c->service);
-	if (now && now->generation == c->generation)
+	if (!c->service || (now && now->generation == c->generation))
 		return false;
 	request_of(&s->request, p, kind);
 	if (!still_serves(&s->request, &endpoint))
@@ -408,6 +458,8 @@ static __noinline int translate(struct __sk_buff *skb, const struct packet *p, s
 	if (rewrite(skb, p, &t))
 		return drop(STAT_PACKET_WRITE_FAILED);
 	count(STAT_PACKET_TRANSLATED);
+	if (stage == STAGE_IN || flags & CONN_NODE)
+		skb->tc_index = TAG;
 	if (flags & CONN_NODE)
 		return send_on(skb, p, &t);
 	if (flags & CONN_INJECT && c->ifindex != skb->ifindex)
@@ -429,6 +481,7 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	/* The error travels like an answer to the packet inside it. */
 	reversed(&key, &inner->tuple, stage);
 	c = bpf_map_lookup_elem(&connections, &key);
+	/* The node's own errors are not tagged: they are about packets that were. */
 	if (!c || c->flags & CONN_MASQUERADE)
 		return PASS;
 	outer = p->tuple;
@@ -441,6 +494,8 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	if (rewrite_error(skb, p, &outer, inner, &key))
 		return drop(STAT_PACKET_WRITE_FAILED);
 	count(STAT_PACKET_ERROR_TRANSLATED);
+	if (stage == STAGE_IN)
+		skb->tc_index = TAG;
 	if (c->flags & CONN_NODE)
 		return send_on(skb, p, &outer);
 	if (c->flags & CONN_INJECT && c->ifindex != skb->ifindex)
@@ -480,6 +535,8 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	}
 	p->tuple.stage = stage;
 	c = bpf_map_lookup_elem(&connections, &p->tuple);
+	if (c && c->flags & CONN_TAGGED && skb->tc_index != TAG)
+		return PASS;
 	if (c && (!(c->flags & CONN_PRIMARY) || !p->opens))
 		return translate(skb, p, c, stage);
 	/* What goes out and came in before was judged then; what comes in for

@@ -233,6 +233,7 @@ const (
 	packetProgPacketInBare    = "packet_in_bare"
 	packetProgPacketOut       = "packet_out"
 	packetProgPacketOutBare   = "packet_out_bare"
+	packetVarHostNetnsCookie  = "host_netns_cookie"
 	packetVarIpv6ChecksumFlag = "ipv6_checksum_flag"
 )
 
@@ -309,6 +310,7 @@ type packetMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetVariableSpecs struct {
+	HostNetnsCookie  *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	Ipv6ChecksumFlag *ebpf.VariableSpec `ebpf:"ipv6_checksum_flag"`
 }
 
@@ -373,6 +375,7 @@ func (m *packetMaps) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetVariables struct {
+	HostNetnsCookie  *ebpf.Variable `ebpf:"host_netns_cookie"`
 	Ipv6ChecksumFlag *ebpf.Variable `ebpf:"ipv6_checksum_flag"`
 }
 
