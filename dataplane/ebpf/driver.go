@@ -85,6 +85,7 @@ type backend struct {
 	cgroupID uint64
 	path     *packet.Path    // nil: this process has attached nothing yet
 	pathNode *dataplane.Node // what path knows
+	closed   bool
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
@@ -246,8 +247,13 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 	return b, nil
 }
 
-// Close implements dataplane.Backend. Pins hold what forwards.
+// Close implements dataplane.Backend. Pins hold what forwards. A second call
+// does nothing.
 func (b *backend) Close() error {
+	if b.closed {
+		return nil
+	}
+	b.closed = true
 	var errs []error
 	if b.path != nil {
 		errs = append(errs, b.path.Close())

@@ -323,7 +323,7 @@ func TestRandomSyncs(t *testing.T) {
 	b := openBackend(t, o)
 	random := rand.New(rand.NewPCG(3, 4))
 	var prev *dataplane.Snapshot
-	for i := range 200 {
+	for i := range 60 { // a restart loads the programs, which takes seconds
 		want := randomSnapshot(random)
 		switch random.IntN(10) {
 		case 0:
