@@ -28,6 +28,9 @@ const volatile __u64 host_netns_cookie = 0;
  */
 #define TAG ((__u16)(0x5359 + host_netns_cookie))
 
+/* tc_index of a packet that ends on lo. */
+#define DOOMED ((__u16)~TAG)
+
 /* What does not fit on the stack; each processor works on one packet at a time. */
 struct scratch {
 	struct packet packet, inner;
@@ -311,8 +314,13 @@ static __always_inline int no_connection(struct __sk_buff *skb, const struct pac
 	switch (v) {
 	case VERDICT_REJECT:
 		return reject(skb, p, stage);
-	case VERDICT_DROP:
-		return TC_ACT_SHOT; /* counted where it was decided */
+	case VERDICT_DROP: /* counted where it was decided */
+		if (stage == STAGE_IN)
+			return TC_ACT_SHOT;
+		/* At egress send() would tell of the drop (ENOBUFS). So the packet
+		 * goes to lo and is dropped there, where nobody asks. */
+		skb->tc_index = DOOMED;
+		return bpf_redirect(LO, 0);
 	default:
 		return PASS;
 	}
@@ -513,6 +521,8 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	__u8 ipv6;
 	int fate;
 
+	if (skb->tc_index == DOOMED)
+		return TC_ACT_SHOT;
 	if (!s)
 		return PASS;
 	p = &s->packet;
