@@ -135,12 +135,68 @@ static __always_inline int quote_sum(struct __sk_buff *skb, const struct packet 
 	return 0;
 }
 
-/* become_error turns the packet into the ICMP error about itself. 0: it is one. */
+struct reset6 {
+	struct ipv6hdr ip;
+	struct tcphdr tcp;
+};
+SAME_SIZE(struct reset6, 60);
+
+#define TCP_FLAGS_AT 13 /* in the header */
+#define TCP_RESET_ACK 0x14
+
+/* become_reset turns a SYN over IPv6 into the reset that answers it: Linux takes
+ * an ICMPv6 error only as a hint while a socket connects, and would learn of the
+ * reject a second later. 0: it is one.
+ */
+static __always_inline int become_reset(struct __sk_buff *skb, const struct packet *p)
+{
+	struct reset6 r = {};
+	struct {
+		struct addr src, dst;
+		__be32 length, next;
+	} pseudo = {
+		.src = p->tuple.dst,
+		.dst = p->tuple.src,
+		.length = bpf_htonl(sizeof(r.tcp)),
+		.next = bpf_htonl(IPPROTO_TCP),
+	};
+	__u32 length = p->l3 + sizeof(r);
+	__s64 sum;
+
+	if (load(skb, p->l4, r.tcp))
+		return -1;
+	r.tcp.ack_seq = bpf_htonl(bpf_ntohl(r.tcp.seq) + 1); /* the SYN counts as one byte */
+	r.tcp.seq = 0;
+	r.tcp.source = p->tuple.dport;
+	r.tcp.dest = p->tuple.sport;
+	((__u8 *)&r.tcp)[TCP_FLAGS_AT - 1] = sizeof(r.tcp) / 4 << 4;
+	((__u8 *)&r.tcp)[TCP_FLAGS_AT] = TCP_RESET_ACK;
+	r.tcp.window = 0;
+	r.tcp.urg_ptr = 0;
+	r.tcp.check = 0;
+	sum = bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+	r.tcp.check = fold(bpf_csum_diff(0, 0, (__be32 *)&r.tcp, sizeof(r.tcp), sum));
+	r.ip.version = 6;
+	r.ip.payload_len = bpf_htons(sizeof(r.tcp));
+	r.ip.nexthdr = IPPROTO_TCP;
+	r.ip.hop_limit = ERROR_TTL;
+	__builtin_memcpy(&r.ip.saddr, &p->tuple.dst, sizeof(r.ip.saddr));
+	__builtin_memcpy(&r.ip.daddr, &p->tuple.src, sizeof(r.ip.daddr));
+	if (length != skb->len && bpf_skb_change_tail(skb, length, 0))
+		return -1;
+	return bpf_skb_store_bytes(skb, p->l3, &r, sizeof(r), 0);
+}
+
+/* become_error turns the packet into the ICMP error about itself, or into a
+ * reset where that does not reach who asks. 0: it is one.
+ */
 static __noinline int become_error(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 quote = p->end - p->l3, most = p->l4 - p->l3 + QUOTED_TRANSPORT;
 	__s64 sum = 0;
 
+	if (p->ipv6 && p->tuple.protocol == IPPROTO_TCP && p->l4 - p->l3 == sizeof(struct ipv6hdr))
+		return become_reset(skb, p);
 	if (quote > most)
 		quote = most;
 	if (p->l3 + quote != skb->len && bpf_skb_change_tail(skb, p->l3 + quote, 0))
