@@ -1,0 +1,286 @@
+package packet
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// The programs on packets made by hand, run by the kernel (BPF_PROG_TEST_RUN):
+// what becomes of each, to the last byte.
+
+// passed is TC_ACT_UNSPEC: on to the stack.
+const passed = 0xffffffff
+
+// The Service of these tests: port 80 at each of frontends is served by port
+// 8080 at the endpoint of its family.
+var (
+	client4, frontend4, endpoint4 = netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("203.0.113.9")
+	client6, frontend6, endpoint6 = netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:2::9")
+)
+
+const clientPort, frontendPort, endpointPort = 40000, 80, 8080
+
+// programs loads the packet programs with that Service in their maps.
+func programs(tb testing.TB) *ebpf.Collection {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_KERNEL") == "1" {
+			tb.Fatal("REQUIRE_KERNEL is set: loading programs needs root")
+		}
+		tb.Skip("loading programs needs root")
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		tb.Fatal(err)
+	}
+	spec, err := Spec()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, m := range spec.Maps {
+		m.MaxEntries = min(m.MaxEntries, 4096)
+	}
+	c, err := ebpf.NewCollection(spec)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(c.Close)
+	id := uint32(1)
+	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+		serve(tb, c, id, frontend4, endpoint4, protocol)
+		serve(tb, c, id+1, frontend6, endpoint6, protocol)
+		id += 2
+	}
+	return c
+}
+
+// serve writes a Service with one endpoint, as bpf/types.h has it.
+func serve(tb testing.TB, c *ebpf.Collection, id uint32, frontend, endpoint netip.Addr, protocol byte) {
+	tb.Helper()
+	order := binary.NativeEndian
+	f, e := frontend.As16(), endpoint.As16()
+	key := binary.BigEndian.AppendUint16(f[:], frontendPort)
+	key = append(key, protocol, 0)
+	check := uint32(protocol)<<16 | uint32(order.Uint16(key[16:]))
+	for i := 0; i < 16; i += 4 {
+		check ^= order.Uint32(key[i:])
+	}
+	value := order.AppendUint32(order.AppendUint32(nil, check), id)
+	value = append(order.AppendUint32(value, 0), 0, 0, 0, 0)
+	service := make([]byte, 88)
+	order.PutUint32(service, id)
+	order.PutUint32(service[4:], 1)
+	order.PutUint32(service[28:], 1) // pools[0] has one slot
+	slotKey := order.AppendUint32(order.AppendUint32(order.AppendUint32(nil, id), 1), 0)
+	slot := append(order.AppendUint32(order.AppendUint32(nil, id), 1), e[:]...)
+	slot = append(binary.BigEndian.AppendUint16(slot, endpointPort), 0, 0)
+	for name, entry := range map[string][2][]byte{
+		"frontends": {key, value}, "services": {order.AppendUint32(nil, id), service}, "slots": {slotKey, slot},
+	} {
+		if err := c.Maps[name].Put(entry[0], entry[1]); err != nil {
+			tb.Fatalf("writing %s: %v", name, err)
+		}
+	}
+}
+
+// frame is a packet that opens a connection, with right checksums.
+func frame(src, dst netip.Addr, sport, dport uint16, protocol byte) []byte {
+	l4 := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, sport), dport)
+	payload := []byte("payload of any length")
+	switch protocol {
+	case unix.IPPROTO_TCP:
+		l4 = append(l4, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, 2, 0xff, 0xff, 0, 0, 0, 0)
+	case unix.IPPROTO_UDP:
+		l4 = append(binary.BigEndian.AppendUint16(l4, uint16(8+len(payload))), 0, 0)
+		l4 = append(l4, payload...)
+	case unix.IPPROTO_SCTP:
+		l4 = append(l4, make([]byte, 8)...)
+		l4 = append(l4, 1, 0, 0, 20)
+		l4 = append(l4, make([]byte, 16)...)
+	}
+	var b []byte
+	b = append(b, make([]byte, 12)...)
+	if src.Is4() {
+		b = append(b, 8, 0, 0x45, 0)
+		b = binary.BigEndian.AppendUint16(b, uint16(20+len(l4)))
+		b = append(b, 0, 1, 0, 0, 64, protocol, 0, 0)
+	} else {
+		b = append(b, 0x86, 0xdd, 0x60, 0, 0, 0)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(l4)))
+		b = append(b, protocol, 64)
+	}
+	b = append(append(append(b, src.AsSlice()...), dst.AsSlice()...), l4...)
+	checksums(b, protocol)
+	return b
+}
+
+// checksums fills in all checksums of a frame without options.
+func checksums(b []byte, protocol byte) {
+	l4 := 14 + 40
+	addresses := b[22:54]
+	if b[12] == 8 {
+		l4, addresses = 14+20, b[26:34]
+		copy(b[24:], []byte{0, 0})
+		binary.BigEndian.PutUint16(b[24:], ^sum(b[14:34]))
+	}
+	at := map[byte]int{unix.IPPROTO_TCP: 16, unix.IPPROTO_UDP: 6, unix.IPPROTO_SCTP: 8}[protocol]
+	if protocol == unix.IPPROTO_SCTP {
+		clear(b[l4+at : l4+at+4])
+		binary.LittleEndian.PutUint32(b[l4+at:], crc32.Checksum(b[l4:], crc32.MakeTable(crc32.Castagnoli)))
+		return
+	}
+	clear(b[l4+at : l4+at+2])
+	pseudo := append(bytes.Clone(addresses), 0, protocol)
+	pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(b)-l4))
+	s := ^sum(append(pseudo, b[l4:]...))
+	if s == 0 {
+		s = 0xffff
+	}
+	binary.BigEndian.PutUint16(b[l4+at:], s)
+}
+
+// sum is the Internet checksum's sum.
+func sum(b []byte) uint16 {
+	var s uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		s += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	if len(b)%2 == 1 {
+		s += uint32(b[len(b)-1]) << 8
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
+
+func run(tb testing.TB, p *ebpf.Program, in []byte) (uint32, []byte) {
+	tb.Helper()
+	verdict, out, err := p.Test(in)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return verdict, out
+}
+
+// TestTranslate: a packet to the frontend becomes one to the endpoint at
+// ingress, and the answer one of the frontend at egress; all checksums right.
+func TestTranslate(t *testing.T) {
+	c := programs(t)
+	for _, f := range []struct {
+		name                       string
+		client, frontend, endpoint netip.Addr
+	}{{"IPv4", client4, frontend4, endpoint4}, {"IPv6", client6, frontend6, endpoint6}} {
+		for name, protocol := range map[string]byte{"TCP": unix.IPPROTO_TCP, "UDP": unix.IPPROTO_UDP, "SCTP": unix.IPPROTO_SCTP} {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				verdict, out := run(t, c.Programs[progIn], frame(f.client, f.frontend, clientPort, frontendPort, protocol))
+				if want := frame(f.client, f.endpoint, clientPort, endpointPort, protocol); verdict != passed || !bytes.Equal(out, want) {
+					t.Errorf("at ingress: verdict %d, packet\n%x, want\n%x", int32(verdict), out, want)
+				}
+				verdict, out = run(t, c.Programs[progOut], frame(f.endpoint, f.client, endpointPort, clientPort, protocol))
+				if want := frame(f.frontend, f.client, frontendPort, clientPort, protocol); verdict != passed || !bytes.Equal(out, want) {
+					t.Errorf("the answer at egress: verdict %d, packet\n%x, want\n%x", int32(verdict), out, want)
+				}
+			})
+		}
+	}
+}
+
+// TestHostile: what is bent or cut short goes to the stack as it came, and
+// opens no connection.
+func TestHostile(t *testing.T) {
+	c := programs(t)
+	tcp4, tcp6 := frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_TCP), frame(client6, frontend6, clientPort, frontendPort, unix.IPPROTO_TCP)
+	udp4 := frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_UDP)
+	change := func(b []byte, at int, value ...byte) []byte {
+		b = bytes.Clone(b)
+		copy(b[at:], value)
+		return b
+	}
+	for _, tc := range []struct {
+		name string
+		in   []byte
+	}{
+		{"an IPv4 header that claims 16 bytes", change(tcp4, 14, 0x44)},
+		{"an IPv4 header that claims options up to the packet's end and past it", change(tcp4, 14, 0x4f)},
+		{"IP version 5", change(tcp4, 14, 0x55)},
+		{"a total length larger than the packet", change(tcp4, 16, 0xff, 0xff)},
+		{"a total length that cuts the TCP header", change(tcp4, 16, 0, 30)},
+		{"a total length smaller than the header", change(tcp4, 16, 0, 10)},
+		{"a TCP data offset past the end", change(tcp4, 14+20+12, 0xf0)},
+		{"a TCP data offset below its header", change(tcp4, 14+20+12, 0x40)},
+		{"a UDP length past the end", change(udp4, 14+20+4, 0xff, 0)},
+		{"a UDP length below its header", change(udp4, 14+20+4, 0, 4)},
+		{"a TCP header cut short", tcp4[:14+20+12]},
+		{"an IPv6 payload length past the end", change(tcp6, 18, 0xff, 0xff)},
+		{"a hop-by-hop header that claims 2,048 bytes", change(tcp6, 20, 0, 64)[:14+40+20]},
+		{"TCP in mid-flow of no known connection", change(tcp4, 14+20+13, 0x10)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in := tc.in
+			if tc.name == "a hop-by-hop header that claims 2,048 bytes" {
+				in = change(in, 14+40, 6, 255)
+			}
+			verdict, out := run(t, c.Programs[progIn], in)
+			if verdict != passed || !bytes.Equal(in, out) {
+				t.Errorf("verdict %d, packet\n%x, was\n%x", int32(verdict), out, in)
+			}
+			var key tuple
+			var value conn
+			if c.Maps[mapConnections].Iterate().Next(&key, &value) {
+				t.Fatalf("it opened a connection: %+v", key)
+			}
+		})
+	}
+}
+
+// TestNoise: random changes of packets never get one forwarded with a
+// destination that is neither its own nor an endpoint.
+func TestNoise(t *testing.T) {
+	c := programs(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		in := frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_TCP)
+		for range 1 + random.IntN(4) {
+			in[14+random.IntN(len(in)-14)] = byte(random.Uint32())
+		}
+		verdict, out := run(t, c.Programs[progIn], in)
+		if verdict == passed && !bytes.Equal(out[30:34], in[30:34]) && !bytes.Equal(out[30:34], endpoint4.AsSlice()) {
+			t.Fatalf("packet %x became %x", in, out)
+		}
+	}
+}
+
+// BenchmarkPrograms times one packet in a program.
+func BenchmarkPrograms(b *testing.B) {
+	c := programs(b)
+	first := frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_UDP)
+	run(b, c.Programs[progIn], first)
+	for _, bc := range []struct {
+		name string
+		prog string
+		in   []byte
+	}{
+		{"not to a Service", progIn, frame(client4, strangerAddr(), clientPort, 53, unix.IPPROTO_UDP)},
+		{"answer of a known connection", progOut, frame(endpoint4, client4, endpointPort, clientPort, unix.IPPROTO_UDP)},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			_, took, err := c.Programs[bc.prog].Benchmark(bc.in, b.N, b.ResetTimer)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
+		})
+	}
+}
+
+// strangerAddr is an address that nothing is known of.
+func strangerAddr() netip.Addr { return netip.MustParseAddr("192.88.99.1") }
