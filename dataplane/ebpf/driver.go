@@ -44,8 +44,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// maxSize keeps twice a size within what a map can have.
-const maxSize = 1 << 28
+// maxSize keeps four times a size within what a map can have.
+const maxSize = 1 << 27
 
 func (o Options) check() error {
 	for _, n := range []int{o.MaxFrontends, o.MaxEndpoints, o.MaxSourceRanges, o.MaxAffinity, o.MaxConnections} {

@@ -44,6 +44,10 @@ func ruled() []string {
 	}
 }
 
+// connEntries is how many elements of the connections map a masqueraded
+// connection takes; others take two (bpf/conn.h).
+const connEntries = 4
+
 // setSizes puts the options into the maps' specifications. The maps of Services
 // are twice as large as what the options allow: a Sync adds before it deletes,
 // and ClusterIPs are marked in frontends. None of them allocates ahead.
@@ -56,7 +60,7 @@ func setSizes(specs map[string]*ebpf.MapSpec, o Options) {
 		sockMapAffinity:   o.MaxAffinity,
 		sockMapUdpFlows:   o.MaxAffinity,
 		sockMapUdpAnswers: o.MaxAffinity,
-		"connections":     o.MaxConnections,
+		"connections":     connEntries * o.MaxConnections,
 	} {
 		if s := specs[name]; s != nil {
 			s.MaxEntries = uint32(n)
