@@ -4,7 +4,6 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BACKEND ?= auto
-CACHE   := $(CURDIR)/.cache
 GO      := CGO_ENABLED=0 go
 LINT    := go tool -modfile=tools/go.mod golangci-lint
 

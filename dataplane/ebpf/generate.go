@@ -19,5 +19,4 @@ package ebpf
 // MaxConnections) and the constants that both have (host_netns_cookie), loads
 // the collection and hands it to Start after the first Sync has filled the maps.
 
-//go:generate sh -c "cd ../.. && deploy/packages clang-19 llvm-19 libbpf-dev linux-libc-dev"
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package ebpf -tags linux sock ../../bpf/sock.c -- -mcpu=v3 -O2 -g -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
