@@ -126,6 +126,24 @@ static __always_inline void reversed(struct tuple *to, const struct tuple *t, __
 	to->pad[1] = 0;
 }
 
+/* turn makes of a tuple that of the answers, as a stage sees them: reversed in
+ * place, since the stack of a program is small.
+ */
+static __always_inline void turn(struct tuple *t, __u8 stage)
+{
+	__be16 port = t->sport;
+
+	for (int i = 0; i < 4; i++) {
+		__be32 w = t->src.w[i];
+
+		t->src.w[i] = t->dst.w[i];
+		t->dst.w[i] = w;
+	}
+	t->sport = t->dport;
+	t->dport = port;
+	t->stage = stage;
+}
+
 /* becomes is the tuple that a packet of an entry has afterwards. */
 static __always_inline void becomes(struct tuple *to, const struct conn *c, __u8 protocol, __u8 stage)
 {
@@ -147,6 +165,15 @@ static __always_inline void conn_to(struct conn *c, const struct tuple *t)
 	c->dport = t->dport;
 }
 
+/* conn_answers makes an entry turn packets into answers to those of t. */
+static __always_inline void conn_answers(struct conn *c, const struct tuple *t)
+{
+	c->src = t->dst;
+	c->dst = t->src;
+	c->sport = t->dport;
+	c->dport = t->sport;
+}
+
 /* touch notes that a packet passed. A second is fine enough, and keeps
  * processors from writing the same entry all the time. */
 static __always_inline void touch(struct conn *c, __u8 ends)
@@ -162,32 +189,48 @@ static __always_inline void touch(struct conn *c, __u8 ends)
 /* answers_of is the key of the entry of the answers to a primary entry. */
 static __always_inline void answers_of(struct tuple *key, const struct conn *primary, __u8 protocol)
 {
-	struct tuple t;
-
-	becomes(&t, primary, protocol, 0);
-	reversed(key, &t, (primary->flags & (CONN_NODE | CONN_SELF)) == CONN_NODE ? STAGE_IN : STAGE_OUT);
+	becomes(key, primary, protocol, 0);
+	turn(key, (primary->flags & (CONN_NODE | CONN_SELF)) == CONN_NODE ? STAGE_IN : STAGE_OUT);
 }
+
+/* What forget works with: the stack of a program is small, and forget is called
+ * at its deepest. Each processor works on one packet at a time.
+ */
+struct forgotten {
+	struct tuple answers, out;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct forgotten);
+	__uint(max_entries, 1);
+} forgottens SEC(".maps");
 
 /* forget removes a connection, the primary entry first. */
 static __noinline int forget(const struct tuple *key, const struct conn *primary)
 {
-	struct conn copy = *primary;
-	struct tuple other, out;
+	bool node = primary->flags & CONN_NODE;
 	struct conn *masqueraded;
+	struct forgotten *f;
+	__u32 zero = 0;
 
-	bpf_map_delete_elem(&connections, key);
-	answers_of(&other, &copy, key->protocol);
-	bpf_map_delete_elem(&connections, &other);
-	if (copy.flags & CONN_NODE)
+	f = bpf_map_lookup_elem(&forgottens, &zero);
+	if (!f)
 		return 0;
-	becomes(&other, &copy, key->protocol, STAGE_OUT);
-	masqueraded = bpf_map_lookup_elem(&connections, &other);
+	answers_of(&f->answers, primary, key->protocol);
+	becomes(&f->out, primary, key->protocol, STAGE_OUT);
+	bpf_map_delete_elem(&connections, key);
+	bpf_map_delete_elem(&connections, &f->answers);
+	if (node)
+		return 0;
+	masqueraded = bpf_map_lookup_elem(&connections, &f->out);
 	if (!masqueraded)
 		return 0;
-	becomes(&out, masqueraded, key->protocol, 0);
-	bpf_map_delete_elem(&connections, &other);
-	reversed(&other, &out, STAGE_IN);
-	bpf_map_delete_elem(&connections, &other);
+	becomes(&f->answers, masqueraded, key->protocol, 0);
+	turn(&f->answers, STAGE_IN);
+	bpf_map_delete_elem(&connections, &f->out);
+	bpf_map_delete_elem(&connections, &f->answers);
 	return 0;
 }
 
@@ -204,26 +247,124 @@ static __always_inline bool ended(const struct tuple *key, const struct conn *pr
 	return !answers || answers->ends;
 }
 
+/* finished tells whether a connection has come to its end in both directions. */
+static __always_inline bool finished(const struct tuple *key, const struct conn *primary)
+{
+	struct tuple other;
+	struct conn *answers;
+	__u8 ends;
+
+	answers_of(&other, primary, key->protocol);
+	answers = bpf_map_lookup_elem(&connections, &other);
+	if (!answers)
+		return true;
+	ends = primary->ends | answers->ends;
+	/* SCTP ends both directions with one packet. */
+	return (primary->ends & answers->ends & CONN_FIN) || ends & CONN_RESET ||
+	       (ends && key->protocol == IPPROTO_SCTP);
+}
+
+/* give_way removes a finished connection, told by the entry of its answers.
+ * false: it is there, and not finished.
+ */
+static __noinline bool give_way(const struct tuple *key)
+{
+	struct conn *c = bpf_map_lookup_elem(&connections, key);
+	struct tuple t;
+
+	if (!c)
+		return true;
+	if (c->flags & CONN_PRIMARY)
+		return false;
+	becomes(&t, c, key->protocol, STAGE_OUT);
+	if (key->stage == STAGE_IN && !(c->flags & CONN_INJECT)) { /* masqueraded: one step more */
+		c = bpf_map_lookup_elem(&connections, &t);
+		if (!c)
+			return false;
+		becomes(&t, c, key->protocol, 0);
+	}
+	turn(&t, STAGE_IN);
+	c = bpf_map_lookup_elem(&connections, &t);
+	if (!c) {
+		t.stage = STAGE_OUT;
+		c = bpf_map_lookup_elem(&connections, &t);
+	}
+	if (!c || !(c->flags & CONN_PRIMARY) || !finished(&t, c))
+		return false;
+	forget(&t, c);
+	return true;
+}
+
+/* has_socket tells whether the node itself has a socket that takes answers to
+ * packets of t. Its flows straight to an endpoint are in no table.
+ */
+static __noinline bool has_socket(struct __sk_buff *skb, const struct tuple *t)
+{
+	bool v4 = addr_is_v4(&t->src);
+	struct bpf_sock_tuple at = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (v4) {
+		at.ipv4.saddr = t->dst.w[3];
+		at.ipv4.daddr = t->src.w[3];
+		at.ipv4.sport = t->dport;
+		at.ipv4.dport = t->sport;
+	} else {
+		__builtin_memcpy(at.ipv6.saddr, &t->dst, sizeof(at.ipv6.saddr));
+		__builtin_memcpy(at.ipv6.daddr, &t->src, sizeof(at.ipv6.daddr));
+		at.ipv6.sport = t->dport;
+		at.ipv6.dport = t->sport;
+	}
+	size = v4 ? sizeof(at.ipv4) : sizeof(at.ipv6);
+	switch (t->protocol) {
+	case IPPROTO_TCP:
+		sk = bpf_skc_lookup_tcp(skb, &at, size, BPF_F_CURRENT_NETNS, 0);
+		break;
+	case IPPROTO_UDP:
+		sk = bpf_sk_lookup_udp(skb, &at, size, BPF_F_CURRENT_NETNS, 0);
+		break;
+	default: /* the kernel cannot look up SCTP sockets for us */
+		return false;
+	}
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
 /* Why no entry could be made; 0: it was. */
 enum {
 	NO_ROOM = 1,
 	NO_PORT,
 };
 
+/* How add_answers chooses a source port. */
+#define PORT_KEEP 1 /* the packet's own first */
+#define PORT_NODE 2 /* the source is the node's address: the ports of its sockets are taken */
+
 /* add_answers makes the entry of the answers to packets that become t: they
  * become answer. Where another connection has the tuple already, t gets another
- * source port. keep: try t's own port first.
+ * source port; after some tries that of a connection which has ended.
  */
-static __noinline int add_answers(struct tuple *t, struct conn *answer, __u8 stage, bool keep)
+static __noinline int add_answers(struct __sk_buff *skb, struct tuple *t, struct conn *answer, __u8 stage, __u8 port)
 {
 	struct tuple key;
+	bool keep, own;
 	long err;
 
 	for (int i = 0; i < MAX_PORT_TRIES; i++) {
-		if (i || !keep)
+		keep = !i && port & PORT_KEEP;
+		/* The socket that an unconnected UDP packet is from would find itself. */
+		own = port & PORT_NODE && !(keep && t->protocol == IPPROTO_UDP);
+		if (!keep)
 			t->sport = bpf_htons(1024 + (__u16)(bpf_get_prandom_u32() % (65536 - 1024)));
 		reversed(&key, t, stage);
+		if (own && has_socket(skb, t))
+			continue;
 		err = bpf_map_update_elem(&connections, &key, answer, BPF_NOEXIST);
+		if (err == -EEXIST && i >= MAX_FREE_PORT_TRIES && give_way(&key))
+			err = bpf_map_update_elem(&connections, &key, answer, BPF_NOEXIST);
 		if (!err)
 			return 0;
 		if (err != -EEXIST)

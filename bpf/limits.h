@@ -34,7 +34,10 @@
 /* IPv6 extension headers before the transport header. */
 #define MAX_EXTENSION_HEADERS 6
 
-/* Source ports tried for a connection whose own one is taken. */
+/* Source ports tried for a connection whose own one is taken: at first only
+ * free ones, then also those of connections that have ended.
+ */
+#define MAX_FREE_PORT_TRIES 12
 #define MAX_PORT_TRIES 24
 
 /* Entries of the connection table, 2 to 4 of them a connection. */

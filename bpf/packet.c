@@ -31,11 +31,15 @@ const volatile __u64 host_netns_cookie = 0;
 /* tc_index of a packet that ends on lo. */
 #define DOOMED ((__u16)~TAG)
 
-/* What does not fit on the stack; each processor works on one packet at a time. */
+/* What does not fit on the stack; each processor works on one packet at a time.
+ * The last three are of a connection in the making.
+ */
 struct scratch {
 	struct packet packet, inner;
 	struct request request;
 	struct answer answer;
+	struct conn conn, answers;
+	struct tuple becomes;
 };
 
 struct {
@@ -97,7 +101,7 @@ static __always_inline int inject(struct __sk_buff *skb, const struct packet *p,
 }
 
 /* find_way asks the routing tables for the device that leads to t.dst. */
-static __always_inline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u32 *ifindex)
+static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u32 *ifindex)
 {
 	struct bpf_fib_lookup way = {};
 	long err;
@@ -159,39 +163,41 @@ static __always_inline int not_added(int why)
 	return drop(why == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN);
 }
 
-/* keeps_port: SCTP peers tell each other their ports, so they are changed only
- * where they must be. Others get a random port, as with kube-proxy, so that
+/* masquerade_port: SCTP peers tell each other their ports, so they are changed
+ * only where they must be. Others get a random port, as with kube-proxy, so that
  * nobody can foresee it.
  */
-static __always_inline bool keeps_port(const struct packet *p)
+static __always_inline __u8 masquerade_port(const struct packet *p)
 {
-	return p->tuple.protocol == IPPROTO_SCTP;
+	return p->tuple.protocol == IPPROTO_SCTP ? PORT_NODE | PORT_KEEP : PORT_NODE;
 }
 
 /* masquerade gives a connection its source address when its first packet goes
- * out; key and c are the entry of the client's packets at egress.
+ * out; c is the entry of the client's packets at egress.
  */
-static __noinline int masquerade(struct __sk_buff *skb, const struct packet *p, struct conn *c)
+static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struct conn *c)
 {
-	struct conn answers = {}, *at_egress;
-	struct tuple t, back;
+	const struct packet *p = &s->packet;
+	struct tuple *t = &s->becomes;
+	struct conn *at_egress;
+	struct tuple back;
 	int err;
 
-	becomes(&t, c, p->tuple.protocol, 0);
-	reversed(&back, &t, 0);
-	conn_to(&answers, &back);
-	if (!masquerade_address(skb->ifindex, p->ipv6, &t.src))
+	becomes(t, c, p->tuple.protocol, 0);
+	reversed(&back, t, STAGE_OUT);
+	__builtin_memset(&s->answers, 0, sizeof(s->answers));
+	conn_to(&s->answers, &back);
+	if (!masquerade_address(skb->ifindex, p->ipv6, &t->src))
 		return STAT_PACKET_NO_ADDRESS;
-	err = add_answers(&t, &answers, STAGE_IN, keeps_port(p));
+	err = add_answers(skb, t, &s->answers, STAGE_IN, masquerade_port(p));
 	if (err)
 		return err == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN;
 	/* From now on answers at egress were at ingress before. Where the endpoint is
 	 * the node itself, packets never come here, and answers come from its socket. */
-	back.stage = STAGE_OUT;
 	at_egress = bpf_map_lookup_elem(&connections, &back);
 	if (at_egress)
 		at_egress->flags |= CONN_TAGGED;
-	conn_to(c, &t);
+	conn_to(c, t);
 	barrier();
 	c->flags &= ~CONN_MASQUERADE;
 	count(STAT_PACKET_MASQUERADED);
@@ -229,76 +235,84 @@ static __always_inline struct conn *add_primary(const struct tuple *key, struct 
 	return bpf_map_lookup_elem(&connections, key);
 }
 
+/* new_conn begins the entries of a connection with the endpoint of the answer. */
+static __always_inline void new_conn(struct __sk_buff *skb, struct scratch *s, __u8 stage)
+{
+	__builtin_memset(&s->conn, 0, sizeof(s->conn));
+	__builtin_memset(&s->answers, 0, sizeof(s->answers));
+	s->conn.ifindex = skb->ifindex;
+	s->conn.service = s->answer.service;
+	s->conn.generation = s->answer.generation;
+	conn_answers(&s->answers, &s->packet.tuple);
+	s->becomes = s->packet.tuple;
+	s->becomes.dst = s->answer.addr;
+	s->becomes.dport = s->answer.port;
+	s->becomes.stage = stage;
+}
+
 /* open_in makes the entries of a connection whose first packet comes in. NULL:
  * it cannot be, and why was counted.
  */
-static __noinline struct conn *open_in(struct __sk_buff *skb, const struct packet *p, const struct answer *a, __u8 kind)
+static __noinline struct conn *open_in(struct __sk_buff *skb, struct scratch *s, __u8 kind)
 {
-	struct conn c = {.ifindex = skb->ifindex, .service = a->service, .generation = a->generation};
-	struct conn answers = {};
-	struct tuple t = p->tuple, back;
+	const struct tuple *key = &s->packet.tuple;
+	struct conn *c = &s->conn;
 	int err;
 
-	reversed(&back, &p->tuple, 0);
-	conn_to(&answers, &back);
-	t.dst = a->addr;
-	t.dport = a->port;
-	t.stage = STAGE_OUT;
-	err = add_answers(&t, &answers, STAGE_OUT, true);
+	new_conn(skb, s, STAGE_OUT);
+	err = add_answers(skb, &s->becomes, &s->answers, STAGE_OUT, PORT_KEEP);
 	if (err) {
 		not_added(err);
 		return NULL;
 	}
-	conn_to(&c, &t);
-	if (is_masqueraded(a, kind, &p->tuple.src)) {
-		c.flags = CONN_MASQUERADE | CONN_TAGGED;
-		if (bpf_map_update_elem(&connections, &t, &c, BPF_ANY) == -E2BIG) {
+	conn_to(c, &s->becomes);
+	if (is_masqueraded(&s->answer, kind, &key->src)) {
+		c->flags = CONN_MASQUERADE | CONN_TAGGED;
+		if (bpf_map_update_elem(&connections, &s->becomes, c, BPF_ANY) == -E2BIG) {
 			not_added(NO_ROOM);
 			return NULL;
 		}
-		c.flags = 0;
+		c->flags = 0;
 	}
-	return add_primary(&p->tuple, &c);
+	return add_primary(key, c);
 }
 
 /* open_out makes the entries of a connection that the node itself opens. */
-static __noinline struct conn *open_out(struct __sk_buff *skb, const struct packet *p, const struct answer *a)
+static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s)
 {
-	struct conn c = {.ifindex = skb->ifindex, .service = a->service, .generation = a->generation, .flags = CONN_NODE};
-	struct conn answers = {.ifindex = skb->ifindex};
-	struct tuple t = p->tuple, back;
+	const struct packet *p = &s->packet;
+	struct tuple *t = &s->becomes;
 	bool self, masqueraded;
 	__u32 ifindex;
 	long way;
 	int err;
 
-	reversed(&back, &p->tuple, 0);
-	conn_to(&answers, &back);
-	t.dst = a->addr;
-	t.dport = a->port;
-	way = find_way(skb, &t, p->ipv6, &ifindex);
+	new_conn(skb, s, STAGE_OUT);
+	s->conn.flags = CONN_NODE;
+	s->answers.ifindex = skb->ifindex;
+	way = find_way(skb, t, p->ipv6, &ifindex);
 	self = way == BPF_FIB_LKUP_RET_NOT_FWDED;
 	if (!self && !is_way_out(way)) {
 		count(STAT_PACKET_NO_ROUTE);
 		return NULL;
 	}
-	masqueraded = is_masqueraded(a, CLIENT_NODE, &t.src) || addr_is_loopback(&t.src);
+	masqueraded = is_masqueraded(&s->answer, CLIENT_NODE, &t->src) || addr_is_loopback(&t->src);
 	if (self) {
-		c.flags |= CONN_SELF;
+		s->conn.flags |= CONN_SELF;
 	} else {
-		answers.flags = CONN_INJECT;
-		if (masqueraded && !masquerade_address(ifindex, p->ipv6, &t.src)) {
+		s->answers.flags = CONN_INJECT;
+		if (masqueraded && !masquerade_address(ifindex, p->ipv6, &t->src)) {
 			count(STAT_PACKET_NO_ADDRESS);
 			return NULL;
 		}
 	}
-	err = add_answers(&t, &answers, self ? STAGE_OUT : STAGE_IN, true);
+	err = add_answers(skb, t, &s->answers, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE);
 	if (err) {
 		not_added(err);
 		return NULL;
 	}
-	conn_to(&c, &t);
-	return add_primary(&p->tuple, &c);
+	conn_to(&s->conn, t);
+	return add_primary(&p->tuple, &s->conn);
 }
 
 /* no_connection is what becomes of a packet that begins no connection. */
@@ -354,27 +368,14 @@ static __always_inline bool is_translated(const struct packet *p)
  * taken for those of a connection that is: it goes straight from the same
  * client port to the same endpoint. If that connection is over, it gives way.
  */
-static __noinline bool clashes(const struct packet *p, __u8 stage)
+static __always_inline bool clashes(const struct packet *p, __u8 stage)
 {
-	struct tuple key, t, first;
-	struct conn *c, *primary;
+	struct tuple key;
+	struct conn *c;
 
 	reversed(&key, &p->tuple, stage == STAGE_IN ? STAGE_OUT : STAGE_IN);
 	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c || c->flags & (CONN_PRIMARY | CONN_TAGGED))
-		return false;
-	if (stage == STAGE_OUT && !(c->flags & CONN_INJECT))
-		return true; /* one that is masqueraded with the same port of the node */
-	becomes(&t, c, key.protocol, 0);
-	reversed(&first, &t, stage);
-	primary = bpf_map_lookup_elem(&connections, &first);
-	if (primary && !ended(&first, primary))
-		return true;
-	if (primary)
-		forget(&first, primary);
-	else
-		bpf_map_delete_elem(&connections, &key);
-	return false;
+	return c && !(c->flags & (CONN_PRIMARY | CONN_TAGGED)) && !give_way(&key);
 }
 
 /* is_served tells whether a packet's destination is a frontend. */
@@ -417,7 +418,7 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 	}
 	if (v != VERDICT_FORWARD)
 		return no_connection(skb, p, stage, v);
-	*conn = stage == STAGE_IN ? open_in(skb, p, &s->answer, kind) : open_out(skb, p, &s->answer);
+	*conn = stage == STAGE_IN ? open_in(skb, s, kind) : open_out(skb, s);
 	return TC_ACT_SHOT;
 }
 
@@ -447,13 +448,14 @@ static __noinline bool is_over(struct scratch *s, struct conn *c, __u8 kind)
 }
 
 /* translate makes of a packet what the entry says and sends it on its way. */
-static __noinline int translate(struct __sk_buff *skb, const struct packet *p, struct conn *c, __u8 stage)
+static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct conn *c, __u8 stage)
 {
+	const struct packet *p = &s->packet;
 	struct tuple t;
 	__u8 flags;
 
 	if (stage == STAGE_OUT && c->flags & CONN_MASQUERADE) {
-		int why = masquerade(skb, p, c);
+		int why = masquerade(skb, s, c);
 
 		if (why)
 			return drop(why);
@@ -548,7 +550,7 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	if (c && c->flags & CONN_TAGGED && skb->tc_index != TAG)
 		return PASS;
 	if (c && (!(c->flags & CONN_PRIMARY) || !p->opens))
-		return translate(skb, p, c, stage);
+		return translate(skb, s, c, stage);
 	/* What goes out and came in before was judged then; what comes in for
 	 * 127.0.0.1 or ::1 is for the stack to refuse. */
 	if (stage == STAGE_OUT ? !c && skb->ingress_ifindex : addr_is_loopback(&p->tuple.dst))
@@ -556,13 +558,13 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	if (stage == STAGE_IN)
 		kind = client_kind(skb, &p->tuple.src);
 	if (c && !is_over(s, c, kind))
-		return translate(skb, p, c, stage);
+		return translate(skb, s, c, stage);
 	if (c) {
 		forget(&p->tuple, c);
 		c = NULL;
 	}
 	fate = begin(skb, s, stage, kind, &c);
-	return c ? translate(skb, p, c, stage) : fate;
+	return c ? translate(skb, s, c, stage) : fate;
 }
 
 /* Devices whose packets have an Ethernet header, lo among them. */

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // KUBE-PROXY §1.12, load balancing; §1.13, hairpin and firewall; §1.17, ports and protocols.
@@ -43,6 +44,7 @@ func balanceCases() []testCase {
 			r.check(from("a2").to(clusterIP, "web").reaches("a2").seenAs("node-a"))
 		}},
 		{"§1.13", "a host that drops what it forwards lets masqueraded Service traffic and its answers pass", droppingHost},
+		{"§1.13", "masqueraded connections keep off the ports that the node itself uses to the same endpoint", ownPorts},
 		{"§1.5", "an endpoint on the host network serves pods, nodes and outside", func(r *run) {
 			r.sync(world{services: []service{{name: "host", frontends: frontendsOf(kinds, frontend{pool: on("node-a"), snat: dataplane.SNATNonPods})}}})
 			var probes []probe
@@ -121,6 +123,38 @@ func chiSquared(counts map[string]int, endpoints []string, n int) float64 {
 		x += d * d / expected
 	}
 	return math.Exp(-x/2) * (1 + x/2)
+}
+
+// ownPorts holds connections of node-a itself straight to a pod, while so many
+// from outside are masqueraded with its address that some would have their ports.
+func ownPorts(r *run) {
+	const held, masqueraded = 150, 2000
+	r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: nodePort, pool: on("a1"), snat: dataplane.SNATAll}}}}})
+	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
+	straight := func(family dataplane.Family) netip.AddrPort {
+		return netip.AddrPortFrom(r.host("a1").Addr(int(family)), serverPort)
+	}
+	var flows []heldFlow
+	for range held {
+		flows = append(flows, r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
+			req.Timeout = answerTime
+			return h.Hold(req, time.Second)
+		}, from("node-a").toAddr("pod a1 itself", straight).in(both...))...)
+	}
+	var all sync.WaitGroup
+	for _, protocol := range both {
+		for _, family := range families {
+			all.Go(func() {
+				req := r.request(from("outside").toNodePort("web", "node-a"), protocol, family)
+				req.Timeout = answerTime
+				if sum, err := r.host("outside").AskMany(req, masqueraded, 4); err != nil || sum.Failed > 0 {
+					r.Errorf("%s %s: %s, %v", protocol, family, sum, err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	r.stopAll(flows)
 }
 
 // droppingHost sets node-a's policy for forwarded packets to DROP.

@@ -120,6 +120,7 @@ func probe(o Options, cfg dataplane.Config) error {
 		}
 	}
 	switch {
+	case errors.Is(err, dataplane.ErrUnsupported): // it says why already
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		err = fmt.Errorf("loading programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %w: %w", err, dataplane.ErrUnsupported)
 	case errors.Is(err, ebpf.ErrNotSupported):

@@ -61,8 +61,8 @@ const statConnectionsFull = 16
 const (
 	tcpOpening     = 60 * time.Second // no answer yet
 	tcpEstablished = 24 * time.Hour
-	tcpHalfClosed  = time.Hour         // one side has ended
-	tcpClosed      = 120 * time.Second // both have
+	tcpHalfClosed  = time.Hour        // one side has ended
+	tcpClosed      = 60 * time.Second // both have, as long as Linux keeps TIME_WAIT
 	tcpReset       = 10 * time.Second
 	udpOneWay      = 30 * time.Second
 	udpTwoWay      = 120 * time.Second

@@ -21,7 +21,7 @@ func TestSilence(t *testing.T) {
 		{"TCP that stands", unix.IPPROTO_TCP, true, 0, 0, 24 * time.Hour},
 		{"TCP that the client ended", unix.IPPROTO_TCP, true, connFIN, 0, time.Hour},
 		{"TCP that the server ended", unix.IPPROTO_TCP, true, 0, connFIN, time.Hour},
-		{"TCP that both ended", unix.IPPROTO_TCP, true, connFIN, connFIN, 2 * time.Minute},
+		{"TCP that both ended", unix.IPPROTO_TCP, true, connFIN, connFIN, time.Minute},
 		{"TCP that was reset", unix.IPPROTO_TCP, true, 0, connReset, 10 * time.Second},
 		{"UDP without an answer", unix.IPPROTO_UDP, false, 0, 0, 30 * time.Second},
 		{"UDP with answers", unix.IPPROTO_UDP, true, 0, 0, 2 * time.Minute},

@@ -64,6 +64,12 @@ type packetErrorBudget struct {
 	Left     uint64
 }
 
+type packetForgotten struct {
+	_       structs.HostLayout
+	Answers packetTuple
+	Out     packetTuple
+}
+
 type packetFragmentKey struct {
 	_        structs.HostLayout
 	Src      packetAddr
@@ -152,6 +158,9 @@ type packetScratch struct {
 		Generation uint32
 		Index      uint32
 	}
+	Conn    packetConn
+	Answers packetConn
+	Becomes packetTuple
 }
 
 type packetService struct {
@@ -218,6 +227,7 @@ const (
 	packetMapConnections      = "connections"
 	packetMapDevices          = "devices"
 	packetMapErrorBudgets     = "error_budgets"
+	packetMapForgottens       = "forgottens"
 	packetMapFragments        = "fragments"
 	packetMapFrontends        = "frontends"
 	packetMapNodeAddresses    = "node_addresses"
@@ -293,6 +303,7 @@ type packetMapSpecs struct {
 	Connections   *ebpf.MapSpec `ebpf:"connections"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	ErrorBudgets  *ebpf.MapSpec `ebpf:"error_budgets"`
+	Forgottens    *ebpf.MapSpec `ebpf:"forgottens"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
@@ -338,6 +349,7 @@ type packetMaps struct {
 	Connections   *ebpf.Map `ebpf:"connections"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	ErrorBudgets  *ebpf.Map `ebpf:"error_budgets"`
+	Forgottens    *ebpf.Map `ebpf:"forgottens"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
@@ -357,6 +369,7 @@ func (m *packetMaps) Close() error {
 		m.Connections,
 		m.Devices,
 		m.ErrorBudgets,
+		m.Forgottens,
 		m.Fragments,
 		m.Frontends,
 		m.NodeAddresses,

@@ -32,6 +32,12 @@ const clientPort, frontendPort, endpointPort = 40000, 80, 8080
 // programs loads the packet programs with that Service in their maps.
 func programs(tb testing.TB) *ebpf.Collection {
 	tb.Helper()
+	return programsOf(tb, 4096)
+}
+
+// programsOf has a connection table of that size.
+func programsOf(tb testing.TB, connections uint32) *ebpf.Collection {
+	tb.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("REQUIRE_KERNEL") == "1" {
 			tb.Fatal("REQUIRE_KERNEL is set: loading programs needs root")
@@ -48,6 +54,7 @@ func programs(tb testing.TB) *ebpf.Collection {
 	for _, m := range spec.Maps {
 		m.MaxEntries = min(m.MaxEntries, 4096)
 	}
+	spec.Maps[mapConnections].MaxEntries = connections
 	c, err := ebpf.NewCollection(spec)
 	if err != nil {
 		tb.Fatal(err)
@@ -256,6 +263,68 @@ func TestNoise(t *testing.T) {
 		if verdict == passed && !bytes.Equal(out[30:34], in[30:34]) && !bytes.Equal(out[30:34], endpoint4.AsSlice()) {
 			t.Fatalf("packet %x became %x", in, out)
 		}
+	}
+}
+
+// TestTakenPorts: where every source port towards an endpoint is taken, a new
+// connection gets that of one which has ended, and of no other.
+func TestTakenPorts(t *testing.T) {
+	other := netip.MustParseAddr("198.51.100.2") // a second frontend of the endpoint
+	for _, tc := range []struct {
+		name string
+		ends [2]uint8 // of the client's packets and the answers in every connection
+		want bool     // the new one gets a port
+	}{
+		{"all stand", [2]uint8{0, 0}, false},
+		{"all are half closed", [2]uint8{connFIN, 0}, false},
+		{"all have ended", [2]uint8{connFIN, connFIN}, true},
+		{"all were reset", [2]uint8{0, connReset}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := programsOf(t, 1<<18)
+			serve(t, c, 100, other, endpoint4, unix.IPPROTO_TCP)
+			takeAllPorts(t, c.Maps[mapConnections], tc.ends)
+			verdict, out := run(t, c.Programs[progIn], frame(client4, other, clientPort, frontendPort, unix.IPPROTO_TCP))
+			if got := verdict == passed && bytes.Equal(out[30:34], endpoint4.AsSlice()); got != tc.want {
+				t.Errorf("verdict %d, packet %x; forwarded %t, want %t", int32(verdict), out, got, tc.want)
+			}
+			var perCPU []uint64
+			if err := c.Maps["stats"].Lookup(uint32(statPortsTaken), &perCPU); err != nil {
+				t.Fatal(err)
+			}
+			refused := uint64(0)
+			for _, n := range perCPU {
+				refused += n
+			}
+			if (refused == 0) != tc.want {
+				t.Errorf("%d connections counted as refused", refused)
+			}
+		})
+	}
+}
+
+// statPortsTaken is STAT_PACKET_PORTS_TAKEN of bpf/stats.h.
+const statPortsTaken = 17
+
+// takeAllPorts enters a connection of the client to the frontend from each of
+// its ports.
+func takeAllPorts(t *testing.T, connections *ebpf.Map, ends [2]uint8) {
+	t.Helper()
+	port := func(n int) (b [2]byte) {
+		binary.BigEndian.PutUint16(b[:], uint16(n))
+		return b
+	}
+	var keys []tuple
+	var values []conn
+	for n := 1024; n <= 65535; n++ {
+		first := tuple{Src: client4.As16(), Dst: frontend4.As16(), Sport: port(n), Dport: port(frontendPort), Protocol: unix.IPPROTO_TCP, Stage: stageIn}
+		c := conn{Src: client4.As16(), Dst: endpoint4.As16(), Sport: port(n), Dport: port(endpointPort), Flags: connPrimary, Ends: ends[0]}
+		back := first.reversed(stageOut)
+		answers := conn{Src: back.Src, Dst: back.Dst, Sport: back.Sport, Dport: back.Dport, Ends: ends[1]}
+		keys, values = append(keys, first, first.becomes(c, 0).reversed(stageOut)), append(values, c, answers)
+	}
+	if _, err := connections.BatchUpdate(keys, values, nil); err != nil {
+		t.Fatal(err)
 	}
 }
 
