@@ -15,6 +15,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/iptables"
 	"github.com/switchyard-io/switchyard/watcher"
 )
@@ -42,6 +43,7 @@ type runFlags struct {
 // backendFlags choose and tell a backend; cleanup takes them too.
 type backendFlags struct {
 	name          string
+	ebpf          ebpf.Options
 	iptablesMode  string
 	masqueradeBit int
 }
@@ -89,13 +91,22 @@ func (b *backendFlags) add(fs *pflag.FlagSet) {
 	names := strings.Join(catalog.Names(b.drivers()), ", ")
 	fs.StringVar(&b.name, "backend", catalog.Auto, "the kernel mechanism: "+names)
 	fs.StringVar(&b.name, "proxy-mode", catalog.Auto, "the same as --backend")
+	e := ebpf.DefaultOptions()
+	fs.BoolVar(&b.ebpf.SocketLB, "ebpf-socket-lb", e.SocketLB, "translate sockets of this node and its pods as they connect; without it, every packet")
+	fs.StringVar(&b.ebpf.CgroupRoot, "ebpf-cgroup-root", e.CgroupRoot, "cgroup v2 directory of this node's processes and pods; default: where cgroup v2 is mounted")
+	fs.StringVar(&b.ebpf.PinDir, "ebpf-pin-dir", e.PinDir, "directory of this agent on a bpf file system")
+	fs.IntVar(&b.ebpf.MaxFrontends, "ebpf-max-frontends", e.MaxFrontends, "most addresses and ports of Services")
+	fs.IntVar(&b.ebpf.MaxEndpoints, "ebpf-max-endpoints", e.MaxEndpoints, "most endpoints of all Service ports together, once for each pool")
+	fs.IntVar(&b.ebpf.MaxSourceRanges, "ebpf-max-source-ranges", e.MaxSourceRanges, "most source ranges of load balancers")
+	fs.IntVar(&b.ebpf.MaxAffinity, "ebpf-max-affinity", e.MaxAffinity, "most clients with session affinity, and most UDP flows of unconnected sockets")
+	fs.IntVar(&b.ebpf.MaxConnections, "ebpf-max-connections", e.MaxConnections, "most connections that are translated packet by packet")
 	fs.StringVar(&b.iptablesMode, "iptables-mode", "auto", "which iptables to call: auto, nft or legacy")
 	fs.IntVar(&b.masqueradeBit, "iptables-masquerade-bit", 14, "bit of the packet mark that means masquerade, 0 to 30; the bit after it is used too")
 }
 
 // drivers are the backends that this binary has.
 func (b *backendFlags) drivers() []dataplane.Driver {
-	return catalog.Drivers(catalog.Options{IPTables: iptables.Options{Mode: b.iptablesMode}})
+	return catalog.Drivers(catalog.Options{EBPF: b.ebpf, IPTables: iptables.Options{Mode: b.iptablesMode}})
 }
 
 func (b *backendFlags) check() error {
@@ -105,6 +116,17 @@ func (b *backendFlags) check() error {
 	}
 	if !slices.Contains([]string{"auto", "nft", "legacy"}, b.iptablesMode) {
 		errs = append(errs, wrong("iptables-mode", b.iptablesMode, "it can be auto, nft or legacy"))
+	}
+	for _, size := range []struct {
+		flag string
+		n    int
+	}{
+		{"ebpf-max-frontends", b.ebpf.MaxFrontends}, {"ebpf-max-endpoints", b.ebpf.MaxEndpoints}, {"ebpf-max-source-ranges", b.ebpf.MaxSourceRanges},
+		{"ebpf-max-affinity", b.ebpf.MaxAffinity}, {"ebpf-max-connections", b.ebpf.MaxConnections},
+	} {
+		if size.n < 1 || size.n > ebpf.MaxSize {
+			errs = append(errs, wrong(size.flag, size.n, fmt.Sprintf("it can be 1 to %d", ebpf.MaxSize)))
+		}
 	}
 	if names := catalog.Names(b.drivers()); !slices.Contains(names, b.name) {
 		errs = append(errs, wrong("backend", b.name, "it can be "+strings.Join(names, ", ")))

@@ -19,11 +19,12 @@ func TestWrongInput(t *testing.T) {
 		args string
 		want string // in stderr
 	}{
-		{"run --backend nftables", `--backend is "nftables"; it can be auto, iptables`},
-		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, iptables`},
-		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, iptables`},
+		{"run --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables`},
+		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, ebpf, iptables`},
+		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables`},
 		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
 		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
+		{"run --ebpf-max-endpoints 0", `--ebpf-max-endpoints is "0"; it can be 1 to 134217728`},
 		{"run --cluster-cidr 10.244.0.0", `--cluster-cidr is "10.244.0.0"; it must be an address range`},
 		{"run --nodeport-addresses 10.0.0.0/33", "10.0.0.0/33"},
 		{"run --detect-local-mode Magic", "Magic"},

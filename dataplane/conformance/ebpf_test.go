@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"testing"
 
 	bpf "github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -31,7 +30,7 @@ func ebpfColumn(name string, sockets bool) column {
 		return ebpf.Driver(ebpf.Options{SocketLB: sockets, PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints})
 	}
 	return column{
-		name: name, backend: "ebpf", driver: driver, optional: true, sockets: sockets,
+		name: name, backend: "ebpf", driver: driver, sockets: sockets,
 		state:   ebpfState,
 		damage:  ebpfDamage(),
 		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{{"another program on eth0 and in the cgroup", foreignPrograms}}),
@@ -49,26 +48,6 @@ func ebpfColumn(name string, sockets bool) column {
 			return nil
 		},
 		faults: newCallFaults, refused: refusedBySize, tell: counters,
-	}
-}
-
-// pinRoot is where the nodes' pins are.
-func pinRoot() string { return "/sys/fs/bpf" }
-
-// removePins removes the pins of this suite's nodes, and those of suites that
-// were killed.
-func (s *suite) removePins(t *testing.T) {
-	entries, err := os.ReadDir(pinRoot())
-	if err != nil {
-		return // nothing was pinned
-	}
-	for _, e := range entries {
-		_, gone := os.Stat(filepath.Join("/run/netns", e.Name()))
-		if strings.HasPrefix(e.Name(), s.lab.Name+"-") || strings.HasPrefix(e.Name(), "sylab-") && errors.Is(gone, os.ErrNotExist) {
-			if err := os.RemoveAll(filepath.Join(pinRoot(), e.Name())); err != nil {
-				t.Error(err)
-			}
-		}
 	}
 }
 

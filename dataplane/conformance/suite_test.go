@@ -43,7 +43,6 @@ func newSuite(t *testing.T, col column) *suite {
 	}
 	labs.add(lab)
 	s := &suite{col: col, lab: lab, agents: make([]*agent, len(lab.Nodes)), locks: t.TempDir()}
-	s.removePins(t) // of suites that were killed
 	t.Cleanup(func() {
 		for _, a := range s.agents {
 			if a.alive() {
@@ -53,7 +52,6 @@ func newSuite(t *testing.T, col column) *suite {
 		if err := lab.Close(); err != nil {
 			t.Error(err)
 		}
-		s.removePins(t) // nobody pins anything any more
 	})
 	for _, p := range []string{clusterIPs4, clusterIPs6, balancers4, balancers6, externals4, externals6} {
 		if err := lab.Announce(netip.MustParsePrefix(p), lab.Nodes[0]); err != nil {
@@ -70,11 +68,8 @@ func newSuite(t *testing.T, col column) *suite {
 	return s
 }
 
-// site is what the backend on a node is told about it. The cgroup of the node
-// is above that of its own processes, beside which are those of its pods.
-func (s *suite) site(n *netlab.Node) site {
-	return site{PinDir: filepath.Join(pinRoot(), s.lab.Name+"-"+n.Name), Cgroup: filepath.Dir(n.Cgroup)}
-}
+// site is what the backend on a node is told about it.
+func (s *suite) site(n *netlab.Node) site { return site{PinDir: n.PinDir, Cgroup: n.CgroupRoot} }
 
 // run runs one case, on agents that are there and know the kernel's state or not.
 func (s *suite) run(t *testing.T, c testCase) {

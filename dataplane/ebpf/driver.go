@@ -34,23 +34,33 @@ type Options struct {
 	MaxConnections  int // of the packet path; default 262,144
 }
 
+// DefaultOptions are those of an agent that is told nothing.
+func DefaultOptions() Options {
+	return Options{
+		SocketLB: true, PinDir: "/sys/fs/bpf/switchyard",
+		MaxFrontends: 65536, MaxEndpoints: 262144, MaxSourceRanges: 65536, MaxAffinity: 65536, MaxConnections: 262144,
+	}
+}
+
+// withDefaults fills in what is not told.
 func (o Options) withDefaults() Options {
-	o.PinDir = cmp.Or(o.PinDir, "/sys/fs/bpf/switchyard")
-	o.MaxFrontends = cmp.Or(o.MaxFrontends, 65536)
-	o.MaxEndpoints = cmp.Or(o.MaxEndpoints, 262144)
-	o.MaxSourceRanges = cmp.Or(o.MaxSourceRanges, 65536)
-	o.MaxAffinity = cmp.Or(o.MaxAffinity, 65536)
-	o.MaxConnections = cmp.Or(o.MaxConnections, 262144)
+	d := DefaultOptions()
+	o.PinDir = cmp.Or(o.PinDir, d.PinDir)
+	o.MaxFrontends = cmp.Or(o.MaxFrontends, d.MaxFrontends)
+	o.MaxEndpoints = cmp.Or(o.MaxEndpoints, d.MaxEndpoints)
+	o.MaxSourceRanges = cmp.Or(o.MaxSourceRanges, d.MaxSourceRanges)
+	o.MaxAffinity = cmp.Or(o.MaxAffinity, d.MaxAffinity)
+	o.MaxConnections = cmp.Or(o.MaxConnections, d.MaxConnections)
 	return o
 }
 
-// maxSize keeps four times a size within what a map can have.
-const maxSize = 1 << 27
+// MaxSize is the most that a size can be: four times as much fits a map.
+const MaxSize = 1 << 27
 
 func (o Options) check() error {
 	for _, n := range []int{o.MaxFrontends, o.MaxEndpoints, o.MaxSourceRanges, o.MaxAffinity, o.MaxConnections} {
-		if n < 1 || n > maxSize {
-			return fmt.Errorf("a map of %d elements: sizes are from 1 to %d", n, maxSize)
+		if n < 1 || n > MaxSize {
+			return fmt.Errorf("a map of %d elements: sizes are from 1 to %d", n, MaxSize)
 		}
 	}
 	return nil

@@ -73,9 +73,9 @@ func (b *backend) endSockets(lost []lostEndpoint, back []terminate.Endpoint, ref
 	b.ender.add(gone)
 }
 
-// enderDelay joins Syncs that follow each other, and lets a connect that chose
-// before the Sync come to its end.
-const enderDelay = 100 * time.Millisecond
+// enderDelay joins Syncs that follow each other, and lets what was asked before
+// the Sync be answered.
+const enderDelay = time.Second
 
 // ender ends sockets beside the Syncs, never in their way.
 type ender struct {

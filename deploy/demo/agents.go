@@ -60,9 +60,9 @@ func (a *agents) start(node *netlab.Node, manifests string) error {
 	for _, c := range netlab.ClusterCIDRs() {
 		cidrs = append(cidrs, c.String())
 	}
-	p.cmd = exec.Command(a.binary, "run", "--backend="+a.backend, "--manifests="+manifests,
-		"--hostname-override="+node.Name, "--cluster-cidr="+strings.Join(cidrs, ","),
-		"--healthz-bind-address="+healthAddr, "--metrics-bind-address="+metricsAddr)
+	p.cmd = exec.Command(a.binary, append([]string{"run", "--backend=" + a.backend, "--manifests=" + manifests,
+		"--hostname-override=" + node.Name, "--cluster-cidr=" + strings.Join(cidrs, ","),
+		"--healthz-bind-address=" + healthAddr, "--metrics-bind-address=" + metricsAddr}, ebpfFlags(node)...)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which stops its agents
 	if err := node.Start(p.cmd); err != nil {
@@ -74,6 +74,15 @@ func (a *agents) start(node *netlab.Node, manifests string) error {
 		close(p.exited)
 	}()
 	return nil
+}
+
+// ebpfFlags keep the nodes apart, which share a kernel here: a real node needs
+// none of them.
+func ebpfFlags(node *netlab.Node) []string {
+	return []string{
+		"--ebpf-pin-dir=" + node.PinDir,
+		"--ebpf-cgroup-root=" + node.CgroupRoot,
+	}
 }
 
 // stop ends all agents. It may be called more than once.

@@ -74,7 +74,12 @@ type Node struct {
 	*Host
 	PodCIDRs []netip.Prefix // IPv4, then IPv6
 	Pods     []*Host
-	cgroup   string
+	// CgroupRoot is above the cgroups of the node's own processes and of its
+	// pods; "": no cgroup v2 here.
+	CgroupRoot string
+	// PinDir is for what is pinned to a bpf file system on this node. It is
+	// removed with the lab.
+	PinDir string
 }
 
 // ClusterCIDRs hold all pods of all labs: IPv4, then IPv6.
@@ -168,7 +173,7 @@ func (l *Lab) addNode(i, pods int) error {
 	if err != nil {
 		return err
 	}
-	n := &Node{Host: host, PodCIDRs: podCIDRs(i), cgroup: cgroup}
+	n := &Node{Host: host, PodCIDRs: podCIDRs(i), CgroupRoot: cgroup, PinDir: pinDir(l.Name, host.Name)}
 	l.Nodes = append(l.Nodes, n)
 	if err := l.wireNode(n, i); err != nil {
 		return fmt.Errorf("connecting %s: %w", n.Name, err)
@@ -223,7 +228,7 @@ func (l *Lab) Host(name string) *Host {
 	return nil
 }
 
-// Close ends all processes of the lab and removes its namespaces and cgroups.
+// Close ends all processes of the lab and removes its namespaces, cgroups and pins.
 // It may be called more than once.
 func (l *Lab) Close() error {
 	l.close.Do(func() { l.closed = l.remove() })
@@ -243,6 +248,9 @@ func (l *Lab) remove() error {
 	stopping.Wait()
 	for _, h := range hosts {
 		errs = append(errs, h.remove())
+	}
+	for _, n := range l.Nodes {
+		errs = append(errs, removePins(n.PinDir))
 	}
 	return errors.Join(append(errs, removeCgroup(l.cgroup))...)
 }

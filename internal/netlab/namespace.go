@@ -30,7 +30,7 @@ func labName(pid, n int) (string, error) {
 	return fmt.Sprintf("%s%d-%s-%d", namePrefix, pid, strconv.FormatUint(start, 36), n), nil
 }
 
-// leftover tells whether a namespace or cgroup of this name belongs to a lab
+// leftover tells whether a namespace, cgroup or directory of pins of this name belongs to a lab
 // whose process is gone.
 func leftover(name string) bool {
 	rest, ok := strings.CutPrefix(name, namePrefix)
@@ -73,8 +73,8 @@ func processStart(pid int) (uint64, error) {
 	return start, nil
 }
 
-// removeLeftovers removes the namespaces and cgroups of labs whose process is
-// gone. Their host processes have ended by themselves when it did.
+// removeLeftovers removes the namespaces, cgroups and pins of labs whose process
+// is gone. Their host processes have ended by themselves when it did.
 func removeLeftovers(log *slog.Logger) error {
 	entries, err := os.ReadDir(namespaceDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -91,6 +91,7 @@ func removeLeftovers(log *slog.Logger) error {
 		}
 	}
 	removeLeftoverCgroups(log)
+	removeLeftoverPins(log)
 	return nil
 }
 

@@ -22,8 +22,9 @@ type Agent struct {
 }
 
 // args is the agent's command line on n. Both know these flags by the same name.
-func (a Agent) args(program, kubeconfig string, n Node, t Topology) []string {
-	line := []string{program, "run", "--backend=" + a.Backend}
+// cgroup is the node's own, in the machine's tree.
+func (a Agent) args(program, kubeconfig, cgroup string, n Node, t Topology) []string {
+	line := []string{program, "run", "--backend=" + a.Backend, "--ebpf-cgroup-root=" + cgroup}
 	if a.Name == KubeProxy {
 		// The limits of connection tracking belong to the machine's own
 		// namespace: a node of the lab may not write them.
@@ -51,7 +52,7 @@ func (a Agent) ready() string {
 // StartAgent starts the agent on n and waits until it says that it has
 // programmed the node.
 func (l *Lab) StartAgent(ctx context.Context, n Node) error {
-	line, err := l.onNode(n, l.Agent.args(l.bin(l.Agent.Name), l.kubeconfig("agent"), n, l.Topology)...)
+	line, err := l.onNode(n, l.Agent.args(l.bin(l.Agent.Name), l.kubeconfig("agent"), l.cgroups.Path(n.group()), n, l.Topology)...)
 	if err != nil {
 		return err
 	}

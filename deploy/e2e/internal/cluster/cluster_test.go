@@ -170,13 +170,13 @@ func TestAgentArgs(t *testing.T) {
 		agent Agent
 		want  []string
 	}{
-		"ours": {Agent{Name: Switchyard, Backend: "ebpf"}, []string{"/p", "run", "--backend=ebpf"}},
+		"ours": {Agent{Name: Switchyard, Backend: "ebpf"}, []string{"/p", "run", "--backend=ebpf", "--ebpf-cgroup-root=/c"}},
 		"the stand-in": {Agent{Name: KubeProxy, Backend: "nftables"},
 			[]string{"/p", "--proxy-mode=nftables", "--conntrack-max-per-core=0"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			got := c.agent.args("/p", "/k", topo.Nodes[0], topo)
+			got := c.agent.args("/p", "/k", "/c", topo.Nodes[0], topo)
 			if want := slices.Concat(c.want, common); !slices.Equal(got, want) {
 				t.Errorf("got  %v\nwant %v", got, want)
 			}
