@@ -18,6 +18,9 @@
  */
 #pragma once
 
+#include <linux/errno.h>
+#include <linux/in.h>
+
 #include "maps.h"
 #include "stats.h"
 
@@ -333,11 +336,14 @@ static __noinline bool has_socket(struct __sk_buff *skb, const struct tuple *t)
 	return true;
 }
 
-/* Why no entry could be made; 0: it was. */
-enum {
-	NO_ROOM = 1,
-	NO_PORT,
-};
+/* not_added counts why an entry of a new connection could not be made. The
+ * packet is dropped then; the client sends it again.
+ */
+static __always_inline long not_added(long err)
+{
+	count(err == -E2BIG ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_NOT_ADDED);
+	return err;
+}
 
 /* How add_answers chooses a source port. */
 #define PORT_KEEP 1 /* the packet's own first */
@@ -345,9 +351,10 @@ enum {
 
 /* add_answers makes the entry of the answers to packets that become t: they
  * become answer. Where another connection has the tuple already, t gets another
- * source port; after some tries that of a connection which has ended.
+ * source port; after some tries that of a connection which has ended. Not 0: it
+ * cannot be, and why was counted.
  */
-static __noinline int add_answers(struct __sk_buff *skb, struct tuple *t, struct conn *answer, __u8 stage, __u8 port)
+static __noinline long add_answers(struct __sk_buff *skb, struct tuple *t, struct conn *answer, __u8 stage, __u8 port)
 {
 	struct tuple key;
 	bool keep, own;
@@ -368,7 +375,8 @@ static __noinline int add_answers(struct __sk_buff *skb, struct tuple *t, struct
 		if (!err)
 			return 0;
 		if (err != -EEXIST)
-			return NO_ROOM;
+			return not_added(err);
 	}
-	return NO_PORT;
+	count(STAT_PACKET_PORTS_TAKEN);
+	return -EEXIST;
 }

@@ -3,7 +3,6 @@
  * from outside, from pods and from the node itself. It hangs on ingress and
  * egress of each device; conn.h says what is translated where.
  */
-#include <linux/errno.h>
 #include <linux/pkt_cls.h>
 
 #include "select.h"
@@ -158,11 +157,6 @@ static __always_inline bool masquerade_address(__u32 ifindex, __u8 ipv6, struct 
 	return ipv6 ? to->w[0] || to->w[1] || to->w[2] || to->w[3] : to->w[3] != 0;
 }
 
-static __always_inline int not_added(int why)
-{
-	return drop(why == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN);
-}
-
 /* masquerade_port: SCTP peers tell each other their ports, so they are changed
  * only where they must be. Others get a random port, as with kube-proxy, so that
  * nobody can foresee it.
@@ -173,7 +167,8 @@ static __always_inline __u8 masquerade_port(const struct packet *p)
 }
 
 /* masquerade gives a connection its source address when its first packet goes
- * out; c is the entry of the client's packets at egress.
+ * out; c is the entry of the client's packets at egress. Not 0: it cannot be, and
+ * why was counted.
  */
 static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struct conn *c)
 {
@@ -181,17 +176,17 @@ static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struc
 	struct tuple *t = &s->becomes;
 	struct conn *at_egress;
 	struct tuple back;
-	int err;
 
 	becomes(t, c, p->tuple.protocol, 0);
 	reversed(&back, t, STAGE_OUT);
 	__builtin_memset(&s->answers, 0, sizeof(s->answers));
 	conn_to(&s->answers, &back);
-	if (!masquerade_address(skb->ifindex, p->ipv6, &t->src))
-		return STAT_PACKET_NO_ADDRESS;
-	err = add_answers(skb, t, &s->answers, STAGE_IN, masquerade_port(p));
-	if (err)
-		return err == NO_ROOM ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_PORTS_TAKEN;
+	if (!masquerade_address(skb->ifindex, p->ipv6, &t->src)) {
+		count(STAT_PACKET_NO_ADDRESS);
+		return -1;
+	}
+	if (add_answers(skb, t, &s->answers, STAGE_IN, masquerade_port(p)))
+		return -1;
 	/* From now on answers at egress were at ingress before. Where the endpoint is
 	 * the node itself, packets never come here, and answers come from its socket. */
 	at_egress = bpf_map_lookup_elem(&connections, &back);
@@ -228,10 +223,13 @@ static __always_inline bool is_masqueraded(const struct answer *a, __u8 kind, co
  */
 static __always_inline struct conn *add_primary(const struct tuple *key, struct conn *c)
 {
+	long err;
+
 	c->seen = bpf_ktime_get_ns();
 	c->flags |= CONN_PRIMARY;
-	if (bpf_map_update_elem(&connections, key, c, BPF_NOEXIST) == -E2BIG)
-		count(STAT_PACKET_CONNECTIONS_FULL);
+	err = bpf_map_update_elem(&connections, key, c, BPF_NOEXIST);
+	if (err && err != -EEXIST)
+		not_added(err);
 	return bpf_map_lookup_elem(&connections, key);
 }
 
@@ -257,19 +255,17 @@ static __noinline struct conn *open_in(struct __sk_buff *skb, struct scratch *s,
 {
 	const struct tuple *key = &s->packet.tuple;
 	struct conn *c = &s->conn;
-	int err;
+	long err;
 
 	new_conn(skb, s, STAGE_OUT);
-	err = add_answers(skb, &s->becomes, &s->answers, STAGE_OUT, PORT_KEEP);
-	if (err) {
-		not_added(err);
+	if (add_answers(skb, &s->becomes, &s->answers, STAGE_OUT, PORT_KEEP))
 		return NULL;
-	}
 	conn_to(c, &s->becomes);
 	if (is_masqueraded(&s->answer, kind, &key->src)) {
 		c->flags = CONN_MASQUERADE | CONN_TAGGED;
-		if (bpf_map_update_elem(&connections, &s->becomes, c, BPF_ANY) == -E2BIG) {
-			not_added(NO_ROOM);
+		err = bpf_map_update_elem(&connections, &s->becomes, c, BPF_ANY);
+		if (err) {
+			not_added(err);
 			return NULL;
 		}
 		c->flags = 0;
@@ -285,7 +281,6 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 	bool self, masqueraded;
 	__u32 ifindex;
 	long way;
-	int err;
 
 	new_conn(skb, s, STAGE_OUT);
 	s->conn.flags = CONN_NODE;
@@ -306,11 +301,8 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 			return NULL;
 		}
 	}
-	err = add_answers(skb, t, &s->answers, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE);
-	if (err) {
-		not_added(err);
+	if (add_answers(skb, t, &s->answers, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE))
 		return NULL;
-	}
 	conn_to(&s->conn, t);
 	return add_primary(&p->tuple, &s->conn);
 }
@@ -454,12 +446,8 @@ static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct
 	struct tuple t;
 	__u8 flags;
 
-	if (stage == STAGE_OUT && c->flags & CONN_MASQUERADE) {
-		int why = masquerade(skb, s, c);
-
-		if (why)
-			return drop(why);
-	}
+	if (stage == STAGE_OUT && c->flags & CONN_MASQUERADE && masquerade(skb, s, c))
+		return TC_ACT_SHOT;
 	touch(c, p->ends);
 	flags = c->flags;
 	becomes(&t, c, p->tuple.protocol, 0);

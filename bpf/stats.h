@@ -34,6 +34,7 @@ enum stat {
 	STAT_PACKET_TRANSLATED,      /* packets translated */
 	STAT_PACKET_MASQUERADED,     /* connections whose source address was translated */
 	STAT_PACKET_ERROR_TRANSLATED, /* ICMP errors translated */
+	STAT_PACKET_NOT_ADDED,       /* the kernel had no memory, or no lock in time, for an entry of the connection table: dropped */
 
 	STAT_COUNT = 64,
 };
