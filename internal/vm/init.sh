@@ -14,6 +14,7 @@ mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
+modprobe nf_conntrack # every node has it, and its settings
 ulimit -n 65536
 sh /tests/script >/dev/ttyS1 2>&1 </dev/null
 sync
