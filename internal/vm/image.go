@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 //go:embed init.sh
@@ -19,12 +18,10 @@ var initScript string
 // imageConfig is what goes into an image.
 type imageConfig struct {
 	kernel   kernel
-	series   string
 	cache    string
 	binaries string // folder of the test binaries
 	jobs     []job
 	slow     int
-	limit    time.Duration
 }
 
 // buildImage makes an initramfs and gives its path. It is not compressed: to

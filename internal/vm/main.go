@@ -63,7 +63,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.StringVar(&o.backend, "backend", "", "of the conformance table, just this backend or column")
 	f.BoolVar(&o.verbose, "v", false, "say each test, as go test -v does")
 	f.StringVar(&o.command, "exec", "", "run this shell command instead of tests")
-	f.IntVar(&o.slow, "slow", 10, "how many times more patient than on a real machine tests are")
+	f.IntVar(&o.slow, "slow", 5, "how many times more patient than on a real machine tests are")
 	f.DurationVar(&o.limit, "limit", 20*time.Minute, "a machine that takes longer hangs, and fails")
 	f.StringVar(&o.cache, "cache", ".cache/vm", "where kernels and images are kept")
 	if err := f.Parse(args); err != nil {
@@ -86,6 +86,12 @@ func (o options) do(ctx context.Context) error {
 		return err
 	}
 	chosen := slices.DeleteFunc(allSeries(), func(s series) bool { return o.kernel != "all" && s.name != o.kernel })
+	kernels := make([]kernel, len(chosen))
+	for i, s := range chosen { // one after the other, as apt wants it
+		if kernels[i], err = fetchKernel(ctx, s, o.cache); err != nil {
+			return err
+		}
+	}
 	errs := make([]error, len(chosen))
 	var all sync.WaitGroup
 	out := &sharedWriter{to: os.Stdout}
@@ -95,7 +101,7 @@ func (o options) do(ctx context.Context) error {
 			mine = &prefixWriter{prefix: s.name + " | ", to: out}
 		}
 		all.Go(func() {
-			if err := o.doOn(ctx, s, binaries, mine); err != nil {
+			if err := o.doOn(ctx, kernels[i], binaries, mine); err != nil {
 				errs[i] = fmt.Errorf("kernel %s: %w", s.name, err)
 			}
 		})
@@ -105,12 +111,8 @@ func (o options) do(ctx context.Context) error {
 }
 
 // doOn runs the jobs on one kernel.
-func (o options) doOn(ctx context.Context, s series, binaries string, out io.Writer) error {
-	k, err := fetchKernel(ctx, s, o.cache)
-	if err != nil {
-		return err
-	}
-	image, err := buildImage(ctx, imageConfig{kernel: k, cache: o.cache, series: s.name, binaries: binaries, jobs: o.jobs, slow: o.slow, limit: o.limit})
+func (o options) doOn(ctx context.Context, k kernel, binaries string, out io.Writer) error {
+	image, err := buildImage(ctx, imageConfig{kernel: k, cache: o.cache, binaries: binaries, jobs: o.jobs, slow: o.slow})
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,9 @@ func tools() []string {
 }
 
 // searched are where programs are looked for, as files of this machine.
-func searched() []string { return []string{"/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"} }
+func searched() []string {
+	return []string{"/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"}
+}
 
 // plugins are the folders that programs load from at run time.
 func plugins() []string {
