@@ -101,12 +101,21 @@ type ServicePort struct {
 	// the client's address and this ServicePort, whichever frontend is used
 	// (KUBE-PROXY §1.11).
 	Affinity time.Duration
+	// Scheduler is how the IPVS backend chooses an endpoint, one of Schedulers; "":
+	// as it does by default. The other backends pass it over.
+	Scheduler string
 	// HealthCheck is the Service's healthCheckNodePort; nil: none. The ports of
 	// one Service share the pointer within a family.
 	HealthCheck *HealthCheck
 	// Serving are all endpoints that may keep the flows which they have, sorted,
 	// whatever the policies say (KUBE-PROXY §1.15). conntrack ends flows to others.
 	Serving []netip.AddrPort
+}
+
+// Schedulers are the names that ServicePort.Scheduler can have: those of the
+// kernel's IPVS that make sense for Services.
+func Schedulers() []string {
+	return []string{"rr", "wrr", "lc", "wlc", "sh", "mh", "dh", "sed", "nq"}
 }
 
 // HealthCheck is what a Service's healthCheckNodePort tells a load balancer

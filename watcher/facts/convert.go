@@ -21,6 +21,10 @@ const (
 	HeadlessLabel  = corev1.IsHeadlessService                   // on an EndpointSlice
 )
 
+// SchedulerAnnotation on a Service says how the IPVS backend chooses among its
+// endpoints.
+const SchedulerAnnotation = "switchyard.io/ipvs-scheduler"
+
 // autoscalerTaint is on a Node that the cluster autoscaler is about to remove.
 const autoscalerTaint = "ToBeDeletedByClusterAutoscaler"
 
@@ -54,6 +58,7 @@ func FromService(s *corev1.Service) (*Service, []error) {
 		InternalLocal: s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		ExternalLocal: externalLocal(s),
 		Affinity:      p.affinity(s),
+		Scheduler:     p.scheduler(s),
 	}
 	if t := s.CreationTimestamp; !t.IsZero() {
 		f.Created = t.Unix()
@@ -322,6 +327,19 @@ func (p *problems) affinity(s *corev1.Service) time.Duration {
 		return defaultAffinity
 	}
 	return t
+}
+
+// scheduler takes the annotation; one that is unknown leaves the default in force.
+func (p *problems) scheduler(s *corev1.Service) string {
+	name, ok := s.Annotations[SchedulerAnnotation]
+	if !ok {
+		return ""
+	}
+	if !slices.Contains(dataplane.Schedulers(), name) {
+		p.add("metadata.annotations[%s]: %q is not one of %s; the default is in force", SchedulerAnnotation, name, strings.Join(dataplane.Schedulers(), ", "))
+		return ""
+	}
+	return name
 }
 
 // loadBalancer takes the ingress addresses and who may use them. An ipMode

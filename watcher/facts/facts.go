@@ -49,6 +49,7 @@ type Service struct {
 	ExternalLocal   bool
 	Affinity        time.Duration // sessionAffinity ClientIP; 0: none
 	HealthCheckPort uint16        // 0: none (KUBE-PROXY §1.16)
+	Scheduler       string        // SchedulerAnnotation; "": none
 }
 
 // ServicePort is one port of a Service.
@@ -65,7 +66,7 @@ func (s *Service) Equal(t *Service) bool {
 		slices.Equal(s.ClusterIPs, t.ClusterIPs) && slices.Equal(s.ExternalIPs, t.ExternalIPs) &&
 		slices.Equal(s.LoadBalancerIPs, t.LoadBalancerIPs) && slices.Equal(s.SourceRanges, t.SourceRanges) &&
 		s.InternalLocal == t.InternalLocal && s.ExternalLocal == t.ExternalLocal &&
-		s.Affinity == t.Affinity && s.HealthCheckPort == t.HealthCheckPort
+		s.Affinity == t.Affinity && s.HealthCheckPort == t.HealthCheckPort && s.Scheduler == t.Scheduler
 }
 
 // Slice is an EndpointSlice of a Service. Immutable.

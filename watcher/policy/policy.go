@@ -61,6 +61,7 @@ func servicePort(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, 
 			Port: port.Name, Protocol: port.Protocol, Family: family},
 		Frontends:   make([]dataplane.Frontend, 0, len(frontends)),
 		Affinity:    svc.Affinity.Truncate(time.Second),
+		Scheduler:   svc.Scheduler,
 		HealthCheck: health,
 		Serving:     serving(known),
 	}

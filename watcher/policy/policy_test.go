@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -362,6 +363,40 @@ func TestSourceRanges(t *testing.T) {
 			t.Errorf("%v, load balancer at %v", problems, f.LoadBalancerIPs)
 		}
 	})
+}
+
+// TestScheduler: an annotation chooses how IPVS picks endpoints.
+func TestScheduler(t *testing.T) {
+	for _, tc := range []struct {
+		name, annotation string
+		want             string
+		problem          string // a part of it
+	}{
+		{"none", "", "", ""},
+		{"one of the kernel's", "wlc", "wlc", ""},
+		{"an unknown one leaves the default and is a problem", "random", "", `metadata.annotations[switchyard.io/ipvs-scheduler]: "random" is not one of rr, wrr, lc`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := service(func(s *corev1.Service) {
+				if tc.annotation != "" {
+					s.Annotations = map[string]string{facts.SchedulerAnnotation: tc.annotation}
+				}
+			})
+			f, problems := facts.FromService(s)
+			text := fmt.Sprint(problems)
+			if f.Scheduler != tc.want || (len(problems) > 0) != (tc.problem != "") || !strings.Contains(text, tc.problem) {
+				t.Errorf("scheduler %q, problems %s; want %q, %q", f.Scheduler, text, tc.want, tc.problem)
+			}
+			if tc.problem != "" {
+				return
+			}
+			for _, p := range build(t, s, env()) {
+				if p.Scheduler != tc.want {
+					t.Errorf("%s has scheduler %q, wanted %q", p.ID, p.Scheduler, tc.want)
+				}
+			}
+		})
+	}
 }
 
 // TestAffinity: KUBE-PROXY §1.11.

@@ -103,7 +103,7 @@ func keepPools(old, built *dataplane.ServicePort) {
 }
 
 func equalPort(a, b *dataplane.ServicePort) bool {
-	return a.ID == b.ID && a.Affinity == b.Affinity && a.HealthCheck == b.HealthCheck &&
+	return a.ID == b.ID && a.Affinity == b.Affinity && a.Scheduler == b.Scheduler && a.HealthCheck == b.HealthCheck &&
 		slices.Equal(a.Serving, b.Serving) && slices.EqualFunc(a.Frontends, b.Frontends, equalFrontend)
 }
 
