@@ -17,6 +17,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/iptables"
+	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/watcher"
 )
 
@@ -46,6 +47,8 @@ type backendFlags struct {
 	ebpf          ebpf.Options
 	iptablesMode  string
 	masqueradeBit int
+	ipvs          ipvs.Options
+	ipvsExclude   []string
 }
 
 type logFlags struct {
@@ -102,11 +105,18 @@ func (b *backendFlags) add(fs *pflag.FlagSet) {
 	fs.IntVar(&b.ebpf.MaxConnections, "ebpf-max-connections", e.MaxConnections, "most connections that are translated packet by packet")
 	fs.StringVar(&b.iptablesMode, "iptables-mode", "auto", "which iptables to call: auto, nft or legacy")
 	fs.IntVar(&b.masqueradeBit, "iptables-masquerade-bit", 14, "bit of the packet mark that means masquerade, 0 to 30; the bit after it is used too")
+	fs.StringVar(&b.ipvs.Scheduler, "ipvs-scheduler", ipvs.DefaultScheduler, "how IPVS picks endpoints of Services without the annotation switchyard.io/ipvs-scheduler: "+strings.Join(dataplane.Schedulers(), ", "))
+	fs.StringSliceVar(&b.ipvsExclude, "ipvs-exclude-cidrs", nil, "address ranges where another program's IPVS services stay though a Service wants their place")
+	fs.BoolVar(&b.ipvs.StrictARP, "ipvs-strict-arp", false, "answer ARP for no Service address (arp_ignore=1, arp_announce=2)")
+	fs.DurationVar(&b.ipvs.TCPTimeout, "ipvs-tcp-timeout", 0, "idle time of TCP connections through IPVS; 0: leave the kernel's")
+	fs.DurationVar(&b.ipvs.TCPFinTimeout, "ipvs-tcpfin-timeout", 0, "time of TCP connections through IPVS after a FIN; 0: leave the kernel's")
+	fs.DurationVar(&b.ipvs.UDPTimeout, "ipvs-udp-timeout", 0, "idle time of UDP flows through IPVS; 0: leave the kernel's")
+	fs.DurationVar(&b.ipvs.DrainTimeout, "ipvs-drain-timeout", ipvs.DefaultDrainTimeout, "most time that TCP and SCTP connections to a removed endpoint go on")
 }
 
 // drivers are the backends that this binary has.
 func (b *backendFlags) drivers() []dataplane.Driver {
-	return catalog.Drivers(catalog.Options{EBPF: b.ebpf, IPTables: iptables.Options{Mode: b.iptablesMode}})
+	return catalog.Drivers(catalog.Options{EBPF: b.ebpf, IPTables: iptables.Options{Mode: b.iptablesMode}, IPVS: b.ipvs})
 }
 
 func (b *backendFlags) check() error {
@@ -128,8 +138,38 @@ func (b *backendFlags) check() error {
 			errs = append(errs, wrong(size.flag, size.n, fmt.Sprintf("it can be 1 to %d", ebpf.MaxSize)))
 		}
 	}
+	errs = append(errs, b.checkIPVS())
 	if names := catalog.Names(b.drivers()); !slices.Contains(names, b.name) {
 		errs = append(errs, wrong("backend", b.name, "it can be "+strings.Join(names, ", ")))
+	}
+	return errors.Join(errs...)
+}
+
+// checkIPVS finds what is wrong with the flags of IPVS, and takes over the ranges.
+func (b *backendFlags) checkIPVS() error {
+	var errs []error
+	if !slices.Contains(dataplane.Schedulers(), b.ipvs.Scheduler) {
+		errs = append(errs, wrong("ipvs-scheduler", b.ipvs.Scheduler, "it can be "+strings.Join(dataplane.Schedulers(), ", ")))
+	}
+	b.ipvs.ExcludeCIDRs = nil
+	for _, cidr := range b.ipvsExclude {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			errs = append(errs, wrong("ipvs-exclude-cidrs", cidr, "it must be an address range such as 10.96.0.0/16"))
+			continue
+		}
+		b.ipvs.ExcludeCIDRs = append(b.ipvs.ExcludeCIDRs, p)
+	}
+	for _, t := range []struct {
+		flag  string
+		value time.Duration
+	}{{"ipvs-tcp-timeout", b.ipvs.TCPTimeout}, {"ipvs-tcpfin-timeout", b.ipvs.TCPFinTimeout}, {"ipvs-udp-timeout", b.ipvs.UDPTimeout}} {
+		if t.value < 0 || t.value%time.Second != 0 {
+			errs = append(errs, wrong(t.flag, t.value, "it must be whole seconds, or 0"))
+		}
+	}
+	if b.ipvs.DrainTimeout <= 0 {
+		errs = append(errs, wrong("ipvs-drain-timeout", b.ipvs.DrainTimeout, "it must be more than 0"))
 	}
 	return errors.Join(errs...)
 }

@@ -19,12 +19,16 @@ func TestWrongInput(t *testing.T) {
 		args string
 		want string // in stderr
 	}{
-		{"run --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables`},
-		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, ebpf, iptables`},
-		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables`},
+		{"run --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables, ipvs`},
+		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, ebpf, iptables, ipvs`},
+		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables, ipvs`},
 		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
 		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
 		{"run --ebpf-max-endpoints 0", `--ebpf-max-endpoints is "0"; it can be 1 to 134217728`},
+		{"run --ipvs-scheduler random", `--ipvs-scheduler is "random"; it can be rr, wrr, lc`},
+		{"run --ipvs-exclude-cidrs 10.0.0.1", `--ipvs-exclude-cidrs is "10.0.0.1"; it must be an address range`},
+		{"run --ipvs-tcp-timeout 1500ms", `--ipvs-tcp-timeout is "1.5s"; it must be whole seconds, or 0`},
+		{"run --ipvs-drain-timeout 0s", `--ipvs-drain-timeout is "0s"; it must be more than 0`},
 		{"run --cluster-cidr 10.244.0.0", `--cluster-cidr is "10.244.0.0"; it must be an address range`},
 		{"run --nodeport-addresses 10.0.0.0/33", "10.0.0.0/33"},
 		{"run --detect-local-mode Magic", "Magic"},

@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -15,7 +16,8 @@ type column struct {
 	name    string
 	backend string // the name of its driver
 	driver  func(site) dataplane.Driver
-	// optional columns run only where -backend names them.
+	// optional columns run only where -backend names them: what they need is not
+	// on every machine.
 	optional bool
 	// sockets says that the backend translates sockets, so that who sits behind
 	// its hooks is seen with its own address (docs/adr/0004).
@@ -50,6 +52,8 @@ type site struct {
 	PinDir       string // of eBPF maps and links
 	Cgroup       string // of the node's processes and its pods'
 	MaxEndpoints int    // 0: the default
+	// Excluded are addresses that the IPVS backend leaves to another program.
+	Excluded []netip.Prefix
 }
 
 // act is something that is done to a node.
@@ -65,7 +69,7 @@ func shellAct(command string) act {
 
 // columns lists all of them, in the catalog's order.
 func columns() []column {
-	return []column{ebpfColumn("ebpf", true), ebpfColumn("ebpf-packets", false), iptablesColumn("nft"), iptablesColumn("legacy")}
+	return []column{ebpfColumn("ebpf", true), ebpfColumn("ebpf-packets", false), ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
 }
 
 // columnNamed finds a column; the agent's process is told just the name.

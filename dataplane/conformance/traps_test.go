@@ -171,18 +171,74 @@ func describe(pid int, n notice) string {
 	case unix.SYS_UNLINKAT:
 		return "unlinkat"
 	case unix.SYS_SENDTO:
-		header := memory(pid, n.Args[1], 6)
-		if len(header) < 6 {
+		return describeNetlink(socketProtocol(pid, n.Args[0]), memory(pid, n.Args[1], netlinkHeader+1))
+	case unix.SYS_SENDMSG:
+		const iovAt, iovLen = 16, 8 // in struct msghdr
+		iov := memory(pid, n.Args[1]+iovAt, iovLen)
+		if iov == nil {
 			return ""
 		}
-		kind := binary.NativeEndian.Uint16(header[4:])
+		base := memory(pid, binary.NativeEndian.Uint64(iov), 8)
+		if base == nil {
+			return ""
+		}
+		return describeNetlink(socketProtocol(pid, n.Args[0]), memory(pid, binary.NativeEndian.Uint64(base), netlinkHeader+1))
+	}
+	return ""
+}
+
+const netlinkHeader = 16
+
+// describeNetlink names a message to the kernel; "": it changes nothing, or is none.
+func describeNetlink(protocol int, message []byte) string {
+	if len(message) < netlinkHeader+1 {
+		return ""
+	}
+	kind, command := binary.NativeEndian.Uint16(message[4:]), message[netlinkHeader]
+	switch protocol {
+	case unix.NETLINK_ROUTE:
 		const get = 2 // of each four kinds of rtnetlink message the third reads
 		if kind < unix.RTM_BASE || (kind-unix.RTM_BASE)%4 == get {
 			return ""
 		}
 		return fmt.Sprintf("rtnetlink message %d", kind)
+	case unix.NETLINK_NETFILTER:
+		if kind != unix.NFNL_MSG_BATCH_BEGIN {
+			return "" // whatever is not in a batch reads
+		}
+		return "nftables transaction"
+	case unix.NETLINK_GENERIC:
+		const setConfig, flush = 12, 17
+		writes := []byte{1, 2, 3, 5, 6, 7, setConfig, flush} // IPVS: new, set and delete, of a service and an endpoint
+		if kind == unix.GENL_ID_CTRL || !slices.Contains(writes, command) {
+			return ""
+		}
+		return fmt.Sprintf("IPVS message %d", command)
 	}
 	return ""
+}
+
+// socketProtocol is the netlink protocol of a process's socket, -1 of another.
+func socketProtocol(pid int, fd uint64) int {
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+	if err != nil {
+		return -1
+	}
+	inode := strings.TrimSuffix(strings.TrimPrefix(link, "socket:["), "]")
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", pid))
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(string(table)) {
+		const protocolAt, inodeAt = 1, 9
+		if words := strings.Fields(line); len(words) > inodeAt && words[inodeAt] == inode {
+			protocol, err := strconv.Atoi(words[protocolAt])
+			if err == nil {
+				return protocol
+			}
+		}
+	}
+	return -1
 }
 
 // memory is a piece of a process's memory; nil: it cannot be had.
@@ -237,8 +293,9 @@ func (a *agentService) Trap(_ struct{}, fd *int) error {
 	const ret, load, equal = unix.BPF_RET | unix.BPF_K, unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
 	filter := []unix.SockFilter{
 		{Code: load, K: 0}, // the number of the call
-		{Code: equal, K: unix.SYS_BPF, Jt: 3},
-		{Code: equal, K: unix.SYS_SENDTO, Jt: 2},
+		{Code: equal, K: unix.SYS_BPF, Jt: 4},
+		{Code: equal, K: unix.SYS_SENDTO, Jt: 3},
+		{Code: equal, K: unix.SYS_SENDMSG, Jt: 2},
 		{Code: equal, K: unix.SYS_UNLINKAT, Jt: 1},
 		{Code: ret, K: unix.SECCOMP_RET_ALLOW},
 		{Code: ret, K: unix.SECCOMP_RET_USER_NOTIF},

@@ -1,0 +1,153 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ipvs"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// The IPVS column. It needs ip_vs, which not every kernel has: `make test-vm`
+// runs it on kernels that do.
+
+func ipvsColumn() column {
+	return column{
+		name: "ipvs", backend: "ipvs", optional: true,
+		driver: func(at site) dataplane.Driver { return ipvs.Driver(ipvs.Options{ExcludeCIDRs: at.Excluded}) },
+		state:  ipvsState,
+		damage: []act{
+			shellAct("ipvsadm -C"),
+			shellAct("nft delete table ip switchyard-ipvs; nft delete table ip6 switchyard-ipvs; true"),
+			shellAct("ip route flush table local proto 83; ip -6 route flush table local proto 83"),
+			shellAct("nft flush chain ip switchyard-ipvs services; nft flush chain ip6 switchyard-ipvs services; true"),
+			shellAct("nft flush set ip switchyard-ipvs plain-masq-all; nft flush set ip6 switchyard-ipvs vips; true"),
+			shellAct("nft delete chain ip switchyard-ipvs postrouting; nft 'flush chain ip6 switchyard-ipvs postrouting; delete chain ip6 switchyard-ipvs postrouting'; true"),
+		},
+		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{
+			shellAct("ipvsadm -A -t 10.99.0.1:80 -s rr -p 300"),
+			shellAct("ipvsadm -a -t 10.99.0.1:80 -r 10.99.0.2:8080 -m"),
+			shellAct("ipvsadm -A -u [fd99::1]:53 -s wlc"),
+			shellAct("ip route add local 10.99.0.1 dev lo"),
+		}),
+		withoutForeign: func(r *run, n *netlab.Node) {
+			withoutForeignRules(r, n)
+			r.shell(n, "ipvsadm -C; ip route del local 10.99.0.1 dev lo")
+		},
+		left:    func(site) error { return nil },
+		faults:  newCallFaults,
+		refused: refusedByNeighbour,
+	}
+}
+
+// ipvsState is IPVS services, our routes, our tables, and foreign rules.
+func ipvsState(r *run, n *netlab.Node) []string {
+	r.Helper()
+	lines := slices.Concat(ipvsServices(r.shell(n, "cat /proc/net/ip_vs")), nftLines(r.shell(n, "nft -s list ruleset")))
+	for line := range strings.Lines(r.shell(n, "ip route show table local type local; ip -6 route show table local type local")) {
+		if !strings.Contains(line, "proto kernel") {
+			lines = append(lines, "route "+strings.TrimSpace(line))
+		}
+	}
+	slices.Sort(lines)
+	return append(lines, rulesOf(r, n, []string{"iptables-nft-save -t nat", "iptables-nft-save -t filter", "iptables-nft-save -t mangle"})...)
+}
+
+// ipvsServices are the services with the endpoints that get new connections.
+func ipvsServices(table string) []string {
+	var lines []string
+	of := ""
+	for line := range strings.Lines(table) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) < 3 || words[0] == "IP" || words[0] == "Prot" || words[1] == "RemoteAddress:Port":
+		case words[0] != "->":
+			of = strings.Join(words, " ")
+			lines = append(lines, of)
+		case words[3] != "0": // else it drains
+			lines = append(lines, of+" "+strings.Join(words[:4], " "))
+		}
+	}
+	return lines
+}
+
+// nftLines are the rules and elements of our tables, one a line, less what
+// packets wrote; the order of the rules of a chain is in them.
+func nftLines(ruleset string) []string {
+	var lines []string
+	table, block, at := "", "", 0
+	elements := ""
+	for line := range strings.Lines(ruleset) {
+		text := strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(text, "table "):
+			table = text
+			if strings.Contains(text, "switchyard") || strings.Contains(text, "othermeter") {
+				lines = append(lines, text)
+			}
+		case !strings.Contains(table, "switchyard"):
+		case elements != "" || strings.HasPrefix(text, "elements = {"):
+			elements += " " + strings.TrimPrefix(text, "elements = {")
+			if !strings.HasSuffix(text, "}") {
+				continue
+			}
+			for e := range strings.SplitSeq(strings.TrimSuffix(elements, "}"), ",") {
+				if e = strings.TrimSpace(e); e != "" && block != "map affinity {" {
+					lines = append(lines, table+" "+block+" "+e)
+				}
+			}
+			elements = ""
+		case strings.HasSuffix(text, "{"):
+			block, at = text, 0
+		case text != "}" && text != "":
+			at++
+			lines = append(lines, fmt.Sprintf("%s %s %d: %s", table, block, at, text))
+		}
+	}
+	return lines
+}
+
+// refusedByNeighbour has another program's IPVS service where a Service port
+// wants its own, in a range that is excluded.
+func refusedByNeighbour(r *run) {
+	before := world{services: []service{serving("good", "a1"), serving("fine", "b1")}}
+	next := world{services: []service{serving("good", "a2"), serving("bad", "a1 b3"), serving("fine", "b2"), serving("new", "a1")}}
+	r.sync(before)
+	r.world = next
+	bad := r.frontendAddr(r.service("bad"), clusterIP, dataplane.IPv4)
+	at := r.site(r.node("node-a"))
+	at.Excluded = []netip.Prefix{netip.PrefixFrom(bad.Addr(), 32)}
+	a := r.restartAt("node-a", at)
+	r.must(r.syncA(true, before))
+	kinds := []string{"-t", "-u", "--sctp-service"}
+	for _, kind := range kinds {
+		r.shell(a.node, fmt.Sprintf("ipvsadm -A %s %s -s rr", kind, bad))
+	}
+	var partial *partialError
+	if err := r.syncA(false, next); !errors.As(err, &partial) {
+		r.Fatalf("Sync returned %v; want a PartialError", err)
+	}
+	for _, p := range partial.failed {
+		if p.ID.Service != "bad" || p.ID.Family != dataplane.IPv4 || !strings.Contains(p.Err, "--ipvs-exclude-cidrs") {
+			r.Errorf("the error says of %s: %s; it should be of IPv4 ports of bad, and name the flag", p.ID, p.Err)
+		}
+	}
+	if len(partial.failed) != len(protocols) {
+		r.Errorf("the error names %d Service ports; want the %d IPv4 ports of bad", len(partial.failed), len(protocols))
+	}
+	r.check(slices.Concat(works("good", "a2"), works("fine", "b2"), works("new", "a1"))...)
+	for _, p := range works("bad", "a1 b3") {
+		r.check(p.over(dataplane.IPv6))
+	}
+	for _, kind := range kinds {
+		r.shell(a.node, fmt.Sprintf("ipvsadm -D %s %s", kind, bad))
+	}
+	r.must(a.sync(false, next.snapshot(r, a.node)))
+	r.observeOn(a, next.snapshot(r, a.node))
+	r.check(works("bad", "a1 b3")...)
+	r.restart("node-a")
+}

@@ -1,0 +1,348 @@
+// Package ipvs is the backend on IPVS: the kernel's load balancer picks the endpoint, constant nftables rules over sets do the rest.
+//
+// See README.md for a packet's way, and what is where in the kernel.
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// Options is what only this backend is told.
+type Options struct {
+	// Scheduler chooses endpoints for Services that do not say. Default DefaultScheduler.
+	Scheduler string
+	// ExcludeCIDRs are addresses whose IPVS services are another program's: where
+	// it has one, a Service that wants the same place is refused.
+	ExcludeCIDRs []netip.Prefix
+	// StrictARP keeps the node from answering ARP for Service addresses.
+	StrictARP bool
+	// Timeouts of connections without packets; 0: the kernel's.
+	TCPTimeout, TCPFinTimeout, UDPTimeout time.Duration
+	// DrainTimeout is how long connections to an endpoint that was removed may go
+	// on. Default DefaultDrainTimeout.
+	DrainTimeout time.Duration
+}
+
+// What is not said is so.
+const (
+	DefaultScheduler    = "rr" // round robin
+	DefaultDrainTimeout = 15 * time.Minute
+)
+
+func (o Options) scheduler() string {
+	if o.Scheduler == "" {
+		return DefaultScheduler
+	}
+	return o.Scheduler
+}
+
+func (o Options) drainTimeout() time.Duration {
+	if o.DrainTimeout == 0 {
+		return DefaultDrainTimeout
+	}
+	return o.DrainTimeout
+}
+
+// Driver opens the backend. It programs the network namespace of this process.
+func Driver(o Options) dataplane.Driver {
+	return dataplane.Driver{
+		Name:  "ipvs",
+		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(o, cfg) },
+		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+			return open(o, cfg)
+		},
+		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
+	}
+}
+
+func open(o Options, cfg dataplane.Config) (*backend, error) {
+	if len(cfg.Families) == 0 {
+		return nil, errors.New("no address family to program")
+	}
+	if cfg.MasqueradeBit < 0 || cfg.MasqueradeBit > 31 {
+		return nil, fmt.Errorf("masquerade bit %d is not within 0 to 31", cfg.MasqueradeBit)
+	}
+	if !slices.Contains(dataplane.Schedulers(), o.scheduler()) {
+		return nil, fmt.Errorf("IPVS scheduler %q is not known; it can be %s", o.Scheduler, strings.Join(dataplane.Schedulers(), ", "))
+	}
+	if err := checkThread(); err != nil {
+		return nil, err
+	}
+	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]error{}}
+	b.env = env{mark: 1 << cfg.MasqueradeBit, scheduler: o.scheduler()}
+	var err error
+	if b.kernel, err = openKernel(&b.counts); err != nil {
+		return nil, err
+	}
+	if b.routes, err = openRoutes(&b.counts); err != nil {
+		b.kernel.ipvs.Close()
+		return nil, err
+	}
+	for _, f := range cfg.Families {
+		b.tables = append(b.tables, newTable(f, &b.counts))
+	}
+	var ctx context.Context
+	ctx, b.stop = context.WithCancel(context.Background())
+	b.drainer.Go(func() { b.drain(ctx) })
+	return b, nil
+}
+
+// openKernel opens IPVS. The library says that all is well where the kernel has
+// none, so the kernel is asked first.
+func openKernel(c *counts) (*kernel, error) {
+	if err := hasIPVS(); err != nil {
+		return nil, err
+	}
+	h, err := ipvs.New("")
+	if err != nil {
+		return nil, fmt.Errorf("opening IPVS: %w", err)
+	}
+	return &kernel{ipvs: h, counts: c}, nil
+}
+
+// hasIPVS asks the kernel for IPVS, and has its module loaded where there is one.
+func hasIPVS() error {
+	_, err := netlink.GenlFamilyGet("IPVS")
+	if errors.Is(err, unix.ENOENT) {
+		_ = exec.Command("modprobe", "ip_vs").Run() // what it achieved is seen next
+		_, err = netlink.GenlFamilyGet("IPVS")
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("the kernel has no IPVS (module ip_vs): %w", dataplane.ErrUnsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("asking the kernel for IPVS: %w", err)
+	}
+	return nil
+}
+
+// probe makes what the backend makes, in a network namespace of its own.
+func probe(o Options, cfg dataplane.Config) error {
+	if err := hasIPVS(); err != nil {
+		return err
+	}
+	return inScratch(func() error {
+		for _, f := range cfg.Families {
+			if err := tryServices(f, o.scheduler()); err != nil {
+				return err
+			}
+			if err := tryTable(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// inScratch runs f in a network namespace that ends with it.
+func inScratch(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with its namespace
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("making a network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// tryServices makes an IPVS service of each protocol and sees that it is there.
+func tryServices(f dataplane.Family, scheduler string) error {
+	k, err := openKernel(&counts{})
+	if err != nil {
+		return err
+	}
+	defer k.ipvs.Close()
+	want := 0
+	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
+		key := serviceKey{p, netip.AddrPortFrom(exampleOf(f), 80)}
+		err := k.put(key, scheduler, false)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("the kernel has no IPVS scheduler %s (module ip_vs_%s): %w", scheduler, scheduler, dataplane.ErrUnsupported)
+		case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
+			return fmt.Errorf("the kernel's IPVS knows no %s over %s: %w", p, f, dataplane.ErrUnsupported)
+		case err != nil:
+			return err
+		}
+		want++
+	}
+	list, err := k.ipvs.GetServices()
+	if err != nil {
+		return fmt.Errorf("reading the IPVS services: %w", err)
+	}
+	n := 0
+	for _, s := range list {
+		if key, ok := keyOf(s); ok && key.addr.Addr() == exampleOf(f) && s.Timeout == ownTimeout {
+			n++
+		}
+	}
+	if n != want {
+		return fmt.Errorf("of %d IPVS services that were made %d are there: %w", want, n, dataplane.ErrUnsupported)
+	}
+	return nil
+}
+
+// exampleOf is an address of a family that is nobody's.
+func exampleOf(f dataplane.Family) netip.Addr {
+	if f == dataplane.IPv4 {
+		return netip.MustParseAddr("192.0.2.1")
+	}
+	return netip.MustParseAddr("2001:db8::1")
+}
+
+// tryTable makes our table with a chain of each kind.
+func tryTable(f dataplane.Family) error {
+	t := newTable(f, &counts{})
+	r := &rules{env: &env{mark: 1, localhost: true, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"}}, family: f}
+	change := &tableChange{remake: true, chains: r.constants(), put: r.constantElements(f)}
+	for prefix, set := range map[string]string{prefixPick: setPicks, prefixSticky: setSticky, prefixStickyIn: setStickyIn, prefixLearn: setLearn} {
+		chain := numbered(prefix, 10)
+		change.chains[chain] = r.numbered(chain)
+		key := placeBytes(exampleOf(f), dataplane.TCP, 80)
+		if set == setLearn {
+			key = numberBytes(1)
+		}
+		change.put[element{f, set, key}] = chain
+	}
+	err := t.write(change, func(string) string { return "" })
+	if errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
+	}
+	return nil
+}
+
+// checkThread refuses a thread that is in another network namespace than its
+// process: other goroutines, which the backend uses, would not be in it.
+func checkThread() error {
+	thread, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("finding the network namespace: %w", err)
+	}
+	process, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return fmt.Errorf("finding the network namespace: %w", err)
+	}
+	if thread != process {
+		return errors.New("the backend programs the network namespace of its process, and this thread is in another one")
+	}
+	return nil
+}
+
+// cleanup removes our routes, services and tables of both families.
+func cleanup(log *slog.Logger) error {
+	if err := checkThread(); err != nil {
+		return err
+	}
+	var c counts
+	r, err := openRoutes(&c)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	errs := []error{cleanupRoutes(r), cleanupServices(&c)}
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		errs = append(errs, cleanupTable(newTable(f, &c)))
+	}
+	log.Debug("IPVS cleaned up", "services", c.messages, "routes", c.routes)
+	return errors.Join(errs...)
+}
+
+func cleanupRoutes(r *routes) error {
+	var errs []error
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		have, err := r.read(f)
+		errs = append(errs, err)
+		for a := range have {
+			errs = append(errs, r.remove(a))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func cleanupServices(c *counts) error {
+	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
+		return nil // so there are none
+	}
+	k, err := openKernel(c)
+	if err != nil {
+		return err
+	}
+	defer k.ipvs.Close()
+	list, err := k.ipvs.GetServices()
+	if err != nil {
+		return fmt.Errorf("reading the IPVS services: %w", err)
+	}
+	var errs []error
+	for _, s := range list {
+		if key, ok := keyOf(s); ok && s.Timeout == ownTimeout {
+			errs = append(errs, k.remove(key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func cleanupTable(t *table) error {
+	state, err := t.read()
+	if err != nil {
+		return err
+	}
+	if localnetOf(state.chains) == localnetSwitch {
+		if err := setRouteLocalnet(false); err != nil {
+			return err
+		}
+	}
+	return t.remove()
+}
+
+// backend is the IPVS of one network namespace.
+type backend struct {
+	options Options
+	cfg     dataplane.Config
+	log     *slog.Logger
+	kernel  *kernel
+	routes  *routes
+	tables  []*table // in order of cfg.Families
+	counts  counts
+
+	stop    context.CancelFunc
+	drainer sync.WaitGroup
+
+	mu         sync.Mutex // one at a time: Sync, Observe, or the drainer
+	env        env
+	localnet   localnet
+	refs       map[element]int // how many ServicePorts want a shared element
+	drains     map[draining]time.Time
+	schedulers map[string]error // what became of each that was asked for
+}
+
+// Close ends the drainer; a later process goes on with it.
+func (b *backend) Close() error {
+	b.stop()
+	b.drainer.Wait()
+	b.kernel.ipvs.Close()
+	b.routes.close()
+	return nil
+}

@@ -1,0 +1,331 @@
+package ipvs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+func native(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+
+// inNetns runs a test in a process and network namespace of its own: the
+// backend programs its process's namespace and uses several threads.
+func inNetns(t *testing.T, do func()) {
+	t.Helper()
+	if os.Getenv("SWITCHYARD_TEST_CHILD") == t.Name() {
+		do()
+		return
+	}
+	if os.Geteuid() != 0 {
+		missing(t, "needs root")
+	}
+	args := []string{"-test.run=^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$", "-test.timeout=20m"}
+	if testing.Verbose() {
+		args = append(args, "-test.v")
+	}
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.Env = append(os.Environ(), "SWITCHYARD_TEST_CHILD="+t.Name())
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err != nil:
+		t.Fatalf("in its own network namespace: %v\n%s", err, out)
+	case bytes.Contains(out, []byte("--- SKIP")):
+		t.Skipf("in its own network namespace:\n%s", out)
+	case testing.Verbose():
+		t.Logf("in its own network namespace:\n%s", out)
+	}
+}
+
+// missing skips a test that this machine cannot run, or fails it where it must.
+func missing(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("REQUIRE_KERNEL") == "1" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// opened is a backend in the namespace of the test's process. Where the kernel
+// has no IPVS the test is skipped, REQUIRE_KERNEL or not: `make test-vm` runs
+// these tests on kernels that have it.
+func opened(t *testing.T, o Options) *backend {
+	t.Helper()
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := hasIPVS(); errors.Is(err, dataplane.ErrUnsupported) {
+		t.Skipf("%v; make test-vm runs this test on kernels that have it", err)
+	}
+	b, err := open(o, testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+func testConfig() dataplane.Config {
+	return dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}, MasqueradeBit: 14, LocalhostNodePorts: true}
+}
+
+func snapshotOf(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
+	return &dataplane.Snapshot{Revision: 1, Node: &dataplane.Node{Name: "a"}, Ports: dataplane.MakePorts(ports...)}
+}
+
+// TestProbe: on a kernel without IPVS the probe says which module is missing, and
+// on one with it that all is well; it leaves nothing behind.
+func TestProbe(t *testing.T) {
+	inNetns(t, func() {
+		err := Driver(Options{}).Probe(context.Background(), testConfig())
+		if _, gone := os.Stat("/proc/net/ip_vs"); gone != nil {
+			if !errors.Is(err, dataplane.ErrUnsupported) || !strings.Contains(err.Error(), "module ip_vs") {
+				t.Errorf("the probe says %v", err)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Driver(Options{Scheduler: "wlc"}).Probe(context.Background(), testConfig()); err != nil {
+			t.Error(err)
+		}
+		b := opened(t, Options{})
+		if list, err := b.kernel.ipvs.GetServices(); err != nil || len(list) > 0 {
+			t.Errorf("the probe left %d services, %v", len(list), err)
+		}
+		if err := b.tryScheduler("ftl"); !errors.Is(err, dataplane.ErrUnsupported) || !strings.Contains(err.Error(), "module ip_vs_ftl") {
+			t.Errorf("of a scheduler that no kernel has it is said: %v", err)
+		}
+	})
+}
+
+// TestForeign: services of another program stay, also those of its own making
+// that look much like ours.
+func TestForeign(t *testing.T) {
+	inNetns(t, func() {
+		b := opened(t, Options{})
+		theirs := &ipvs.Service{Address: net.ParseIP("10.96.0.99").To4(), Protocol: syscall.IPPROTO_TCP, Port: 80, SchedName: "rr", AddressFamily: syscall.AF_INET, Netmask: 0xffffffff}
+		if err := b.kernel.ipvs.NewService(theirs); err != nil {
+			t.Fatal(err)
+		}
+		want := snapshotOf(port("web", frontend(dataplane.ClusterIP, "10.96.0.10:80", pool("10.244.1.5:80"), dataplane.SNATNone)))
+		for _, step := range []func() error{
+			func() error { return b.Sync(t.Context(), nil, want) },
+			func() error { return b.Sync(t.Context(), nil, snapshotOf()) },
+			func() error { return b.Sync(t.Context(), nil, want) },
+			func() error { return cleanup(b.log) },
+		} {
+			if err := step(); err != nil {
+				t.Fatal(err)
+			}
+			if !b.kernel.ipvs.IsServicePresent(theirs) {
+				t.Fatal("another program's service is gone")
+			}
+		}
+		if list, err := b.kernel.ipvs.GetServices(); err != nil || len(list) != 1 {
+			t.Errorf("Cleanup left %d services, %v", len(list), err)
+		}
+	})
+}
+
+// TestDrain: an endpoint with connections stays at weight 0, a new process finds
+// it, and it goes when they have ended or the time is over.
+func TestDrain(t *testing.T) {
+	inNetns(t, func() {
+		b := opened(t, Options{DrainTimeout: 5 * time.Second})
+		server, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		here := netip.MustParseAddrPort(server.Addr().String())
+		// To an address of the node itself, as loopback ones never leave it.
+		const vip = "10.96.0.10:80"
+		if err := exec.Command("ip", "addr", "add", "192.0.2.1/32", "dev", "lo").Run(); err != nil {
+			t.Fatal(err)
+		}
+		one := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), here.Port()).String()
+		_ = server.Close()
+		if server, err = net.Listen("tcp4", one); err != nil {
+			t.Fatal(err)
+		}
+		with := snapshotOf(port("web", frontend(dataplane.ClusterIP, vip, pool(one), dataplane.SNATNone)))
+		without := snapshotOf(port("web", frontend(dataplane.ClusterIP, vip, pool("192.0.2.9:80"), dataplane.SNATNone)))
+		if err := b.Sync(t.Context(), nil, with); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.DialTimeout("tcp4", vip, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if err := b.Sync(t.Context(), with, without); err != nil {
+			t.Fatal(err)
+		}
+		weight := func() string {
+			have, err := b.kernel.destinations(serviceKey{dataplane.TCP, netip.MustParseAddrPort(vip)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, ok := have[netip.MustParseAddrPort(one)]
+			if !ok {
+				return "gone"
+			}
+			return fmt.Sprintf("weight %d", d.weight)
+		}
+		if got := weight(); got != "weight 0" {
+			t.Fatalf("a removed endpoint with a connection has %s; want weight 0", got)
+		}
+		b.mu.Lock()
+		clear(b.drains) // as a new process, which knows nothing
+		b.mu.Unlock()
+		if err := b.Sync(t.Context(), nil, without); err != nil {
+			t.Fatal(err)
+		}
+		if got := weight(); got != "weight 0" || len(b.drains) != 1 {
+			t.Fatalf("after a restart it has %s, and %d endpoints are known to drain", got, len(b.drains))
+		}
+		for range 100 {
+			if weight() == "gone" {
+				return
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		t.Error("it is still there long after its time")
+	})
+}
+
+// TestCosts: what one change writes does not depend on how many Services there
+// are. The figures are in README.md.
+func TestCosts(t *testing.T) {
+	inNetns(t, func() {
+		var changes []counts
+		for _, n := range []int{100, 10_000} {
+			b := opened(t, Options{})
+			want := manyServices(n)
+			took := func(what string, prev, want *dataplane.Snapshot) counts {
+				b.counts = counts{}
+				start := time.Now()
+				if err := b.Sync(t.Context(), prev, want); err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%d Services, %s: %s, %+v", n, what, time.Since(start).Round(time.Millisecond/10), b.counts)
+				return b.counts
+			}
+			took("from empty", nil, want)
+			less := *want
+			less.Ports = want.Ports.With([]*dataplane.ServicePort{oneLess(want)}, nil)
+			changes = append(changes, took("one endpoint goes", want, &less), took("one endpoint comes", &less, want))
+			again := took("restart with all in place", nil, want)
+			if again.rules+again.elements+again.routes+again.transactions > 0 {
+				t.Errorf("a restart wrote %+v", again)
+			}
+			if err := cleanup(b.log); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if changes[0] != changes[2] || changes[1] != changes[3] {
+			t.Errorf("a change writes %+v and %+v with 100 Services, %+v and %+v with 10,000", changes[0], changes[1], changes[2], changes[3])
+		}
+	})
+}
+
+// manyServices have a ClusterIP and ten endpoints each.
+func manyServices(n int) *dataplane.Snapshot {
+	var ports []*dataplane.ServicePort
+	for i := range n {
+		p := &dataplane.Pool{}
+		for k := range 10 {
+			a := netip.AddrFrom4([4]byte{10, byte(128 + i>>12), byte(i >> 4), byte(i<<4 | k)})
+			p.Endpoints = append(p.Endpoints, dataplane.Endpoint{Addr: netip.AddrPortFrom(a, 8080), Local: k == 0})
+		}
+		vip := netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)})
+		ports = append(ports, port(fmt.Sprintf("web-%d", i), dataplane.Frontend{Kind: dataplane.ClusterIP, Addr: netip.AddrPortFrom(vip, 80), Pool: p, SNAT: dataplane.SNATNonPods}))
+	}
+	return snapshotOf(ports...)
+}
+
+// oneLess is the first ServicePort without its last endpoint.
+func oneLess(s *dataplane.Snapshot) *dataplane.ServicePort {
+	for p := range s.Ports.All() {
+		less := *p
+		less.Frontends = []dataplane.Frontend{p.Frontends[0]}
+		less.Frontends[0].Pool = &dataplane.Pool{Endpoints: p.Frontends[0].Pool.Endpoints[:9]}
+		return &less
+	}
+	return nil
+}
+
+// TestRoutesOrDevice measures the two ways to bring packets to IPVS. The figures
+// are in docs/adr/0006.
+func TestRoutesOrDevice(t *testing.T) {
+	inNetns(t, func() {
+		_ = exec.Command("ip", "link", "set", "lo", "up").Run()
+		device := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "many0"}}
+		if err := netlink.LinkAdd(device); err != nil {
+			t.Skipf("making a dummy device: %v; make test-vm runs this test on kernels that can", err)
+		}
+		if err := netlink.LinkSetUp(device); err != nil {
+			t.Fatal(err)
+		}
+		var c counts
+		r, err := openRoutes(&c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.close()
+		for _, family := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+			var addrs []netip.Addr
+			for i := range 10_000 {
+				a := netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)})
+				if family == dataplane.IPv6 {
+					a = netip.AddrFrom16([16]byte{0xfd, 0x96, 14: byte(i >> 8), 15: byte(i)})
+				}
+				addrs = append(addrs, a)
+			}
+			took := func(what string, do func(netip.Addr) error) {
+				start := time.Now()
+				for _, a := range addrs {
+					if err := do(a); err != nil {
+						t.Fatal(err)
+					}
+				}
+				t.Logf("%s: %s 10,000: %s", family, what, time.Since(start).Round(time.Millisecond))
+			}
+			took("add local routes to", r.add)
+			took("remove local routes to", r.remove)
+			address := func(a netip.Addr) *netlink.Addr {
+				return &netlink.Addr{IPNet: r.route(a).Dst, Flags: 2} // IFA_F_NODAD
+			}
+			took("add addresses on a device,", func(a netip.Addr) error { return r.netlink.AddrAdd(device, address(a)) })
+			start := time.Now()
+			if out, err := exec.Command("ip", "link", "del", "many0").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			t.Logf("%s: remove the device: %s", family, time.Since(start).Round(time.Millisecond))
+			device = &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "many0"}}
+			if err := errors.Join(netlink.LinkAdd(device), netlink.LinkSetUp(device)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,273 @@
+package ipvs
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// serviceKey is what an IPVS service is found by.
+type serviceKey struct {
+	protocol dataplane.Protocol
+	addr     netip.AddrPort
+}
+
+// service is one IPVS service.
+type service struct {
+	key       serviceKey
+	scheduler string
+	endpoints []dataplane.Endpoint // shared with the Pool
+}
+
+// element is one element of a set or map of a family's table.
+type element struct {
+	family dataplane.Family
+	set    string
+	key    string // bytes
+}
+
+// plan is what one ServicePort wants of the kernel.
+type plan struct {
+	services []service
+	// elements are this ServicePort's own, with their data; of a map to chains,
+	// the chain.
+	elements map[element]string
+	// shared are elements that other ServicePorts may want too, and chains. An
+	// element of setVIPs brings a local route with it.
+	shared map[element]bool
+}
+
+// env is what plans and rules depend on beside the ServicePorts.
+type env struct {
+	mark      uint32 // of packets to masquerade
+	scheduler string // of Services that name none
+	pods      dataplane.LocalPods
+	ranges    []netip.Prefix // that ClusterIPs come from
+	addresses []netip.Addr   // that take NodePorts, loopback apart
+	localhost bool           // 127.0.0.0/8 takes NodePorts too
+	// taken are addresses that somebody gave to a device of this node: what
+	// else is reached there is not ours.
+	taken map[netip.Addr]bool
+}
+
+// see takes over what a Snapshot says of the node.
+func (e *env) see(s *dataplane.Snapshot, localhost bool) {
+	e.pods, e.ranges = s.Node.LocalPods, s.ServiceCIDRs
+	e.addresses, e.localhost = nil, false
+	for _, p := range s.Node.NodePorts {
+		switch {
+		case p.Addr().IsLoopback():
+			// No kernel forwards from ::1.
+			e.localhost = e.localhost || localhost && p.Addr().Is4()
+		case p.IsSingleIP():
+			e.addresses = append(e.addresses, p.Addr())
+		}
+	}
+}
+
+// samePlans reports whether plans for one env are those for another.
+func (e *env) samePlans(o *env) bool {
+	return e.scheduler == o.scheduler && e.localhost == o.localhost && slices.Equal(e.addresses, o.addresses) && maps.Equal(e.taken, o.taken)
+}
+
+// addressesOf are the node's addresses of a family.
+func (e *env) addressesOf(f dataplane.Family) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range e.addresses {
+		if dataplane.FamilyOf(a) == f {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// planner makes one plan.
+type planner struct {
+	*plan
+	env  *env
+	port *dataplane.ServicePort
+}
+
+// planFor is what a ServicePort wants of the kernel.
+func (e *env) planFor(port *dataplane.ServicePort) *plan {
+	p := &planner{plan: &plan{elements: map[element]string{}, shared: map[element]bool{}}, env: e, port: port}
+	for _, f := range port.Frontends {
+		p.frontend(f)
+	}
+	return p.plan
+}
+
+func (p *planner) frontend(f dataplane.Frontend) {
+	place := p.place(f.Addr)
+	at := []netip.Addr{f.Addr.Addr()}
+	if f.Kind == dataplane.NodePort {
+		at = p.env.addressesOf(p.port.ID.Family)
+	} else if !p.env.taken[f.Addr.Addr()] {
+		p.share(setVIPs, addrBytes(f.Addr.Addr()))
+	}
+	scheduler := p.port.Scheduler
+	if scheduler == "" {
+		scheduler = p.env.scheduler
+	}
+	for _, a := range at {
+		p.services = append(p.services, service{
+			key:       serviceKey{p.port.ID.Protocol, netip.AddrPortFrom(a, f.Addr.Port())},
+			scheduler: scheduler,
+			endpoints: f.Pool.Endpoints,
+		})
+	}
+	p.hairpin(f.Pool)
+	inside := f.Pool
+	if f.Inside != nil {
+		inside = f.Inside
+		p.hairpin(inside)
+		p.own(setInside, place, "")
+	}
+	// IPVS cannot take a packet from 127.0.0.1 to another host, and a NodePort that
+	// no address takes has no IPVS service.
+	pick := f.Inside != nil || f.Kind == dataplane.NodePort && (p.env.localhost && p.port.ID.Family == dataplane.IPv4 || len(at) == 0)
+	if pick {
+		p.pick(place, inside)
+	}
+	if p.port.Affinity > 0 {
+		p.affinity(place, f.Pool)
+		if pick {
+			p.chained(setStickyIn, place, numbered(prefixStickyIn, p.seconds()))
+			p.members(setMembersIn, place, inside)
+		}
+	}
+	p.entry(place, f)
+}
+
+// entry is how a frontend's first packet goes on.
+func (p *planner) entry(place string, f dataplane.Frontend) {
+	plain := map[dataplane.SNAT]string{
+		dataplane.SNATNone: setPlain, dataplane.SNATNonPods: setMasqNonPods, dataplane.SNATNode: setMasqNode, dataplane.SNATAll: setMasqAll,
+	}
+	if f.Inside == nil && len(f.Sources) == 0 && p.port.Affinity == 0 {
+		switch {
+		case len(f.Pool.Endpoints) > 0:
+			p.own(plain[f.SNAT], place, "")
+		case f.Pool.IfEmpty == dataplane.Drop:
+			p.own(setEmptyDrop, place, "")
+		default:
+			p.own(setEmptyReject, place, "")
+		}
+		return
+	}
+	p.own(setSpecial, place, "")
+	masquerade := map[dataplane.SNAT]string{
+		dataplane.SNATNonPods: chainMarkNonPods, dataplane.SNATNode: chainMarkNode, dataplane.SNATAll: chainMark,
+	}
+	if f.SNAT != dataplane.SNATNone {
+		p.own(setMasquerade, place, masquerade[f.SNAT])
+	}
+	if len(f.Pool.Endpoints) == 0 {
+		p.own(setEmpty, place, verdictChain(f.Pool))
+	}
+	if len(f.Sources) > 0 {
+		p.own(setRestricted, place, "")
+	}
+	for _, r := range f.Sources {
+		p.own(setSources, place+addrBytes(r.Masked().Addr())+place+addrBytes(lastOf(r)), "")
+	}
+}
+
+// pick lists a pool in nftables, for packets that do not go through IPVS.
+func (p *planner) pick(place string, pool *dataplane.Pool) {
+	n := len(pool.Endpoints)
+	if n == 0 {
+		p.own(setPicks, place, verdictChain(pool))
+		return
+	}
+	p.chained(setPicks, place, numbered(prefixPick, n))
+	for i, e := range pool.Endpoints {
+		p.own(setPicked, place+numberBytes(uint32(i)), endpointBytes(e.Addr))
+	}
+}
+
+// affinity lists what keeps clients with their endpoints.
+func (p *planner) affinity(place string, pool *dataplane.Pool) {
+	id := numberBytes(affinityID(p.port.ID))
+	p.own(setIDs, place, id)
+	p.chained(setSticky, place, numbered(prefixSticky, p.seconds()))
+	p.chained(setLearn, id, numbered(prefixLearn, p.seconds()))
+	p.members(setMembers, place, pool)
+}
+
+func (p *planner) seconds() int { return int(p.port.Affinity / time.Second) }
+
+// members lists the endpoints of a pool by their numbers.
+func (p *planner) members(set, place string, pool *dataplane.Pool) {
+	for _, e := range pool.Endpoints {
+		p.own(set, place+numberBytes(endpointNumber(e.Addr)), endpointBytes(e.Addr))
+	}
+}
+
+// hairpin lists the endpoints of this node, which may reach themselves.
+func (p *planner) hairpin(pool *dataplane.Pool) {
+	for _, e := range pool.Endpoints {
+		if e.Local {
+			p.share(setHairpin, addrBytes(e.Addr.Addr())+p.place(e.Addr))
+		}
+	}
+}
+
+func (p *planner) own(set, key, data string) { p.elements[element{p.port.ID.Family, set, key}] = data }
+
+func (p *planner) share(set, key string) { p.shared[element{p.port.ID.Family, set, key}] = true }
+
+// chained is own for an element that leads to a chain which comes and goes.
+func (p *planner) chained(set, key, chain string) {
+	p.own(set, key, chain)
+	p.share(setChains, chain)
+}
+
+func (p *planner) place(a netip.AddrPort) string {
+	return placeBytes(a.Addr(), p.port.ID.Protocol, a.Port())
+}
+
+func verdictChain(pool *dataplane.Pool) string {
+	if pool.IfEmpty == dataplane.Drop {
+		return chainDrop
+	}
+	return chainReject
+}
+
+// affinityID is a ServicePort's number in the memory of its clients: the same in
+// each process, so that it outlives a restart. Where two have the same one, by a
+// chance of one in four billion, a client that uses both may lose its endpoint.
+func affinityID(id dataplane.PortID) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id.String())) // never fails
+	return h.Sum32()
+}
+
+// The parts of keys and data. Each is padded to whole registers of four bytes.
+
+func numberBytes(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
+
+func addrBytes(a netip.Addr) string { return string(a.AsSlice()) }
+
+func portBytes(p uint16) string { return string([]byte{byte(p >> 8), byte(p), 0, 0}) }
+
+func endpointBytes(a netip.AddrPort) string { return addrBytes(a.Addr()) + portBytes(a.Port()) }
+
+func placeBytes(a netip.Addr, p dataplane.Protocol, port uint16) string {
+	return addrBytes(a) + string([]byte{byte(p), 0, 0, 0}) + portBytes(port)
+}
+
+// lastOf is the last address of a range.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

@@ -1,0 +1,115 @@
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// routes are our local routes: they bring packets for a Service address to the
+// hooks where IPVS is, without the address on any device.
+type routes struct {
+	netlink *netlink.Handle
+	lo      int // index of the loopback device
+	counts  *counts
+}
+
+func openRoutes(c *counts) (*routes, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening rtnetlink: %w", err)
+	}
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("finding the loopback device: %w", err)
+	}
+	return &routes{netlink: h, lo: lo.Attrs().Index, counts: c}, nil
+}
+
+func (r *routes) close() { r.netlink.Close() }
+
+// read reads our routes of a family back.
+func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
+	out := map[netip.Addr]bool{}
+	only := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol}
+	// The library's filter looks at one of the fields alone.
+	list, err := r.netlink.RouteListFiltered(netlinkFamily(f), only, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("reading the local %s routes: %w", f, err)
+	}
+	for _, route := range list {
+		if route.Protocol != routeProtocol || route.Dst == nil {
+			continue
+		}
+		if a, ok := netip.AddrFromSlice(route.Dst.IP); ok {
+			out[a.Unmap()] = true
+		}
+	}
+	return out, nil
+}
+
+func (r *routes) add(a netip.Addr) error {
+	r.counts.routes++
+	add := r.netlink.RouteAppend // beside one that kube-proxy's device has
+	if a.Is6() {
+		add = r.netlink.RouteAdd
+	}
+	if err := add(r.route(a)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("adding the local route to %s: %w", a, err)
+	}
+	return nil
+}
+
+func (r *routes) remove(a netip.Addr) error {
+	r.counts.routes++
+	if err := r.netlink.RouteDel(r.route(a)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("removing the local route to %s: %w", a, err)
+	}
+	return nil
+}
+
+func (r *routes) route(a netip.Addr) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: r.lo, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol, Scope: netlink.SCOPE_HOST,
+	}
+}
+
+// kubeProxyDevice holds Service addresses for kube-proxy, as long as it is there.
+const kubeProxyDevice = "kube-ipvs0"
+
+// taken are the addresses on devices of this node.
+func (r *routes) taken() (map[netip.Addr]bool, error) {
+	out := map[netip.Addr]bool{}
+	links, err := r.netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("listing the devices: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	list, err := r.netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing the node's addresses: %w", err)
+	}
+	for _, have := range list {
+		if a, ok := netip.AddrFromSlice(have.IP); ok && names[have.LinkIndex] != kubeProxyDevice {
+			out[a.Unmap()] = true
+		}
+	}
+	return out, nil
+}
+
+func netlinkFamily(f dataplane.Family) int {
+	if f == dataplane.IPv4 {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}

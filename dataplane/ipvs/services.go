@@ -1,0 +1,173 @@
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/moby/ipvs"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// held is an IPVS service as the kernel has it.
+type held struct {
+	scheduler    string
+	ours         bool
+	destinations map[netip.AddrPort]destination
+}
+
+// destination is an endpoint of it.
+type destination struct {
+	weight      int
+	connections int // of all states
+}
+
+// kernel is IPVS in this network namespace.
+type kernel struct {
+	ipvs   *ipvs.Handle
+	counts *counts
+}
+
+// read reads all services back: one dump, and one file that has the endpoints
+// of them all.
+func (k *kernel) read() (map[serviceKey]held, error) {
+	list, err := k.ipvs.GetServices()
+	k.counts.messages++
+	if err != nil {
+		return nil, fmt.Errorf("reading the IPVS services: %w", err)
+	}
+	text, err := os.ReadFile("/proc/thread-self/net/ip_vs")
+	if err != nil {
+		return nil, fmt.Errorf("reading the IPVS endpoints: %w", err)
+	}
+	endpoints, err := parseTable(string(text))
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[serviceKey]held, len(list))
+	for _, s := range list {
+		key, ok := keyOf(s)
+		if !ok {
+			continue // by firewall mark: not ours
+		}
+		destinations, ok := endpoints[key]
+		if !ok { // it came, or moved in the table, between the two
+			if destinations, err = k.destinations(key); err != nil {
+				return nil, err
+			}
+		}
+		out[key] = held{scheduler: s.SchedName, ours: s.Timeout == ownTimeout, destinations: destinations}
+	}
+	return out, nil
+}
+
+// destinations reads one service's endpoints.
+func (k *kernel) destinations(key serviceKey) (map[netip.AddrPort]destination, error) {
+	list, err := k.ipvs.GetDestinations(virtual(key, ""))
+	k.counts.messages++
+	if err != nil {
+		return nil, fmt.Errorf("reading the endpoints of %s: %w", key, err)
+	}
+	out := make(map[netip.AddrPort]destination, len(list))
+	for _, d := range list {
+		if a, ok := netip.AddrFromSlice(d.Address); ok {
+			out[netip.AddrPortFrom(a.Unmap(), d.Port)] = destination{d.Weight, d.ActiveConnections + d.InactiveConnections}
+		}
+	}
+	return out, nil
+}
+
+func keyOf(s *ipvs.Service) (serviceKey, bool) {
+	a, ok := netip.AddrFromSlice(s.Address)
+	if s.FWMark != 0 || !ok {
+		return serviceKey{}, false
+	}
+	return serviceKey{dataplane.Protocol(s.Protocol), netip.AddrPortFrom(a.Unmap(), s.Port)}, true
+}
+
+func (k serviceKey) String() string { return fmt.Sprintf("the IPVS service %s %s", k.protocol, k.addr) }
+
+// virtual is a service as the library takes it.
+func virtual(key serviceKey, scheduler string) *ipvs.Service {
+	s := &ipvs.Service{
+		Address: net.IP(key.addr.Addr().AsSlice()), Protocol: uint16(key.protocol), Port: key.addr.Port(),
+		SchedName: scheduler, Timeout: ownTimeout, AddressFamily: unix.AF_INET, Netmask: 0xffffffff,
+	}
+	if key.addr.Addr().Is6() {
+		s.AddressFamily, s.Netmask = unix.AF_INET6, 128
+	}
+	return s
+}
+
+func endpointOf(endpoint netip.AddrPort, weight int) *ipvs.Destination {
+	d := &ipvs.Destination{Address: net.IP(endpoint.Addr().AsSlice()), Port: endpoint.Port(), Weight: weight, AddressFamily: unix.AF_INET}
+	if endpoint.Addr().Is6() {
+		d.AddressFamily = unix.AF_INET6
+	}
+	return d
+}
+
+// put makes a service, or gives a service that is there its scheduler and our mark.
+func (k *kernel) put(key serviceKey, scheduler string, there bool) error {
+	k.counts.messages++
+	if there {
+		if err := k.ipvs.UpdateService(virtual(key, scheduler)); err != nil {
+			return fmt.Errorf("changing %s: %w", key, err)
+		}
+		return nil
+	}
+	err := k.ipvs.NewService(virtual(key, scheduler))
+	if errors.Is(err, unix.EEXIST) {
+		return k.put(key, scheduler, true)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s with scheduler %s: %w", key, scheduler, err)
+	}
+	return nil
+}
+
+// remove removes a service; existing connections through it end.
+func (k *kernel) remove(key serviceKey) error {
+	k.counts.messages++
+	err := k.ipvs.DelService(virtual(key, ""))
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing %s: %w", key, err)
+	}
+	return nil
+}
+
+// add adds an endpoint, or makes one that drains serve again.
+func (k *kernel) add(key serviceKey, endpoint netip.AddrPort) error {
+	k.counts.messages++
+	err := k.ipvs.NewDestination(virtual(key, ""), endpointOf(endpoint, 1))
+	if errors.Is(err, unix.EEXIST) {
+		return k.weigh(key, endpoint, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("adding endpoint %s to %s: %w", endpoint, key, err)
+	}
+	return nil
+}
+
+// weigh gives an endpoint a weight; with 0 it gets no new connections.
+func (k *kernel) weigh(key serviceKey, endpoint netip.AddrPort, weight int) error {
+	k.counts.messages++
+	if err := k.ipvs.UpdateDestination(virtual(key, ""), endpointOf(endpoint, weight)); err != nil {
+		return fmt.Errorf("giving endpoint %s of %s weight %d: %w", endpoint, key, weight, err)
+	}
+	return nil
+}
+
+// cut removes an endpoint.
+func (k *kernel) cut(key serviceKey, endpoint netip.AddrPort) error {
+	k.counts.messages++
+	err := k.ipvs.DelDestination(virtual(key, ""), endpointOf(endpoint, 0))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("removing endpoint %s from %s: %w", endpoint, key, err)
+	}
+	return nil
+}

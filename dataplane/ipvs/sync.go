@@ -1,0 +1,561 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// Sync makes the kernel forward exactly what want describes.
+func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	accepted, failed, err := b.refuse(prev, want)
+	if err != nil {
+		return err
+	}
+	next := b.env
+	next.see(accepted, b.cfg.LocalhostNodePorts)
+	if prev == nil || !next.samePlans(&b.env) {
+		err = b.full(ctx, &next, accepted)
+	} else {
+		err = b.change(ctx, &next, prev, accepted)
+	}
+	if err != nil {
+		return err
+	}
+	b.env = next
+	if len(failed) > 0 {
+		return &dataplane.PartialError{Failed: failed}
+	}
+	return nil
+}
+
+// refuse takes out of want what cannot be programmed; that stays as it was.
+func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, []dataplane.PortError, error) {
+	var before dataplane.Ports
+	if prev != nil {
+		before = prev.Ports
+	}
+	var failed []dataplane.PortError
+	var keep []*dataplane.ServicePort
+	var drop []dataplane.PortID
+	for old, cur := range dataplane.Diff(before, want.Ports) {
+		if cur == nil {
+			continue
+		}
+		why, err := b.refusal(cur)
+		if err != nil {
+			return nil, nil, err
+		}
+		if why == nil {
+			continue
+		}
+		failed = append(failed, dataplane.PortError{ID: cur.ID, Err: why})
+		if old != nil {
+			keep = append(keep, old)
+		} else {
+			drop = append(drop, cur.ID)
+		}
+	}
+	if len(failed) == 0 {
+		return want, nil, nil
+	}
+	accepted := *want
+	accepted.Ports = want.Ports.With(keep, drop)
+	return &accepted, failed, nil
+}
+
+// refusal is why a ServicePort cannot be programmed, nil if it can.
+func (b *backend) refusal(port *dataplane.ServicePort) (why, fault error) {
+	if !slices.Contains(b.cfg.Families, port.ID.Family) {
+		return fmt.Errorf("the agent programs no %s here", port.ID.Family), nil
+	}
+	if port.Scheduler != "" {
+		if err := b.tryScheduler(port.Scheduler); err != nil {
+			return err, nil
+		}
+	}
+	for _, f := range port.Frontends {
+		if f.Kind == dataplane.NodePort || !b.excluded(f.Addr.Addr()) {
+			continue
+		}
+		key := serviceKey{port.ID.Protocol, f.Addr}
+		have, err := b.kernel.ipvs.GetService(virtual(key, ""))
+		b.counts.messages++
+		switch {
+		case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOENT):
+		case err != nil:
+			return nil, fmt.Errorf("reading %s: %w", key, err)
+		case have.Timeout != ownTimeout:
+			return fmt.Errorf("another program has %s, and --ipvs-exclude-cidrs leaves that alone", key), nil
+		}
+	}
+	return nil, nil
+}
+
+func (b *backend) excluded(a netip.Addr) bool {
+	return slices.ContainsFunc(b.options.ExcludeCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// tryScheduler finds out once whether the kernel has a scheduler.
+func (b *backend) tryScheduler(name string) error {
+	err, known := b.schedulers[name]
+	if !known {
+		err = inScratch(func() error { return tryServices(b.cfg.Families[0], name) })
+		b.schedulers[name] = err
+	}
+	return err
+}
+
+// wanted is all that the kernel shall hold.
+type wanted struct {
+	services []service
+	elements map[element]string
+	refs     map[element]int
+}
+
+func (e *env) wantAll(ports dataplane.Ports) *wanted {
+	w := &wanted{elements: map[element]string{}, refs: map[element]int{}}
+	for port := range ports.All() {
+		p := e.planFor(port)
+		w.services = append(w.services, p.services...)
+		maps.Copy(w.elements, p.elements)
+		for s := range p.shared {
+			w.refs[s]++
+			if s.set != setChains {
+				w.elements[s] = ""
+			}
+		}
+	}
+	return w
+}
+
+// constantElements are those that no ServicePort brings.
+func (e *env) constantElements(f dataplane.Family) map[element]string {
+	out := map[element]string{}
+	for _, a := range e.addressesOf(f) {
+		out[element{f, setAddresses, addrBytes(a)}] = ""
+	}
+	return out
+}
+
+// full reads the kernel back and writes what differs.
+func (b *backend) full(ctx context.Context, next *env, want *dataplane.Snapshot) error {
+	var err error
+	if next.taken, err = b.routes.taken(); err != nil {
+		return err
+	}
+	if err := b.applySettings(); err != nil {
+		return err
+	}
+	all := next.wantAll(want.Ports)
+	have, err := b.kernel.read()
+	if err != nil {
+		return err
+	}
+	var w writes
+	for _, t := range b.tables {
+		if err := b.compareTable(t, next, all, &w); err != nil {
+			return err
+		}
+		routes, err := b.routes.read(t.family)
+		if err != nil {
+			return err
+		}
+		w.compareRoutes(t.family, routes, all)
+	}
+	keys := map[serviceKey]bool{}
+	for _, s := range all.services {
+		keys[s.key] = true
+		h, there := have[s.key]
+		w.services = append(w.services, serviceChange{want: s, have: h, there: there})
+	}
+	for key, h := range have {
+		if h.ours && !keys[key] && slices.Contains(b.cfg.Families, dataplane.FamilyOf(key.addr.Addr())) {
+			w.goneServices = append(w.goneServices, key)
+		}
+	}
+	b.refs = all.refs
+	return b.write(ctx, next, &w)
+}
+
+// compareTable finds what a table lacks and what is too much in it.
+func (b *backend) compareTable(t *table, next *env, all *wanted, w *writes) error {
+	state, err := t.read()
+	if err != nil {
+		return err
+	}
+	elements := next.constantElements(t.family)
+	for e, data := range all.elements {
+		if e.family == t.family {
+			elements[e] = data
+		}
+	}
+	r, err := b.rulesFor(t.family, next, state.chains)
+	if err != nil {
+		return err
+	}
+	chains := r.constants()
+	for e := range all.refs {
+		if e.set == setChains && e.family == t.family {
+			chains[e.key] = r.numbered(e.key)
+		}
+	}
+	c := tableWrites{table: t, rules: r}
+	if !state.whole {
+		c.first = tableChange{remake: true, present: state.present, chains: chains, put: elements}
+		w.tables = append(w.tables, c)
+		return nil
+	}
+	c.first = tableChange{chains: map[string][]code{}, put: map[element]string{}, replaced: map[element]bool{}}
+	for name, chain := range chains {
+		notes, err := t.notes(chain, r.localnet.note(name))
+		if err != nil {
+			return err
+		}
+		if have, ok := state.chains[name]; !ok || !slices.Equal(have, notes) {
+			c.first.chains[name] = chain
+		}
+	}
+	for name := range state.chains {
+		if _, ok := chains[name]; !ok {
+			c.last.oldChains = append(c.last.oldChains, name)
+		}
+	}
+	c.compareElements(state.elements, elements)
+	w.tables = append(w.tables, c)
+	return nil
+}
+
+func (c *tableWrites) compareElements(have, want map[element]string) {
+	for e, data := range want {
+		old, ok := have[e]
+		if ok && old == data {
+			continue
+		}
+		c.first.put[e] = data
+		c.first.replaced[e] = ok
+	}
+	for e := range have {
+		if _, ok := want[e]; !ok {
+			c.last.remove = append(c.last.remove, e)
+		}
+	}
+}
+
+// rulesFor are a family's rules. What they do about route_localnet depends on
+// who switched it on, which an earlier process may have noted.
+func (b *backend) rulesFor(f dataplane.Family, next *env, chains map[string][]string) (*rules, error) {
+	r := &rules{env: next, family: f}
+	if !r.serveLocalhost() {
+		return r, nil
+	}
+	if r.localnet = localnetOf(chains); r.localnet != localnetOff {
+		return r, nil
+	}
+	on, err := routesLocalnet()
+	if err != nil {
+		return nil, err
+	}
+	r.localnet = localnetSwitch
+	if on {
+		r.localnet = localnetFound
+	}
+	return r, nil
+}
+
+// change writes what differs between two Snapshots, the first of which the
+// kernel holds.
+func (b *backend) change(ctx context.Context, next *env, prev, want *dataplane.Snapshot) error {
+	before := map[element]int{}
+	was, is := map[element]string{}, map[element]string{}
+	oldServices, newServices := map[serviceKey]service{}, []service(nil)
+	touch := func(e element, by int) {
+		if _, ok := before[e]; !ok {
+			before[e] = b.refs[e]
+		}
+		if b.refs[e] += by; b.refs[e] == 0 {
+			delete(b.refs, e)
+		}
+	}
+	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
+		if old != nil {
+			p := b.env.planFor(old)
+			maps.Copy(was, p.elements)
+			for e := range p.shared {
+				touch(e, -1)
+			}
+			for _, s := range p.services {
+				oldServices[s.key] = s
+			}
+		}
+		if cur != nil {
+			p := next.planFor(cur)
+			maps.Copy(is, p.elements)
+			for e := range p.shared {
+				touch(e, 1)
+			}
+			newServices = append(newServices, p.services...)
+		}
+	}
+	for e, n := range before {
+		if n > 0 {
+			was[e] = ""
+		}
+		if b.refs[e] > 0 {
+			is[e] = ""
+		}
+	}
+	var w writes
+	if err := b.planTables(next, prev, want, was, is, &w); err != nil {
+		return err
+	}
+	for _, s := range newServices {
+		old, there := oldServices[s.key]
+		delete(oldServices, s.key)
+		w.services = append(w.services, serviceChange{want: s, have: b.asWritten(old), there: there})
+	}
+	w.goneServices = slices.AppendSeq(w.goneServices, maps.Keys(oldServices))
+	return b.write(ctx, next, &w)
+}
+
+// planTables lists what changes in each table, and the routes that go with it.
+func (b *backend) planTables(next *env, prev, want *dataplane.Snapshot, was, is map[element]string, w *writes) error {
+	sameNode := prev.Node == want.Node && slices.Equal(prev.ServiceCIDRs, want.ServiceCIDRs)
+	for _, t := range b.tables {
+		r := &rules{env: next, family: t.family}
+		if r.serveLocalhost() {
+			r.localnet = b.localnet
+		}
+		c := tableWrites{table: t, rules: r, first: tableChange{chains: map[string][]code{}, put: map[element]string{}, replaced: map[element]bool{}}}
+		have, want := map[element]string{}, map[element]string{}
+		for e, data := range was {
+			if e.family == t.family {
+				have[e] = data
+			}
+		}
+		for e, data := range is {
+			if e.family == t.family {
+				want[e] = data
+			}
+		}
+		c.compareElements(have, want)
+		if !sameNode {
+			old := &rules{env: &b.env, family: t.family, localnet: r.localnet}
+			if err := c.compareChains(old.constants(), r.constants()); err != nil {
+				return err
+			}
+		}
+		c.takeChains()
+		w.takeRoutes(&c)
+		w.tables = append(w.tables, c)
+	}
+	return nil
+}
+
+// takeChains turns what stands for chains into chains.
+func (c *tableWrites) takeChains() {
+	for e := range c.first.put {
+		if e.set == setChains {
+			c.first.chains[e.key] = c.rules.numbered(e.key)
+			delete(c.first.put, e)
+		}
+	}
+	c.last.remove = slices.DeleteFunc(c.last.remove, func(e element) bool {
+		if e.set == setChains {
+			c.last.oldChains = append(c.last.oldChains, e.key)
+		}
+		return e.set == setChains
+	})
+}
+
+func (c *tableWrites) compareChains(old, cur map[string][]code) error {
+	for name, chain := range cur {
+		have, err := c.table.notes(old[name], "")
+		if err != nil {
+			return err
+		}
+		want, err := c.table.notes(chain, "")
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(have, want) {
+			c.first.chains[name] = chain
+		}
+	}
+	return nil
+}
+
+// asWritten is a service as an earlier Sync left it.
+func (b *backend) asWritten(s service) held {
+	h := held{scheduler: s.scheduler, ours: true, destinations: make(map[netip.AddrPort]destination, len(s.endpoints))}
+	for _, e := range s.endpoints {
+		h.destinations[e.Addr] = destination{weight: 1}
+	}
+	return h
+}
+
+// writes are what one Sync does to the kernel, in this order: what new
+// connections need before they come, what leads them there, and removals last.
+type writes struct {
+	tables       []tableWrites
+	services     []serviceChange
+	newRoutes    []netip.Addr
+	oldRoutes    []netip.Addr
+	goneServices []serviceKey
+}
+
+// tableWrites are the first and the last step.
+type tableWrites struct {
+	table       *table
+	rules       *rules
+	first, last tableChange
+}
+
+type serviceChange struct {
+	want  service
+	have  held
+	there bool
+}
+
+func (w *writes) compareRoutes(f dataplane.Family, have map[netip.Addr]bool, all *wanted) {
+	for e := range all.elements {
+		if e.set != setVIPs || e.family != f {
+			continue
+		}
+		a := addrOf(e.key)
+		if !have[a] {
+			w.newRoutes = append(w.newRoutes, a)
+		}
+		delete(have, a)
+	}
+	w.oldRoutes = slices.AppendSeq(w.oldRoutes, maps.Keys(have))
+}
+
+// takeRoutes adds the routes for the addresses that come and go.
+func (w *writes) takeRoutes(c *tableWrites) {
+	for e := range c.first.put {
+		if e.set == setVIPs {
+			w.newRoutes = append(w.newRoutes, addrOf(e.key))
+		}
+	}
+	for _, e := range c.last.remove {
+		if e.set == setVIPs {
+			w.oldRoutes = append(w.oldRoutes, addrOf(e.key))
+		}
+	}
+}
+
+func addrOf(bytes string) netip.Addr {
+	a, _ := netip.AddrFromSlice([]byte(bytes))
+	return a
+}
+
+func (b *backend) write(ctx context.Context, next *env, w *writes) error {
+	for _, c := range w.tables {
+		if err := b.writeFirst(&c); err != nil {
+			return err
+		}
+	}
+	for _, s := range w.services {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := b.writeService(s); err != nil {
+			return err
+		}
+	}
+	for _, a := range w.newRoutes {
+		if err := b.routes.add(a); err != nil {
+			return err
+		}
+	}
+	for _, a := range w.oldRoutes {
+		if err := b.routes.remove(a); err != nil {
+			return err
+		}
+	}
+	for _, key := range w.goneServices {
+		b.forget(key)
+		if err := b.kernel.remove(key); err != nil {
+			return err
+		}
+	}
+	for _, c := range w.tables {
+		if err := c.table.write(&c.last, c.rules.localnet.note); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeFirst writes a table's first step. The rule that keeps neighbours off
+// 127.0.0.0/8 is there as long as the kernel would let them in.
+func (b *backend) writeFirst(c *tableWrites) error {
+	if c.table.family == dataplane.IPv4 && b.localnet == localnetSwitch && c.rules.localnet == localnetOff {
+		if err := setRouteLocalnet(false); err != nil {
+			return err
+		}
+	}
+	if err := c.table.write(&c.first, c.rules.localnet.note); err != nil {
+		return err
+	}
+	if c.table.family != dataplane.IPv4 {
+		return nil
+	}
+	b.localnet = c.rules.localnet
+	if b.localnet == localnetSwitch {
+		return setRouteLocalnet(true)
+	}
+	return nil
+}
+
+// writeService brings one IPVS service to what is wanted: new endpoints before
+// old ones go.
+func (b *backend) writeService(s serviceChange) error {
+	key := s.want.key
+	if s.there && !s.have.ours {
+		b.log.Warn("taking over an IPVS service of another program: a Service has its address", "service", key.addr.String(), "protocol", key.protocol.String())
+	}
+	if !s.there || !s.have.ours || s.have.scheduler != s.want.scheduler {
+		if err := b.kernel.put(key, s.want.scheduler, s.there); err != nil {
+			return err
+		}
+	}
+	for _, e := range s.want.endpoints {
+		d, there := s.have.destinations[e.Addr]
+		var err error
+		switch {
+		case !there:
+			err = b.kernel.add(key, e.Addr)
+		case d.weight != 1:
+			err = b.kernel.weigh(key, e.Addr, 1)
+		}
+		if err != nil {
+			return err
+		}
+		delete(b.drains, draining{key, e.Addr})
+	}
+	var old []netip.AddrPort
+	for a, d := range s.have.destinations {
+		if slices.ContainsFunc(s.want.endpoints, func(e dataplane.Endpoint) bool { return e.Addr == a }) {
+			continue
+		}
+		if d.weight > 0 || key.protocol == dataplane.UDP {
+			old = append(old, a)
+		} else if _, known := b.drains[draining{key, a}]; !known { // an earlier process left it to drain
+			b.drains[draining{key, a}] = time.Now().Add(b.options.drainTimeout())
+		}
+	}
+	slices.SortFunc(old, netip.AddrPort.Compare)
+	return b.retire(key, old)
+}
