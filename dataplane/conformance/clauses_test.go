@@ -322,6 +322,18 @@ func continuityCases() []testCase {
 			r.syncUnknown(world{services: []service{serving("web", "b1")}})
 			r.stopAll(held)
 		}},
+		{"clause 5", "a TCP connection to an endpoint that leaves goes on, and new ones go to the others", func(r *run) {
+			r.sync(world{services: []service{serving("web", "b1")}})
+			tcp := func(p probe) probe { return p.in(dataplane.TCP) }
+			held := r.holdAll(tcp(from("a3").to(clusterIP, "web")), tcp(from("node-a").to(clusterIP, "web")),
+				tcp(from("outside").to(loadBalancer, "web")), tcp(from("outside").toNodePort("web", "node-a")))
+			r.sync(world{services: []service{serving("web", "b2 a1")}})
+			r.check(works("web", "b2 a1")...)
+			r.restart("node-a")
+			r.syncUnknown(world{services: []service{serving("web", "b2 a1")}})
+			r.check(works("web", "b2 a1")...)
+			r.stopAll(held)
+		}},
 		{"clause 5", "connections survive a restart of the agent", func(r *run) {
 			w := world{services: []service{serving("web", "b1")}}
 			r.sync(w)

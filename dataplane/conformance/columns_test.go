@@ -16,9 +16,9 @@ type column struct {
 	name    string
 	backend string // the name of its driver
 	driver  func(site) dataplane.Driver
-	// optional columns run only where -backend names them: what they need is not
-	// on every machine.
-	optional bool
+	// elsewhere is where the column runs if this machine lacks what it needs; then
+	// that is no failure, unless -backend names the column. "": everywhere.
+	elsewhere string
 	// sockets says that the backend translates sockets, so that who sits behind
 	// its hooks is seen with its own address (docs/adr/0004).
 	sockets bool

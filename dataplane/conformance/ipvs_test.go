@@ -17,7 +17,7 @@ import (
 
 func ipvsColumn() column {
 	return column{
-		name: "ipvs", backend: "ipvs", optional: true,
+		name: "ipvs", backend: "ipvs", elsewhere: "make test-vm",
 		driver: func(at site) dataplane.Driver { return ipvs.Driver(ipvs.Options{ExcludeCIDRs: at.Excluded}) },
 		state:  ipvsState,
 		damage: []act{

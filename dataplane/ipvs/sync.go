@@ -200,7 +200,10 @@ func (b *backend) compareTable(t *table, next *env, all *wanted, w *writes) erro
 			elements[e] = data
 		}
 	}
-	r, err := b.rulesFor(t.family, next, state.chains)
+	if t.family == dataplane.IPv4 {
+		b.localnet = localnetOf(state.chains) // as an earlier process left it
+	}
+	r, err := b.rulesFor(t.family, next, b.localnet)
 	if err != nil {
 		return err
 	}
@@ -254,12 +257,12 @@ func (c *tableWrites) compareElements(have, want map[element]string) {
 
 // rulesFor are a family's rules. What they do about route_localnet depends on
 // who switched it on, which an earlier process may have noted.
-func (b *backend) rulesFor(f dataplane.Family, next *env, chains map[string][]string) (*rules, error) {
+func (b *backend) rulesFor(f dataplane.Family, next *env, before localnet) (*rules, error) {
 	r := &rules{env: next, family: f}
 	if !r.serveLocalhost() {
 		return r, nil
 	}
-	if r.localnet = localnetOf(chains); r.localnet != localnetOff {
+	if r.localnet = before; before != localnetOff {
 		return r, nil
 	}
 	on, err := routesLocalnet()

@@ -26,7 +26,7 @@ func (j job) name() string { return strings.ReplaceAll(j.dir, "/", "_") }
 // matrix are the packages of the kernel matrix, in the order in which they
 // run: those that say in the shortest time what a kernel lacks come first.
 func matrix() []string {
-	return []string{"dataplane/ebpf/internal/packet", "dataplane/ebpf/internal/terminate", "dataplane/ebpf", "dataplane/iptables", conformance}
+	return []string{"dataplane/ebpf/internal/packet", "dataplane/ebpf/internal/terminate", "dataplane/ebpf", "dataplane/iptables", "dataplane/ipvs", conformance}
 }
 
 // jobs are the packages named, or the matrix.
