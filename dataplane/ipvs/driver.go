@@ -156,6 +156,13 @@ func inScratch(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlock: the thread ends with its namespace
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread does not end, and its namespace counts as the process's.
+			// While it waits here, the next goroutine gets another one.
+			done <- inScratch(f)
+			runtime.UnlockOSThread()
+			return
+		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("making a network namespace: %w", err)
 			return

@@ -32,6 +32,9 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 		if err != nil {
 			return nil, err
 		}
+		for a := range reached {
+			reached[a] = true // whatever its source
+		}
 		maps.Copy(reached, taken)
 		o := &observer{family: t.family, elements: state.elements, services: services, reached: reached}
 		o.frontends(out)

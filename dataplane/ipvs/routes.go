@@ -13,10 +13,13 @@ import (
 )
 
 // routes are our local routes: they bring packets for a Service address to the
-// hooks where IPVS is, without the address on any device.
+// hooks where IPVS is, without the address on any device. Each has a source, so
+// that the node does not connect to the address from the address itself: source
+// ranges and endpoints are to see the node.
 type routes struct {
 	netlink *netlink.Handle
 	lo      int // index of the loopback device
+	sources map[dataplane.Family]netip.Addr
 	counts  *counts
 }
 
@@ -29,12 +32,24 @@ func openRoutes(c *counts) (*routes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the loopback device: %w", err)
 	}
-	return &routes{netlink: h, lo: lo.Attrs().Index, counts: c}, nil
+	return &routes{netlink: h, lo: lo.Attrs().Index, sources: map[dataplane.Family]netip.Addr{}, counts: c}, nil
+}
+
+// findSource finds the address from which the node sends to other hosts.
+func (r *routes) findSource(f dataplane.Family) {
+	delete(r.sources, f)
+	to, err := r.netlink.RouteGet(exampleOf(f).AsSlice())
+	if err != nil || len(to) == 0 {
+		return // no way out, so no matter
+	}
+	if a, ok := netip.AddrFromSlice(to[0].Src); ok && a.Unmap().IsGlobalUnicast() {
+		r.sources[f] = a.Unmap()
+	}
 }
 
 func (r *routes) close() { r.netlink.Close() }
 
-// read reads our routes of a family back.
+// read reads our routes of a family back, with whether their source is right.
 func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
 	only := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol}
@@ -48,7 +63,8 @@ func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 			continue
 		}
 		if a, ok := netip.AddrFromSlice(route.Dst.IP); ok {
-			out[a.Unmap()] = true
+			source, _ := netip.AddrFromSlice(route.Src)
+			out[a.Unmap()] = source.Unmap() == r.sources[f]
 		}
 	}
 	return out, nil
@@ -68,15 +84,21 @@ func (r *routes) add(a netip.Addr) error {
 
 func (r *routes) remove(a netip.Addr) error {
 	r.counts.routes++
-	if err := r.netlink.RouteDel(r.route(a)); err != nil && !errors.Is(err, unix.ESRCH) {
+	route := r.route(a)
+	route.Src = nil // whatever it is
+	if err := r.netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the local route to %s: %w", a, err)
 	}
 	return nil
 }
 
 func (r *routes) route(a netip.Addr) *netlink.Route {
+	var source net.IP
+	if s := r.sources[dataplane.FamilyOf(a)]; s.IsValid() {
+		source = s.AsSlice()
+	}
 	return &netlink.Route{
-		LinkIndex: r.lo, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+		LinkIndex: r.lo, Src: source, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
 		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol, Scope: netlink.SCOPE_HOST,
 	}
 }

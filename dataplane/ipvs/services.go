@@ -124,6 +124,9 @@ func (k *kernel) put(key serviceKey, scheduler string, there bool) error {
 	if errors.Is(err, unix.EEXIST) {
 		return k.put(key, scheduler, true)
 	}
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("making %s: the kernel has no scheduler %s (module ip_vs_%s): %w", key, scheduler, scheduler, err)
+	}
 	if err != nil {
 		return fmt.Errorf("making %s with scheduler %s: %w", key, scheduler, err)
 	}

@@ -167,6 +167,7 @@ func (b *backend) full(ctx context.Context, next *env, want *dataplane.Snapshot)
 		if err := b.compareTable(t, next, all, &w); err != nil {
 			return err
 		}
+		b.routes.findSource(t.family)
 		routes, err := b.routes.read(t.family)
 		if err != nil {
 			return err
@@ -412,6 +413,7 @@ func (b *backend) asWritten(s service) held {
 type writes struct {
 	tables       []tableWrites
 	services     []serviceChange
+	wrongRoutes  []netip.Addr // of newRoutes: there with another source
 	newRoutes    []netip.Addr
 	oldRoutes    []netip.Addr
 	goneServices []serviceKey
@@ -436,7 +438,11 @@ func (w *writes) compareRoutes(f dataplane.Family, have map[netip.Addr]bool, all
 			continue
 		}
 		a := addrOf(e.key)
-		if !have[a] {
+		right, there := have[a]
+		if there && !right {
+			w.wrongRoutes = append(w.wrongRoutes, a)
+		}
+		if !right {
 			w.newRoutes = append(w.newRoutes, a)
 		}
 		delete(have, a)
@@ -474,6 +480,11 @@ func (b *backend) write(ctx context.Context, next *env, w *writes) error {
 			return err
 		}
 		if err := b.writeService(s); err != nil {
+			return err
+		}
+	}
+	for _, a := range w.wrongRoutes {
+		if err := b.routes.remove(a); err != nil {
 			return err
 		}
 	}
