@@ -68,7 +68,7 @@ func (r *rules) serveLocalhost() bool { return r.localhost && r.family == datapl
 func (r *rules) constants() map[string][]code {
 	chains := map[string][]code{
 		chainPrerouting:  {r.jump(chainServices)},
-		chainOutput:      {r.lookup(r.source(0), 0, setVIPs).then(jumpTo(chainMark)), r.jump(chainServices)},
+		chainOutput:      {r.lookup(r.source(0), setVIPs).then(jumpTo(chainMark)), r.jump(chainServices)},
 		chainPostrouting: r.postrouting(),
 		chainLocalIn:     {r.learnBy()},
 		chainPicked:      {r.picked().then(r.learnBy()...)},
@@ -99,11 +99,11 @@ func (r *rules) services() []code {
 	var out []code
 	for _, w := range []way{byAddress, byNode} {
 		for _, s := range frontendSets() {
-			out = append(out, r.lookup(r.place(w), 0, s.set).then(gotoChain(s.chain)))
+			out = append(out, r.lookup(r.place(w), s.set).then(gotoChain(s.chain)))
 		}
 	}
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
-		out = append(out, r.protocolIs(p).then(r.lookup(r.destination(0), 0, setVIPs)...).then(gotoChain(chainReject)))
+		out = append(out, r.protocolIs(p).then(r.lookup(r.destination(0), setVIPs)...).then(gotoChain(chainReject)))
 	}
 	for _, p := range r.ranges {
 		if dataplane.FamilyOf(p.Addr()) == r.family && p.Bits() > 0 { // nobody drops all that there is
@@ -120,7 +120,7 @@ func (r *rules) special() []code {
 	out := append(r.restricted(byAddress), r.restricted(byNode)...)
 	out = append(out, r.dispatch(setMasquerade, byAddress, byNode)...)
 	for _, w := range []way{byAddress, byNode} {
-		out = append(out, r.lookup(r.place(w), 0, setInside).then(jumpTo(chainAsk)))
+		out = append(out, r.lookup(r.place(w), setInside).then(jumpTo(chainAsk)))
 	}
 	out = append(out, r.dispatch(setSticky, byAddress, byNode)...)
 	return append(out, r.dispatch(setEmpty, byAddress, byNode)...)
@@ -128,7 +128,7 @@ func (r *rules) special() []code {
 
 // restricted drops clients out of the source ranges of a frontend.
 func (r *rules) restricted(w way) []code {
-	rule := r.lookup(r.place(w), 0, setRestricted).then(r.source(r.placeSize())...)
+	rule := r.lookup(r.place(w), setRestricted).then(r.source(r.placeSize())...)
 	rule = append(rule, &expr.Lookup{SourceRegister: reg(0), SetName: setSources, Invert: true})
 	return []code{rule.then(gotoChain(chainDrop))}
 }
@@ -161,7 +161,7 @@ func (r *rules) pick(n uint32) []code {
 	var out []code
 	for _, w := range r.ways() {
 		rule := append(r.place(w), &expr.Numgen{Register: reg(r.placeSize()), Modulus: n, Type: unix.NFT_NG_RANDOM})
-		out = append(out, r.mapped(rule, 0, setPicked, 0).then(r.dnat(0)...))
+		out = append(out, r.mapped(rule, setPicked, 0).then(r.dnat()...))
 	}
 	return out
 }
@@ -176,11 +176,11 @@ func (r *rules) sticky(members string, keep time.Duration) []code {
 	client := r.priority(0).then(r.source(1)...)
 	// Without this lookup an unknown client would get a meaningless number; what
 	// it loads is not used, as the update of a known one keeps what it has.
-	known := r.mapped(client, 0, setAffinity, 8)
+	known := r.mapped(client, setAffinity, 8)
 	out = append(out, known.then(r.remember(0, keep)), client.then(r.setPriority(setAffinity)...))
 	for _, w := range r.ways() {
 		rule := r.place(w).then(r.priority(r.placeSize())...)
-		out = append(out, r.mapped(rule, 0, members, 0).then(r.dnat(0)...))
+		out = append(out, r.mapped(rule, members, 0).then(r.dnat()...))
 	}
 	out = append(out, r.loadID()...)
 	return append(out, client.then(&expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(0), SetName: setAffinity, Operation: dynsetDelete}))
@@ -229,7 +229,7 @@ const statusDNAT = 1 << 5 // IPS_DST_NAT
 
 // setPriority sets the packet's priority to what a map has.
 func (r *rules) setPriority(set string) code {
-	return r.mapped(nil, 0, set, 0).then(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(0), SourceRegister: true})
+	return r.mapped(nil, set, 0).then(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(0), SourceRegister: true})
 }
 
 func (r *rules) priority(at int) code {
@@ -242,7 +242,7 @@ const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
 func (r *rules) postrouting() []code {
 	out := []code{r.learnBy()}
 	hairpin := r.source(0).then(r.destination(r.addrSize())...).then(r.protocol(2*r.addrSize()), r.port(2*r.addrSize()+1))
-	out = append(out, append(r.lookup(hairpin, 0, setHairpin), masquerade()))
+	out = append(out, append(r.lookup(hairpin, setHairpin), masquerade()))
 	if r.serveLocalhost() {
 		rule := append(r.loopback(r.source(0)), &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg(0)},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: interfaceName("lo")})
@@ -370,7 +370,7 @@ func (r *rules) place(w way) code {
 	to := r.destination(0)
 	switch w {
 	case byNode:
-		to = r.lookup(to, 0, setAddresses)
+		to = r.lookup(to, setAddresses)
 	case byLocalhost:
 		to = r.loopback(to)
 	}
@@ -380,18 +380,19 @@ func (r *rules) place(w way) code {
 	return to.then(r.protocol(r.addrSize()), r.port(r.addrSize()+1))
 }
 
-// lookup goes on if what is at a register is in a set.
-func (r *rules) lookup(before code, at int, set string) code {
-	return before.then(&expr.Lookup{SourceRegister: reg(at), SetName: set})
+// lookup goes on if what is in the first registers is in a set.
+func (r *rules) lookup(before code, set string) code {
+	return before.then(&expr.Lookup{SourceRegister: reg(0), SetName: set})
 }
 
-// mapped is lookup that loads what a map has.
-func (r *rules) mapped(before code, at int, set string, to int) code {
-	return before.then(&expr.Lookup{SourceRegister: reg(at), SetName: set, DestRegister: reg(to), IsDestRegSet: true})
+// mapped is lookup in a map, and loads what that has.
+func (r *rules) mapped(before code, set string, to int) code {
+	return before.then(&expr.Lookup{SourceRegister: reg(0), SetName: set, DestRegister: reg(to), IsDestRegSet: true})
 }
 
-func (r *rules) dnat(at int) code {
-	return code{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(r.nfFamily()), RegAddrMin: reg(at), RegProtoMin: reg(at + r.addrSize())}}
+// dnat translates to the endpoint in the first registers.
+func (r *rules) dnat() code {
+	return code{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(r.nfFamily()), RegAddrMin: reg(0), RegProtoMin: reg(r.addrSize())}}
 }
 
 func (r *rules) nfFamily() nftables.TableFamily { return tableFamily(r.family) }

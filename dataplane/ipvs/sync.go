@@ -280,6 +280,15 @@ func (b *backend) rulesFor(f dataplane.Family, next *env, before localnet) (*rul
 // change writes what differs between two Snapshots, the first of which the
 // kernel holds.
 func (b *backend) change(ctx context.Context, next *env, prev, want *dataplane.Snapshot) error {
+	w, err := b.difference(next, prev, want)
+	if err != nil {
+		return err
+	}
+	return b.write(ctx, next, w)
+}
+
+// difference is what change writes. It takes over who wants what is shared.
+func (b *backend) difference(next *env, prev, want *dataplane.Snapshot) (*writes, error) {
 	before := map[element]int{}
 	was, is := map[element]string{}, map[element]string{}
 	oldServices, newServices := map[serviceKey]service{}, []service(nil)
@@ -319,9 +328,9 @@ func (b *backend) change(ctx context.Context, next *env, prev, want *dataplane.S
 			is[e] = ""
 		}
 	}
-	var w writes
-	if err := b.planTables(next, prev, want, was, is, &w); err != nil {
-		return err
+	w := &writes{}
+	if err := b.planTables(next, prev, want, was, is, w); err != nil {
+		return nil, err
 	}
 	for _, s := range newServices {
 		old, there := oldServices[s.key]
@@ -329,7 +338,7 @@ func (b *backend) change(ctx context.Context, next *env, prev, want *dataplane.S
 		w.services = append(w.services, serviceChange{want: s, have: b.asWritten(old), there: there})
 	}
 	w.goneServices = slices.AppendSeq(w.goneServices, maps.Keys(oldServices))
-	return b.write(ctx, next, &w)
+	return w, nil
 }
 
 // planTables lists what changes in each table, and the routes that go with it.

@@ -1,0 +1,168 @@
+package ipvs
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// TestSteps walks through random Snapshots and checks after each that the
+// changes add up to what a fresh start wants: elements, chains, routes, services.
+func TestSteps(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
+	b := &backend{refs: map[element]int{}, tables: []*table{newTable(dataplane.IPv4, &counts{}), newTable(dataplane.IPv6, &counts{})}}
+	b.env = env{mark: 1 << 14, scheduler: "rr", localhost: true, addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+	have := newModel()
+	prev := snapshotOf()
+	for step := range 300 {
+		want := randomSnapshot(random, prev)
+		w, err := b.difference(&b.env, prev, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have.apply(t, w)
+		fresh := newModel()
+		all := b.env.wantAll(want.Ports)
+		maps.Copy(fresh.elements, all.elements)
+		for e := range all.refs {
+			if e.set == setChains {
+				fresh.chains[element{e.family, "", e.key}] = true
+			}
+			if e.set == setVIPs {
+				fresh.routes[addrOf(e.key)] = true
+			}
+		}
+		for _, s := range all.services {
+			fresh.services[s.key] = s
+		}
+		switch {
+		case !maps.Equal(have.elements, fresh.elements):
+			t.Fatalf("step %d: %d elements, a fresh start has %d", step, len(have.elements), len(fresh.elements))
+		case !maps.Equal(have.chains, fresh.chains):
+			t.Fatalf("step %d: chains %v, a fresh start has %v", step, have.chains, fresh.chains)
+		case !maps.Equal(have.routes, fresh.routes):
+			t.Fatalf("step %d: routes %v, a fresh start has %v", step, have.routes, fresh.routes)
+		case !maps.EqualFunc(have.services, fresh.services, sameService):
+			t.Fatalf("step %d: services %v, a fresh start has %v", step, have.services, fresh.services)
+		case !maps.Equal(b.refs, all.refs):
+			t.Fatalf("step %d: who wants what is shared: %v, a fresh start has %v", step, b.refs, all.refs)
+		}
+		prev = want
+	}
+}
+
+func sameService(a, b service) bool {
+	return a.scheduler == b.scheduler && slices.Equal(a.endpoints, b.endpoints)
+}
+
+// model is a kernel that does as it is told.
+type model struct {
+	elements map[element]string
+	chains   map[element]bool
+	routes   map[netip.Addr]bool
+	services map[serviceKey]service
+}
+
+func newModel() *model {
+	return &model{map[element]string{}, map[element]bool{}, map[netip.Addr]bool{}, map[serviceKey]service{}}
+}
+
+func (m *model) apply(t *testing.T, w *writes) {
+	t.Helper()
+	for _, c := range w.tables {
+		for e, data := range c.first.put {
+			old, there := m.elements[e]
+			if there != c.first.replaced[e] || there && old == data {
+				t.Fatalf("element %v is put over %q (%t)", e, old, there)
+			}
+			m.elements[e] = data
+		}
+		for name := range c.first.chains {
+			m.chains[element{c.table.family, "", name}] = true
+		}
+		for _, e := range c.last.remove {
+			if _, there := m.elements[e]; !there {
+				t.Fatalf("element %v is removed and not there", e)
+			}
+			delete(m.elements, e)
+		}
+		for _, name := range c.last.oldChains {
+			delete(m.chains, element{c.table.family, "", name})
+		}
+	}
+	for _, s := range w.services {
+		m.services[s.want.key] = s.want
+	}
+	for _, key := range w.goneServices {
+		delete(m.services, key)
+	}
+	for _, a := range w.newRoutes {
+		m.routes[a] = true
+	}
+	for _, a := range w.oldRoutes {
+		delete(m.routes, a)
+	}
+}
+
+// randomSnapshot changes some of a Snapshot's ten ServicePorts.
+func randomSnapshot(random *rand.Rand, prev *dataplane.Snapshot) *dataplane.Snapshot {
+	var put []*dataplane.ServicePort
+	var remove []dataplane.PortID
+	for range 1 + random.IntN(3) {
+		i, v6 := random.IntN(5), random.IntN(2) == 1
+		p := randomPort(random, i, v6)
+		if random.IntN(4) == 0 {
+			remove = append(remove, p.ID)
+		} else {
+			put = append(put, p)
+		}
+	}
+	next := *prev
+	next.Ports = prev.Ports.With(put, remove)
+	return &next
+}
+
+func randomPort(random *rand.Rand, i int, v6 bool) *dataplane.ServicePort {
+	endpoints := []string{"10.244.0.1:80 local", "10.244.0.2:80 local", "10.244.1.1:80", "10.244.1.2:81", "10.244.1.3:80"}
+	vip, node := fmt.Sprintf("10.96.0.%d:80", i%3), fmt.Sprintf("0.0.0.0:%d", 30000+i) // addresses are shared
+	lb := fmt.Sprintf("10.97.0.%d:%d", i%2, 80+i)
+	if v6 {
+		endpoints = []string{"[fd00::1]:80 local", "[fd00::2]:80 local", "[fd00:1::1]:80", "[fd00:1::2]:81"}
+		vip, node, lb = fmt.Sprintf("[fd96::%d]:80", i%3), fmt.Sprintf("[::]:%d", 30000+i), fmt.Sprintf("[fd97::%d]:%d", i%2, 80+i)
+	}
+	vip = netip.AddrPortFrom(netip.MustParseAddrPort(vip).Addr(), uint16(80+i)).String()
+	some := func() *dataplane.Pool {
+		var words []string
+		for _, e := range endpoints {
+			if random.IntN(2) == 0 {
+				words = append(words, e)
+			}
+		}
+		if random.IntN(2) == 0 {
+			words = append(words, "drop")
+		}
+		return pool(words...)
+	}
+	all := some()
+	snat := func() dataplane.SNAT { return dataplane.SNAT(random.IntN(4)) }
+	frontends := []dataplane.Frontend{frontend(dataplane.ClusterIP, vip, all, snat())}
+	for _, external := range []dataplane.Frontend{frontend(dataplane.LoadBalancer, lb, all, snat()), frontend(dataplane.NodePort, node, all, snat())} {
+		if random.IntN(2) == 0 {
+			continue
+		}
+		f := external
+		if random.IntN(2) == 0 {
+			f.Pool, f.Inside = some(), all
+		}
+		frontends = append(frontends, f)
+	}
+	p := port(fmt.Sprintf("web-%d", i), frontends...)
+	p.Affinity = time.Duration(random.IntN(3)) * time.Minute
+	return p
+}
