@@ -344,39 +344,3 @@ static __always_inline long not_added(long err)
 	count(err == -E2BIG ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_NOT_ADDED);
 	return err;
 }
-
-/* How add_answers chooses a source port. */
-#define PORT_KEEP 1 /* the packet's own first */
-#define PORT_NODE 2 /* the source is the node's address: the ports of its sockets are taken */
-
-/* add_answers makes the entry of the answers to packets that become t: they
- * become answer. Where another connection has the tuple already, t gets another
- * source port; after some tries that of a connection which has ended. Not 0: it
- * cannot be, and why was counted.
- */
-static __noinline long add_answers(struct __sk_buff *skb, struct tuple *t, struct conn *answer, __u8 stage, __u8 port)
-{
-	struct tuple key;
-	bool keep, own;
-	long err;
-
-	for (int i = 0; i < MAX_PORT_TRIES; i++) {
-		keep = !i && port & PORT_KEEP;
-		/* The socket that an unconnected UDP packet is from would find itself. */
-		own = port & PORT_NODE && !(keep && t->protocol == IPPROTO_UDP);
-		if (!keep)
-			t->sport = bpf_htons(1024 + (__u16)(bpf_get_prandom_u32() % (65536 - 1024)));
-		reversed(&key, t, stage);
-		if (own && has_socket(skb, t))
-			continue;
-		err = bpf_map_update_elem(&connections, &key, answer, BPF_NOEXIST);
-		if (err == -EEXIST && i >= MAX_FREE_PORT_TRIES && give_way(&key))
-			err = bpf_map_update_elem(&connections, &key, answer, BPF_NOEXIST);
-		if (!err)
-			return 0;
-		if (err != -EEXIST)
-			return not_added(err);
-	}
-	count(STAT_PACKET_PORTS_TAKEN);
-	return -EEXIST;
-}

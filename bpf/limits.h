@@ -6,8 +6,10 @@
  * overtakes a lookup. Each read sees the newest state. */
 #define MAX_SELECT_TRIES 3
 
-/* Steps of the binary search for an endpoint: pools of up to 2^20 endpoints. */
-#define MAX_SEARCH_STEPS 20
+/* Steps of the binary search for an endpoint: pools of up to 2^16 endpoints. In a
+ * larger one a client that comes back may get another endpoint.
+ */
+#define MAX_SEARCH_STEPS 16
 
 /* Different pools of one Service port. Half of them are free for a change of
  * policies: new pools are in place before the first frontend turns to them. */
@@ -37,8 +39,8 @@
 /* Source ports tried for a connection whose own one is taken: at first only
  * free ones, then also those of connections that have ended.
  */
-#define MAX_FREE_PORT_TRIES 12
-#define MAX_PORT_TRIES 24
+#define MAX_FREE_PORT_TRIES 6
+#define MAX_PORT_TRIES 16
 
 /* Entries of the connection table, 2 to 4 of them a connection. */
 #define DEFAULT_CONNECTIONS 1048576

@@ -157,11 +157,64 @@ static __always_inline bool masquerade_address(__u32 ifindex, __u8 ipv6, struct 
 	return ipv6 ? to->w[0] || to->w[1] || to->w[2] || to->w[3] : to->w[3] != 0;
 }
 
+/* Functions that are not static are verified once by themselves, so that their
+ * loops are not walked through again from each way that leads to them. They are
+ * given nothing but the packet and numbers; the rest is in scratch.
+ */
+
+/* How add_answers chooses a source port. */
+#define PORT_KEEP 1 /* the packet's own first */
+#define PORT_NODE 2 /* the source is the node's address: the ports of its sockets are taken */
+
+/* add_answers makes the entry of the answers to packets that become s.becomes:
+ * they become s.answers. Where another connection has the tuple already,
+ * s.becomes gets another source port; after some tries that of a connection which
+ * has ended. Not 0: it cannot be, and why was counted.
+ */
+__noinline int add_answers(struct __sk_buff *skb, int stage, int port)
+{
+	struct scratch *s = scratch();
+	struct tuple key, *t;
+	bool keep, own;
+	long err;
+
+	if (!s)
+		return -ENOMEM;
+	t = &s->becomes;
+	for (int i = 0; i < MAX_PORT_TRIES; i++) {
+		keep = !i && port & PORT_KEEP;
+		/* The socket that an unconnected UDP packet is from would find itself. */
+		own = port & PORT_NODE && !(keep && t->protocol == IPPROTO_UDP);
+		if (!keep)
+			t->sport = bpf_htons(1024 + (__u16)(bpf_get_prandom_u32() % (65536 - 1024)));
+		reversed(&key, t, stage);
+		if (own && has_socket(skb, t))
+			continue;
+		err = bpf_map_update_elem(&connections, &key, &s->answers, BPF_NOEXIST);
+		if (err == -EEXIST && i >= MAX_FREE_PORT_TRIES && give_way(&key))
+			err = bpf_map_update_elem(&connections, &key, &s->answers, BPF_NOEXIST);
+		if (!err)
+			return 0;
+		if (err != -EEXIST)
+			return not_added(err);
+	}
+	count(STAT_PACKET_PORTS_TAKEN);
+	return -EEXIST;
+}
+
+/* choose_endpoint answers s.request in s.answer (enum verdict). */
+__noinline int choose_endpoint(void)
+{
+	struct scratch *s = scratch();
+
+	return s ? choose(&s->request, &s->answer) : VERDICT_NONE;
+}
+
 /* masquerade_port: SCTP peers tell each other their ports, so they are changed
  * only where they must be. Others get a random port, as with kube-proxy, so that
  * nobody can foresee it.
  */
-static __always_inline __u8 masquerade_port(const struct packet *p)
+static __always_inline int masquerade_port(const struct packet *p)
 {
 	return p->tuple.protocol == IPPROTO_SCTP ? PORT_NODE | PORT_KEEP : PORT_NODE;
 }
@@ -185,7 +238,7 @@ static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struc
 		count(STAT_PACKET_NO_ADDRESS);
 		return -1;
 	}
-	if (add_answers(skb, t, &s->answers, STAGE_IN, masquerade_port(p)))
+	if (add_answers(skb, STAGE_IN, masquerade_port(p)))
 		return -1;
 	/* From now on answers at egress were at ingress before. Where the endpoint is
 	 * the node itself, packets never come here, and answers come from its socket. */
@@ -199,15 +252,20 @@ static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struc
 	return 0;
 }
 
-/* client_kind tells who sent a packet that is seen at ingress. */
-static __always_inline enum client_kind client_kind(struct __sk_buff *skb, const struct addr *src)
+/* client_kind tells who sent a packet that is seen at ingress (enum client_kind).
+ */
+__noinline int client_kind(struct __sk_buff *skb)
 {
-	struct range_key range = {.bits = 128, .addr = *src};
+	struct range_key range = {.bits = 128};
 	__u32 ifindex = skb->ifindex;
 	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
+	struct scratch *s = scratch();
 
+	if (!s)
+		return CLIENT_OUTSIDE;
 	if (d && d->flags & DEVICE_PODS)
 		return CLIENT_POD;
+	range.addr = s->packet.tuple.src;
 	return bpf_map_lookup_elem(&pod_ranges, &range) ? CLIENT_POD : CLIENT_OUTSIDE;
 }
 
@@ -258,7 +316,7 @@ static __noinline struct conn *open_in(struct __sk_buff *skb, struct scratch *s,
 	long err;
 
 	new_conn(skb, s, STAGE_OUT);
-	if (add_answers(skb, &s->becomes, &s->answers, STAGE_OUT, PORT_KEEP))
+	if (add_answers(skb, STAGE_OUT, PORT_KEEP))
 		return NULL;
 	conn_to(c, &s->becomes);
 	if (is_masqueraded(&s->answer, kind, &key->src)) {
@@ -301,7 +359,7 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 			return NULL;
 		}
 	}
-	if (add_answers(skb, t, &s->answers, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE))
+	if (add_answers(skb, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE))
 		return NULL;
 	conn_to(&s->conn, t);
 	return add_primary(&p->tuple, &s->conn);
@@ -399,7 +457,7 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 	if (stage == STAGE_IN && is_translated(p))
 		return PASS;
 	request_of(&s->request, p, kind);
-	v = choose(&s->request, &s->answer);
+	v = choose_endpoint();
 	/* What open_out translated comes by once more, on the device that it was sent to. */
 	if (v == VERDICT_NONE && !(stage == STAGE_OUT && skb->tc_index == TAG) && clashes(p, stage)) {
 		/* It keeps its destination and gets another source port. */
@@ -504,7 +562,7 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 /* handle is all of it, for a packet whose network header is at l3. */
 static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 {
-	enum client_kind kind = CLIENT_NODE;
+	int kind = CLIENT_NODE;
 	struct scratch *s = scratch();
 	struct conn *c = NULL;
 	struct packet *p;
@@ -544,7 +602,7 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	if (stage == STAGE_OUT ? !c && skb->ingress_ifindex : addr_is_loopback(&p->tuple.dst))
 		return PASS;
 	if (stage == STAGE_IN)
-		kind = client_kind(skb, &p->tuple.src);
+		kind = client_kind(skb);
 	if (c && !is_over(s, c, kind))
 		return translate(skb, s, c, stage);
 	if (c) {
