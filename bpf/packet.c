@@ -535,7 +535,8 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	struct tuple key, t, outer;
 	struct conn *c;
 
-	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED)
+	/* What the error quotes ends with it; behind that may be the frame's padding. */
+	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED || inner->l4 + sizeof(__be32) > p->end)
 		return PASS;
 	/* The error travels like an answer to the packet inside it. */
 	reversed(&key, &inner->tuple, stage);
@@ -544,7 +545,9 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	if (!c || c->flags & CONN_MASQUERADE)
 		return PASS;
 	outer = p->tuple;
-	if (addr_equal(&outer.src, &key.src))
+	/* Whoever noticed, the receiver's network knows of this side only what the
+	 * packets of the connection have as source: of others it may drop packets. */
+	if (!addr_equal(&key.src, &c->src))
 		outer.src = c->src;
 	if (addr_equal(&outer.dst, &key.dst))
 		outer.dst = c->dst;

@@ -136,6 +136,9 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	if b.path != nil && !check {
 		return b.setNode(node)
 	}
+	if b.path == nil {
+		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
+	}
 	if b.opts.SocketLB {
 		if err := b.attachSockets(); err != nil {
 			return err

@@ -88,7 +88,7 @@ type backend struct {
 
 	all      map[string]*ebpf.Map // every map, by name
 	maps     *tables              // those that Sync writes
-	toAdopt  []string             // maps to be pinned in place of older ones
+	toAdopt  map[string]*ebpf.Map // older maps that ours are to be pinned in place of
 	sock     *ebpf.Collection     // nil: no socket hooks
 	packets  *ebpf.Collection
 	ender    *ender // nil: no socket hooks
@@ -147,7 +147,7 @@ func prepare(o Options, cfg dataplane.Config) (*backend, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	b := &backend{opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), all: map[string]*ebpf.Map{}}
+	b := &backend{opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}}
 	if !o.SocketLB {
 		return b, nil
 	}
@@ -278,6 +278,9 @@ func (b *backend) Close() error {
 		}
 	}
 	for _, m := range b.all {
+		errs = append(errs, m.Close())
+	}
+	for _, m := range b.toAdopt {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)

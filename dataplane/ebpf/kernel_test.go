@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -427,6 +429,43 @@ func TestRestartWithOtherSizesMovesToNewMaps(t *testing.T) {
 			t.Errorf("after it: got %q, %v", got, err)
 		}
 		_ = b.Close()
+	}
+}
+
+// What the old programs note on the old maps until they are replaced is not lost.
+func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	mustSync(t, b, nil, snapshot())
+	_ = b.Close()
+	old, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, "connections"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = old.Close() }()
+	entry := func(n byte) (key, value []byte) {
+		key, value = make([]byte, old.KeySize()), make([]byte, old.ValueSize())
+		key[0], value[0] = n, n
+		return key, value
+	}
+	o.MaxConnections = 1000
+	note := func(n byte) {
+		if err := old.Put(entry(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note(1)
+	b = openBackend(t, o)
+	note(2) // a connection that begins before the first Sync
+	mustSync(t, b, nil, snapshot())
+	for n := byte(1); n <= 2; n++ {
+		key, want := entry(n)
+		if have, err := b.all["connections"].LookupBytes(key); err != nil || !bytes.Equal(have, want) {
+			t.Errorf("entry %d: the new map has %x, %v", n, have, err)
+		}
+	}
+	if b.all["connections"].MaxEntries() == old.MaxEntries() {
+		t.Error("the map was not replaced")
 	}
 }
 
