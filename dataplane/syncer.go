@@ -26,8 +26,8 @@ type SyncerConfig struct {
 	// next: Snapshots that come meanwhile are one Sync. A first Snapshot after a
 	// quiet time is taken at once. Default 20 ms.
 	MinInterval time.Duration
-	// AuditInterval is how often the kernel is read back and repaired, whatever
-	// changed (Sync with prev nil). Default 1 minute; negative: never.
+	// AuditInterval is how often the kernel is read back, whatever changed, and
+	// repaired where it is not as programmed. Default 1 minute; negative: never.
 	AuditInterval time.Duration
 	// Report is called after every Sync, from the Syncer's goroutine: it must not
 	// block. nil: nobody is told.
@@ -64,8 +64,10 @@ type Syncer struct {
 	mu     sync.Mutex
 	want   *Snapshot
 	status SyncStatus
+	drift  Drift
 
-	poke chan struct{} // one slot: there is a new Snapshot
+	poke chan struct{}              // one slot: there is a new Snapshot
+	asks chan func(context.Context) // for Run's goroutine to do between two Syncs
 
 	// Of Run's goroutine alone:
 	inForce  *Snapshot // what the kernel holds; nil: unknown
@@ -91,7 +93,7 @@ func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), refused: map[PortID]refusal{}}
+	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: map[PortID]refusal{}}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -134,12 +136,18 @@ func (s *Syncer) Run(ctx context.Context) {
 		case <-s.poke:
 			due = s.afterPoke(due)
 			continue
+		case do := <-s.asks:
+			last := s.lastEnd
+			if do(ctx); s.lastEnd != last { // it was a repair
+				due = s.nextDue(time.Now())
+			}
+			continue
 		case <-wake:
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		s.syncOnce(ctx)
+		_ = s.syncOnce(ctx) // it is logged, and in the status
 		due = s.nextDue(time.Now())
 	}
 }
@@ -186,28 +194,33 @@ func backOff(failures int) time.Duration {
 }
 
 // syncOnce gives the Backend the newest Snapshot.
-func (s *Syncer) syncOnce(ctx context.Context) {
-	s.mu.Lock()
-	want := s.want
-	s.mu.Unlock()
-
+func (s *Syncer) syncOnce(ctx context.Context) error {
+	want := s.newest()
 	start := time.Now()
 	audit := s.inForce == nil || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
 	prev := s.inForce
-	if audit {
-		prev = nil
+	var found Verification
+	if audit && prev != nil {
+		var repair bool
+		if found, repair = s.audit(ctx); repair {
+			prev = nil
+		}
 	}
 	held := s.heldBack(want, start)
 	target := s.without(want, held)
 	err := s.backend.Sync(ctx, prev, target)
 	end := time.Now()
 	if ctx.Err() != nil { // stopped in the middle: no failure, and nobody waits for it
-		return
+		return ctx.Err()
 	}
 
 	s.settle(target, held, err, end)
 	if audit && s.inForce != nil {
 		s.audited = end
+		if len(found.Differences) > 0 {
+			found.Repaired = true
+			s.noteRepair(found)
+		}
 	}
 	s.lastEnd = end
 	if err == nil {
@@ -217,6 +230,7 @@ func (s *Syncer) syncOnce(ctx context.Context) {
 	if s.cfg.Report != nil {
 		s.cfg.Report(SyncReport{Want: want, Err: err, Audit: audit, Took: end.Sub(start), InForce: s.inForce})
 	}
+	return err
 }
 
 // heldBack are the refused ServicePorts whose pause is not over. They stay as

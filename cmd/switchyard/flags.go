@@ -57,7 +57,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.SortFlags = false
 	f.backend.add(fs)
 	fs.DurationVar(&f.minInterval, "min-sync-interval", 20*time.Millisecond, "least time between two Syncs of the kernel; what changes meanwhile is one Sync")
-	fs.DurationVar(&f.audit, "audit-interval", time.Minute, "how often the kernel is read back and repaired")
+	fs.DurationVar(&f.audit, "verify-interval", time.Minute, "how often the kernel is compared with what is wanted, and repaired where it differs")
 
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "file that tells how to reach the API server; default: as a pod in the cluster")
 	fs.StringVar(&f.master, "master", "", "address of the API server, in place of the kubeconfig's")
@@ -174,7 +174,7 @@ func (f *runFlags) check() error {
 		}
 	}
 	checkPositive("min-sync-interval", f.minInterval)
-	checkPositive("audit-interval", f.audit)
+	checkPositive("verify-interval", f.audit)
 	if f.manifests != "" && (f.kubeconfig != "" || f.master != "") {
 		errs = append(errs, errors.New("--manifests excludes --kubeconfig and --master: give one source of Services"))
 	}

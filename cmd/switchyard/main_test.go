@@ -31,13 +31,13 @@ func TestWrongInput(t *testing.T) {
 		{"run --detect-local-mode BridgeInterface", "BridgeInterface needs the name of an interface"},
 		{"run --healthz-bind-address 10256", `--healthz-bind-address is "10256"; it must be an IP address and a port`},
 		{"run --metrics-bind-address localhost:10249", `--metrics-bind-address is "localhost:10249"; it must be an IP address and a port`},
-		{"run --audit-interval 0s", `--audit-interval is "0s"; it must be more than 0`},
+		{"run --verify-interval 0s", `--verify-interval is "0s"; it must be more than 0`},
 		{"run --logging-format xml", `--logging-format is "xml"; it can be text or json`},
 		{"run --manifests " + file, `it must be a directory that is there`},
 		{"run --manifests /nowhere", `--manifests is "/nowhere"; it must be a directory that is there`},
 		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig and --master"},
 		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
-		{"run --backend nftables --audit-interval 0s", "--audit-interval"}, // the second fault is told too
+		{"run --backend nftables --verify-interval 0s", "--verify-interval"}, // the second fault is told too
 		{"run --frob", "unknown flag: --frob"},
 		{"run something", "unknown command"},
 	} {
