@@ -45,6 +45,7 @@ func (r Reason) String() string {
 
 // Explained is a ServicePort and how its pools came to be what they are.
 type Explained struct {
+	ID      dataplane.PortID
 	Service *facts.Service
 	Port    facts.ServicePort
 	// Built is the ServicePort as it is published; nil: not yet.
@@ -73,7 +74,7 @@ func (j Judged) In(local bool) Reason {
 func Explain(svc *facts.Service, port facts.ServicePort, family dataplane.Family, sets []*facts.Slice, env Env) Explained {
 	known := endpoints(sets, port, family)
 	cluster, local := clusterSet(known, env.Zone), localSet(known)
-	x := Explained{Service: svc, Port: port, Endpoints: make([]Judged, len(known))}
+	x := Explained{ID: portID(svc, port, family), Service: svc, Port: port, Endpoints: make([]Judged, len(known))}
 	for i, e := range known {
 		x.Endpoints[i] = Judged{Addr: e.addr, Facts: *e.Endpoint, Cluster: cluster(e), Local: local(e)}
 	}
