@@ -69,3 +69,6 @@ func (w *Watcher) At(addr netip.AddrPort, protocol dataplane.Protocol) (x policy
 	}
 	return w.explain(first.service, first.port, dataplane.FamilyOf(addr.Addr())), without, true
 }
+
+// NodeName is the name of this node, as objects have it.
+func (w *Watcher) NodeName() string { return w.set.NodeName }

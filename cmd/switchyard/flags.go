@@ -35,6 +35,7 @@ type runFlags struct {
 
 	healthz, metrics string
 	hardFail         bool
+	socket           string
 
 	conntrack conntrack.Settings
 	log       logFlags
@@ -75,6 +76,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "where /healthz, /livez and /readyz answer; empty: nowhere")
 	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "where /metrics answers; empty: nowhere")
 	fs.BoolVar(&f.hardFail, "bind-address-hard-fail", false, "end when one of these addresses cannot be had, instead of trying again")
+	addSocketFlag(fs, &f.socket, "Unix socket where `status`, `get`, `explain` and `verify` are answered, for root alone; empty: nowhere")
 
 	c := conntrack.DefaultSettings()
 	fs.IntVar(&f.conntrack.MaxPerCore, "conntrack-max-per-core", c.MaxPerCore, "conntrack entries for each CPU; 0: leave the kernel's limit")
