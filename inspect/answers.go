@@ -158,10 +158,14 @@ type ClientAnswer struct {
 	Because string   `json:"because,omitempty"`
 	Rules   []string `json:"rules"` // that apply to it, in the order in which they do
 	// Outcome is balanced, rejected or dropped.
-	Outcome    string     `json:"outcome"`
-	Masquerade string     `json:"masquerade"` // yes or no, and why
-	Endpoints  []Endpoint `json:"endpoints,omitempty"`
-	LeftOut    []Endpoint `json:"leftOut,omitempty"`
+	Outcome string `json:"outcome"`
+	// Masqueraded says that endpoints see the node's address in place of the
+	// client's. Itself is the endpoint that the client is: it sees the node too.
+	Masqueraded    bool       `json:"masqueraded"`
+	MasqueradeRule string     `json:"masqueradeRule,omitempty"`
+	Itself         string     `json:"itself,omitempty"`
+	Endpoints      []Endpoint `json:"endpoints,omitempty"`
+	LeftOut        []Endpoint `json:"leftOut,omitempty"`
 }
 
 // Kernel is what the kernel holds of a frontend beside what was wanted.

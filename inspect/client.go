@@ -31,12 +31,13 @@ func (c Client) Services(ctx context.Context, namespace, name string) (Services,
 }
 
 // Explain asks what becomes of connections to an address and port; from may be
-// empty.
-func (c Client) Explain(ctx context.Context, to, protocol, from string) (Explanation, []byte, error) {
-	if _, _, _, err := parseQuestion(to, protocol, from); err != nil {
+// empty. kernel asks also what the kernel holds.
+func (c Client) Explain(ctx context.Context, to, protocol, from string, kernel bool) (Explanation, []byte, error) {
+	query := url.Values{"to": {to}, "protocol": {protocol}, "from": {from}, "kernel": {strconv.FormatBool(kernel)}}
+	if _, err := parseQuestion(query); err != nil { // without an agent, too
 		return Explanation{}, nil, err
 	}
-	return ask[Explanation](ctx, c, http.MethodGet, pathExplain, url.Values{"to": {to}, "protocol": {protocol}, "from": {from}})
+	return ask[Explanation](ctx, c, http.MethodGet, pathExplain, query)
 }
 
 // Verify has the kernel compared with what is wanted, and perhaps repaired.

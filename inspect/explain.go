@@ -36,11 +36,20 @@ type question struct {
 	frontend dataplane.Frontend
 }
 
-// Explain answers what becomes of connections to an address and port. from is
-// the client; not valid: each kind of client.
-func (i *Inspector) Explain(ctx context.Context, to netip.AddrPort, protocol dataplane.Protocol, from netip.Addr) (Explanation, error) {
-	q := question{to: to, protocol: protocol, around: i.Watcher.Around()}
-	out := Explanation{To: to.String(), Protocol: protocol.String()}
+// Question is what is asked of Explain.
+type Question struct {
+	To       netip.AddrPort
+	Protocol dataplane.Protocol
+	From     netip.Addr // the client; not valid: each kind of client
+	// NoKernel leaves out what the kernel holds, which takes a while to read
+	// where there are very many Services.
+	NoKernel bool
+}
+
+// Explain answers what becomes of connections to an address and port.
+func (i *Inspector) Explain(ctx context.Context, asked Question) (Explanation, error) {
+	q := question{to: asked.To, protocol: asked.Protocol, around: i.Watcher.Around()}
+	out := Explanation{To: asked.To.String(), Protocol: asked.Protocol.String()}
 	if q.around.Snapshot == nil {
 		return out, fmt.Errorf("nothing is known yet: waiting for %s", i.Watcher.Status().Waiting)
 	}
@@ -56,10 +65,12 @@ func (i *Inspector) Explain(ctx context.Context, to netip.AddrPort, protocol dat
 			out.Frontend = &d
 		}
 	}
-	for _, c := range i.clients(q, from) {
+	for _, c := range i.clients(q, asked.From) {
 		out.Clients = append(out.Clients, i.answer(q, c))
 	}
-	out.Kernel = i.kernel(ctx, q)
+	if !asked.NoKernel {
+		out.Kernel = i.kernel(ctx, q)
+	}
 	return out, nil
 }
 
@@ -159,7 +170,6 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 		a.From = c.from.String()
 	}
 	rule := func(format string, args ...any) { a.Rules = append(a.Rules, fmt.Sprintf(format, args...)) }
-	a.Masquerade = "no: the connection goes nowhere"
 
 	if f.Kind == dataplane.NodePort && q.to.Addr().IsLoopback() && !c.node {
 		a.Outcome = Dropped
@@ -214,7 +224,12 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 	if svc.Affinity > 0 {
 		rule("sessionAffinity ClientIP: a client stays with its endpoint for %s after its last new connection", svc.Affinity)
 	}
-	a.Masquerade = i.masquerade(q, c)
+	a.Masqueraded, a.MasqueradeRule = i.masquerade(q, c)
+	for _, e := range pool.Endpoints {
+		if e.Addr.Addr() == c.from && !i.Sockets {
+			a.Itself = e.Addr.String()
+		}
+	}
 	return a
 }
 
@@ -246,39 +261,30 @@ func setRules(all []policy.Judged, local bool) []string {
 	return rules
 }
 
-// masquerade tells whether the endpoint sees the node in place of the client.
-func (i *Inspector) masquerade(q question, c client) string {
+// masquerade tells whether the endpoint sees the node in place of the client,
+// and why.
+func (i *Inspector) masquerade(q question, c client) (bool, string) {
 	if i.Sockets && (c.pod || c.node) && q.protocol != dataplane.SCTP {
-		return "no: its connection is translated at the socket, before there is a packet"
+		return false, "its connection is translated at the socket, before there is a packet"
 	}
-	word := "no: "
-	var why string
 	switch q.frontend.SNAT {
 	case dataplane.SNATAll:
-		word = "yes: "
-		if why = "externalTrafficPolicy: Cluster, so that answers come back through this node"; q.frontend.Kind == dataplane.ClusterIP {
-			why = "--masquerade-all"
+		if q.frontend.Kind == dataplane.ClusterIP {
+			return true, "--masquerade-all"
 		}
+		return true, "externalTrafficPolicy: Cluster, so that answers come back through this node"
 	case dataplane.SNATNonPods:
-		if why = "a pod's own address is left to it"; !c.pod {
-			word, why = "yes: ", "it is no pod of this node, and answers must come back through this node"
+		if c.pod {
+			return false, "it is a pod"
 		}
+		return true, "it is no pod, and answers must come back through this node"
 	case dataplane.SNATNode:
-		switch {
-		case c.node && !c.pod:
-			word, why = "yes: ", "the connection comes from the node itself"
-		default:
-			why = "externalTrafficPolicy: Local keeps the client's address"
+		if c.node && !c.pod {
+			return true, "the connection comes from the node itself"
 		}
-	default:
-		why = "pods are not told from others, so nobody is masqueraded to a ClusterIP"
+		return false, "externalTrafficPolicy: Local"
 	}
-	for _, e := range q.found.Endpoints {
-		if word == "no: " && c.from.IsValid() && e.Addr.Addr() == c.from {
-			return "no: " + why + "; but yes where it reaches itself (" + e.Addr.String() + ")"
-		}
-	}
-	return word + why
+	return false, "pods are not told from others, so nobody is masqueraded to a ClusterIP"
 }
 
 // kernel is what the kernel holds at the frontend.

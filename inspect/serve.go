@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -118,12 +119,12 @@ func (s *Server) handler() http.Handler {
 		reply(w, answer, err)
 	})
 	mux.HandleFunc("GET "+pathExplain, func(w http.ResponseWriter, r *http.Request) {
-		to, protocol, from, err := parseQuestion(r.FormValue("to"), r.FormValue("protocol"), r.FormValue("from"))
+		q, err := parseQuestion(r.URL.Query())
 		if err != nil {
 			reply(w, nil, err)
 			return
 		}
-		answer, err := s.Explain(r.Context(), to, protocol, from)
+		answer, err := s.Explain(r.Context(), q)
 		reply(w, answer, err)
 	})
 	mux.HandleFunc("POST "+pathVerify, func(w http.ResponseWriter, r *http.Request) {
@@ -137,29 +138,33 @@ func (s *Server) handler() http.Handler {
 // errWrong marks a question that makes no sense.
 var errWrong = errors.New("wrong argument")
 
-func parseQuestion(to, protocol, from string) (addr netip.AddrPort, p dataplane.Protocol, client netip.Addr, err error) {
-	if addr, err = netip.ParseAddrPort(to); err != nil || addr.Port() == 0 {
-		return addr, p, client, fmt.Errorf("%w: %q is no address and port, as in 10.96.0.1:443 or [fd00::1]:443", errWrong, to)
+// parseQuestion reads a Question as it travels.
+func parseQuestion(form url.Values) (Question, error) {
+	q := Question{NoKernel: form.Get("kernel") == "false"}
+	to, protocol, from := form.Get("to"), form.Get("protocol"), form.Get("from")
+	var err error
+	if q.To, err = netip.ParseAddrPort(to); err != nil || q.To.Port() == 0 {
+		return q, fmt.Errorf("%w: %q is no address and port, as in 10.96.0.1:443 or [fd00::1]:443", errWrong, to)
 	}
-	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+	q.To = netip.AddrPortFrom(q.To.Addr().Unmap(), q.To.Port())
 	for _, known := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
 		if strings.EqualFold(protocol, known.String()) {
-			p = known
+			q.Protocol = known
 		}
 	}
-	if p == 0 {
-		return addr, p, client, fmt.Errorf("%w: protocol %q; it can be TCP, UDP or SCTP", errWrong, protocol)
+	if q.Protocol == 0 {
+		return q, fmt.Errorf("%w: protocol %q; it can be TCP, UDP or SCTP", errWrong, protocol)
 	}
 	if from == "" {
-		return addr, p, client, nil
+		return q, nil
 	}
-	if client, err = netip.ParseAddr(from); err != nil {
-		return addr, p, client, fmt.Errorf("%w: --from is %q; it must be an IP address", errWrong, from)
+	if q.From, err = netip.ParseAddr(from); err != nil {
+		return q, fmt.Errorf("%w: --from is %q; it must be an IP address", errWrong, from)
 	}
-	if client = client.Unmap(); dataplane.FamilyOf(client) != dataplane.FamilyOf(addr.Addr()) {
-		return addr, p, client, fmt.Errorf("%w: --from is %s, which is not of the family of %s", errWrong, client, addr.Addr())
+	if q.From = q.From.Unmap(); dataplane.FamilyOf(q.From) != dataplane.FamilyOf(q.To.Addr()) {
+		return q, fmt.Errorf("%w: --from is %s, which is not of the family of %s", errWrong, q.From, q.To.Addr())
 	}
-	return addr, p, client, nil
+	return q, nil
 }
 
 // fault is the answer to a question that has none.

@@ -195,6 +195,7 @@ func (a *asker) names(cmd *cobra.Command, namespace string, args []string) ([]st
 func explainCommand() *cobra.Command {
 	a := &asker{}
 	var from string
+	var kernel bool
 	cmd := &cobra.Command{
 		Use:   "explain ADDRESS:PORT[/PROTOCOL]",
 		Short: "Tell what becomes of connections to an address, and why",
@@ -219,7 +220,7 @@ itself, and clients from outside. PROTOCOL is TCP (the default), UDP or SCTP.`,
 			if !given {
 				protocol = "TCP"
 			}
-			x, body, err := a.client.Explain(cmd.Context(), to, protocol, from)
+			x, body, err := a.client.Explain(cmd.Context(), to, protocol, from, kernel)
 			if err != nil {
 				return err
 			}
@@ -229,6 +230,7 @@ itself, and clients from outside. PROTOCOL is TCP (the default), UDP or SCTP.`,
 	}
 	a.add(cmd)
 	cmd.Flags().StringVar(&from, "from", "", "address of the client; default: each kind of client")
+	cmd.Flags().BoolVar(&kernel, "kernel", true, "read back what the kernel holds; with many thousands of Services that takes seconds")
 	return cmd
 }
 

@@ -192,7 +192,14 @@ func (p *Printer) clientAnswer(c inspect.ClientAnswer) {
 		p.line("      %s", join("  ", e.Address, place(e), p.notReady(e)))
 	}
 	if c.Outcome == inspect.Balanced {
-		p.line("  masqueraded: %s", c.Masquerade)
+		yes := "no"
+		if c.Masqueraded {
+			yes = "yes"
+		}
+		p.line("  masqueraded: %s, %s", yes, c.MasqueradeRule)
+	}
+	if c.Itself != "" && !c.Masqueraded {
+		p.line("  masqueraded where it reaches itself: %s", c.Itself)
 	}
 	if len(c.LeftOut) == 0 {
 		return
