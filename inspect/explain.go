@@ -145,11 +145,21 @@ func (i *Inspector) clients(q question, from netip.Addr) []client {
 	case c.node:
 		c.because = "its address is this node's"
 	case pods.Detects(dataplane.FamilyOf(from)):
-		c.because = "its address is neither this node's nor a pod's: of those, " + describePods(pods)
+		c.because = "its address is neither this node's nor in " + ofFamily(pods.CIDRs, from)
 	default:
 		c.because = "its address is not this node's, and pods are not told from others (no --cluster-cidr)"
 	}
 	return []client{c}
+}
+
+// ofFamily is the range that has the pods of an address's family.
+func ofFamily(ranges []netip.Prefix, a netip.Addr) string {
+	for _, p := range ranges {
+		if dataplane.FamilyOf(p.Addr()) == dataplane.FamilyOf(a) {
+			return p.String()
+		}
+	}
+	return "a range of pods"
 }
 
 // behind tells whether packets of an address come in as pods' do.
@@ -159,7 +169,10 @@ func (i *Inspector) behind(from netip.Addr, pods dataplane.LocalPods) (bool, str
 		return false, fmt.Sprintf("no route to it tells the device that it comes in through: %v", err)
 	}
 	is := device == pods.Interface || pods.InterfacePrefix != "" && strings.HasPrefix(device, pods.InterfacePrefix)
-	return is, "it comes in through " + device
+	if is {
+		return true, "it comes in through " + device
+	}
+	return false, fmt.Sprintf("it comes in through %s, which is no pod's device", device)
 }
 
 // answer is what becomes of a client's connections.

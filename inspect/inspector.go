@@ -2,7 +2,6 @@ package inspect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -140,8 +139,12 @@ func (i *Inspector) Verify(ctx context.Context, repair bool) (Verification, erro
 	}, nil
 }
 
-// ErrNotFound says that there is no such Service.
-var ErrNotFound = errors.New("not found")
+// notFound says that there is no such Service.
+type notFound struct{ name string }
+
+func (e notFound) Error() string {
+	return fmt.Sprintf("there is no Service %s with a ClusterIP, as far as the agent knows", e.name)
+}
 
 // Services answers which Services there are: one, those of a namespace (name
 // ""), or all. A name without a namespace is looked for in all.
@@ -154,7 +157,7 @@ func (i *Inspector) Services(ctx context.Context, namespace, name string) (Servi
 		if namespace != "" {
 			what = namespace + "/" + name
 		}
-		return Services{}, fmt.Errorf("the agent knows no Service %s with a ClusterIP: %w", what, ErrNotFound)
+		return Services{}, notFound{what}
 	}
 	out := Services{Services: []Service{}}
 	flows, counted := i.flows(ctx)

@@ -179,7 +179,7 @@ func reply(w http.ResponseWriter, answer any, err error) {
 	case err == nil:
 	case errors.Is(err, errWrong):
 		code = http.StatusBadRequest
-	case errors.Is(err, ErrNotFound):
+	case errors.As(err, new(notFound)):
 		code = http.StatusNotFound
 	default:
 		code = http.StatusServiceUnavailable

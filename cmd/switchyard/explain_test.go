@@ -22,6 +22,7 @@ import (
 
 var (
 	randomServices = flag.Int("services", 220, "how many random Services `explain` is asked about")
+	keepSite       = flag.Bool("keep", false, "after that, keep the agent and its lab for an hour, to look at by hand")
 	randomSeed     = flag.Uint64("seed", 0, "what makes them; 0: another each time")
 )
 
@@ -205,6 +206,10 @@ func TestExplainTellsWherePacketsGo(t *testing.T) {
 		}
 		all.Wait()
 		s.checkKernel(t, trips[0])
+		if *keepSite {
+			fmt.Printf("switchyard --socket %s; nsenter --net=/run/netns/%s\n", s.socket, s.node.Namespace)
+			time.Sleep(time.Hour)
+		}
 		t.Logf("%d Services, %d clients and frontends: %v", *randomServices, len(trips), outcomes)
 	})
 }

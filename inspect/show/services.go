@@ -9,7 +9,7 @@ import (
 
 // Services prints one line for each port of each Service and family.
 func (p *Printer) Services(s inspect.Services) error {
-	rows := [][]string{{"NAMESPACE", "SERVICE", "PORT", "FRONTENDS", "ENDPOINTS", "CONNECTIONS"}}
+	rows := [][]string{{"NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "FAMILY", "FRONTENDS", "ENDPOINTS", "CONNECTIONS"}}
 	for _, svc := range s.Services {
 		used := 0
 		for _, e := range svc.Endpoints {
@@ -25,7 +25,7 @@ func (p *Printer) Services(s inspect.Services) error {
 			}
 			connections = fmt.Sprint(sum)
 		}
-		rows = append(rows, []string{svc.Namespace, svc.Name, portName(svc), addresses(svc.Frontends),
+		rows = append(rows, []string{svc.Namespace, svc.Name, orDash(svc.Port), svc.Protocol, svc.Family, addresses(svc.Frontends),
 			fmt.Sprintf("%d of %d", used, len(svc.Endpoints)), connections})
 	}
 	if len(s.Services) == 0 {
@@ -52,7 +52,7 @@ func (p *Printer) ServicesWide(s inspect.Services) error {
 }
 
 func (p *Printer) service(svc inspect.Service) {
-	p.line("%s", p.paint(bold, fmt.Sprintf("%s/%s %s", svc.Namespace, svc.Name, portName(svc))))
+	p.line("%s", p.paint(bold, fmt.Sprintf("%s/%s, %s", svc.Namespace, svc.Name, portName(svc))))
 	for _, f := range svc.Frontends {
 		said := fmt.Sprintf("  %-12s  %s", f.Kind, f.Address)
 		if len(f.Sources) > 0 {
@@ -70,8 +70,10 @@ func (p *Printer) service(svc inspect.Service) {
 	p.line("  %s", strings.Join(policies, ", "))
 }
 
-// portName is "http TCP IPv4".
-func portName(s inspect.Service) string { return join(" ", s.Port, s.Protocol, s.Family) }
+// portName is "port http, TCP, IPv4".
+func portName(s inspect.Service) string {
+	return join(", ", prefixed("port ", s.Port), s.Protocol, s.Family)
+}
 
 func addresses(frontends []inspect.Frontend) string {
 	words := make([]string, len(frontends))
@@ -104,14 +106,19 @@ func nodeOf(e inspect.Endpoint) string {
 
 // leftOut are the rules, and for whom where it is not all.
 func leftOut(e inspect.Endpoint) string {
-	var words []string
-	same := true
+	var rules, words []string
+	clients := map[string][]string{}
 	for _, l := range e.LeftOut {
-		same = same && l.Rule == e.LeftOut[0].Rule
-		words = append(words, l.Clients+": "+l.Rule)
+		if len(clients[l.Rule]) == 0 {
+			rules = append(rules, l.Rule)
+		}
+		clients[l.Rule] = append(clients[l.Rule], l.Clients)
 	}
-	if len(e.LeftOut) > 0 && same && len(e.UsedBy) == 0 {
-		return e.LeftOut[0].Rule
+	if len(rules) == 1 && len(e.UsedBy) == 0 {
+		return rules[0]
+	}
+	for _, r := range rules {
+		words = append(words, strings.Join(clients[r], ", ")+": "+r)
 	}
 	return strings.Join(words, "; ")
 }
@@ -154,7 +161,7 @@ func (p *Printer) Explanation(x inspect.Explanation) error {
 		return p.err
 	}
 	p.line("%s is the %s of %s", p.paint(bold, x.Protocol+" "+x.To), x.Frontend.Kind,
-		p.paint(bold, fmt.Sprintf("%s/%s %s", x.Service.Namespace, x.Service.Name, join(" ", x.Service.Port, x.Service.Family))))
+		p.paint(bold, join(", ", x.Service.Namespace+"/"+x.Service.Name, prefixed("port ", x.Service.Port))))
 	if len(x.Without) > 0 {
 		p.line("%s", p.paint(red, "It is wanted also by "+strings.Join(x.Without, ", ")+", which do without."))
 	}

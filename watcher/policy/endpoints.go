@@ -138,12 +138,12 @@ func localSet(known []endpoint) func(endpoint) Reason {
 	ready := slices.ContainsFunc(known, func(e endpoint) bool { return e.Local && e.Ready })
 	return func(e endpoint) Reason {
 		switch {
+		case !e.Ready && !e.lingering():
+			return e.unready() // it would be, wherever it is
 		case !e.Local:
 			return NotLocal
-		case !ready:
-			return e.lingers()
-		case !e.Ready:
-			return e.unready()
+		case ready && !e.Ready:
+			return Terminating
 		}
 		return Chosen
 	}
