@@ -81,7 +81,7 @@ func (f ObservedFrontend) compare(g ObservedFrontend) int {
 // Differences lists in plain words where the kernel (o) is not as wanted; none:
 // it is. Both are sorted; Other counts where it is of o.
 func (o *Observation) Differences(want *Observation) []string {
-	var diffs []string
+	diffs := slices.Clone(o.Other) // first, as it may be the cause of what follows
 	have, wanted := o.Frontends, want.Frontends
 	for len(have) > 0 || len(wanted) > 0 {
 		switch {
@@ -96,7 +96,7 @@ func (o *Observation) Differences(want *Observation) []string {
 			have, wanted = have[1:], wanted[1:]
 		}
 	}
-	return append(diffs, o.Other...)
+	return diffs
 }
 
 func (f ObservedFrontend) differences(want ObservedFrontend) []string {

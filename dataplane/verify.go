@@ -20,8 +20,8 @@ type Verification struct {
 // Drift counts what verifications found. All but LastFound only grow.
 type Drift struct {
 	Checks    uint64 // comparisons made, those that failed not among them
-	Found     uint64 // differences of all of them together
-	Repairs   uint64 // comparisons after which the kernel was repaired
+	Found     uint64 // differences that were then repaired
+	Repairs   uint64
 	LastCheck time.Time
 	LastFound Verification // the last that found something; zero: none did
 }
@@ -111,7 +111,6 @@ func (s *Syncer) compare(ctx context.Context, want *Snapshot) (v Verification, w
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drift.Checks++
-	s.drift.Found += uint64(len(v.Differences))
 	s.drift.LastCheck = v.At
 	if len(v.Differences) > 0 {
 		s.drift.LastFound = v
@@ -142,5 +141,6 @@ func (s *Syncer) noteRepair(v Verification) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drift.Repairs++
+	s.drift.Found += uint64(len(v.Differences))
 	s.drift.LastFound = v
 }

@@ -164,8 +164,8 @@ func (p *Printer) drift(d inspect.Drift) string {
 	if d.Checks == 0 {
 		return fmt.Sprintf("the kernel is compared every %s, and was not yet", age(every))
 	}
-	return fmt.Sprintf("the kernel is compared every %s, last %s: %s, %s, %s", age(every), p.ago(d.LastCheck),
-		plural(int(d.Checks), "comparison"), plural(int(d.Found), "difference"), plural(int(d.Repairs), "repair"))
+	return fmt.Sprintf("the kernel is compared every %s, last %s: %s, %s of %s", age(every), p.ago(d.LastCheck),
+		plural(int(d.Checks), "comparison"), plural(int(d.Repairs), "repair"), plural(int(d.Found), "difference"))
 }
 
 // Verification prints what was found.
