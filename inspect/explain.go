@@ -239,7 +239,7 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 	}
 	a.Masqueraded, a.MasqueradeRule = i.masquerade(q, c)
 	for _, e := range pool.Endpoints {
-		if e.Addr.Addr() == c.from && !i.Sockets {
+		if e.Addr.Addr() == c.from && !i.atSocket(q, c) {
 			a.Itself = e.Addr.String()
 		}
 	}
@@ -274,10 +274,15 @@ func setRules(all []policy.Judged, local bool) []string {
 	return rules
 }
 
+// atSocket tells a connection that is translated at the client's socket.
+func (i *Inspector) atSocket(q question, c client) bool {
+	return i.Sockets && (c.pod || c.node) && q.protocol != dataplane.SCTP && len(q.frontend.Sources) == 0
+}
+
 // masquerade tells whether the endpoint sees the node in place of the client,
 // and why.
 func (i *Inspector) masquerade(q question, c client) (bool, string) {
-	if i.Sockets && (c.pod || c.node) && q.protocol != dataplane.SCTP {
+	if i.atSocket(q, c) {
 		return false, "its connection is translated at the socket, before there is a packet"
 	}
 	switch q.frontend.SNAT {

@@ -23,6 +23,7 @@ import (
 var (
 	randomServices = flag.Int("services", 220, "how many random Services `explain` is asked about")
 	keepSite       = flag.Bool("keep", false, "after that, keep the agent and its lab for an hour, to look at by hand")
+	onBackend      = flag.String("backend", "", "run just the tests of this backend")
 	randomSeed     = flag.Uint64("seed", 0, "what makes them; 0: another each time")
 )
 

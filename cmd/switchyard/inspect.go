@@ -284,7 +284,7 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 		Inspector: inspect.Inspector{
 			Version: version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
 			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, VerifyInterval: a.flags.audit,
-			Conntrack: a.backend != "ebpf", Sockets: a.backend == "ebpf", Device: deviceTo,
+			Conntrack: a.backend != "ebpf", Sockets: a.backend == "ebpf" && a.flags.backend.ebpf.SocketLB, Device: deviceTo,
 		},
 	}
 	g.Go(func() error { return s.Run(ctx) })

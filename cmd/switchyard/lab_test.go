@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -50,7 +51,11 @@ type site struct {
 // eachBackend runs a test on every backend of the binary that works here.
 func eachBackend(t *testing.T, do func(t *testing.T, backend string)) {
 	var flags backendFlags
+	flags.add(pflag.NewFlagSet("", pflag.ContinueOnError))
 	for _, d := range flags.drivers() {
+		if *onBackend != "" && *onBackend != d.Name {
+			continue
+		}
 		t.Run(d.Name, func(t *testing.T) {
 			err := netlab.RequireRoot()
 			if err == nil {
@@ -105,7 +110,8 @@ func (s *site) start(backend string, flags ...string) {
 	s.t.Helper()
 	cidrs := netlab.ClusterCIDRs()
 	args := append([]string{"run", "--backend=" + backend, "--manifests=" + s.dir, "--hostname-override=" + s.node.Name, "--socket=" + s.socket,
-		"--cluster-cidr=" + cidrs[0].String() + "," + cidrs[1].String(), "--healthz-bind-address=", "--metrics-bind-address="}, flags...)
+		"--cluster-cidr=" + cidrs[0].String() + "," + cidrs[1].String(), "--healthz-bind-address=", "--metrics-bind-address=",
+		"--ebpf-pin-dir=" + s.node.PinDir, "--ebpf-cgroup-root=" + s.node.CgroupRoot}, flags...)
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env, cmd.Stderr = s.env, &s.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
