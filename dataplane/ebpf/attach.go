@@ -177,14 +177,13 @@ func (b *backend) checkAttached() error {
 	if b.path == nil {
 		return nil
 	}
+	var errs []error
 	if b.opts.SocketLB {
 		for _, h := range hooks() {
-			if err := b.checkHook(h); err != nil {
-				return err
-			}
+			errs = append(errs, b.checkHook(h))
 		}
 	}
-	return b.path.Check()
+	return errors.Join(append(errs, b.path.Check())...)
 }
 
 func (b *backend) checkHook(h hook) error {
