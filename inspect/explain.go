@@ -230,12 +230,12 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 		if pool.IfEmpty == dataplane.Drop {
 			a.Outcome, why = Dropped, "there are endpoints, but none on this node"
 		}
-		rule("%s: %s", why, a.Outcome)
+		rule("%s", why)
 		return a
 	}
 	a.Outcome = Balanced
 	if svc.Affinity > 0 {
-		rule("sessionAffinity ClientIP: a client stays with its endpoint for %s after its last new connection", svc.Affinity)
+		rule("sessionAffinity ClientIP: a client stays with its endpoint for %d s after its last new connection", int(svc.Affinity.Seconds()))
 	}
 	a.Masqueraded, a.MasqueradeRule = i.masquerade(q, c)
 	for _, e := range pool.Endpoints {

@@ -21,14 +21,17 @@ import (
 	"github.com/switchyard-io/switchyard/inspect/show"
 )
 
-// errDiffers makes verify's exit status 1.
-var errDiffers = errors.New("the kernel differs from what is wanted")
+// Errors that a command has printed as its answer already.
+var (
+	errDiffers   = errors.New("the kernel differs from what is wanted")
+	errNoBackend = errors.New("no backend works here")
+)
 
 func addSocketFlag(fs *pflag.FlagSet, socket *string, usage string) {
 	fs.StringVar(socket, "socket", inspect.DefaultSocket, usage)
 }
 
-// inspectCommands ask a running agent.
+// inspectCommands ask a running agent, and the machine.
 func inspectCommands() []*cobra.Command {
 	get := &cobra.Command{
 		Use:   "get",
@@ -37,7 +40,7 @@ func inspectCommands() []*cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	get.AddCommand(getServicesCommand())
-	return []*cobra.Command{statusCommand(), get, explainCommand(), verifyCommand()}
+	return []*cobra.Command{statusCommand(), get, explainCommand(), verifyCommand(), doctorCommand()}
 }
 
 // asker is what the commands that ask an agent have in common.
@@ -49,6 +52,10 @@ type asker struct {
 
 func (a *asker) add(cmd *cobra.Command) {
 	addSocketFlag(cmd.Flags(), &a.client.Socket, "Unix socket of the agent")
+	a.addOutput(cmd)
+}
+
+func (a *asker) addOutput(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&a.format, "output", "o", "table", "how to print: "+strings.Join(a.formats(), ", "))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(a.formats(), cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }

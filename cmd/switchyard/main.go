@@ -43,7 +43,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	if err := root.ExecuteContext(ctx); err != nil {
-		if errors.Is(err, errDiffers) { // it is printed already
+		if errors.Is(err, errDiffers) || errors.Is(err, errNoBackend) { // it is printed already
 			return 1
 		}
 		// One line, whatever the error is joined of.

@@ -163,7 +163,7 @@ func (p *Printer) Explanation(x inspect.Explanation) error {
 	p.line("%s is the %s of %s", p.paint(bold, x.Protocol+" "+x.To), x.Frontend.Kind,
 		p.paint(bold, join(", ", x.Service.Namespace+"/"+x.Service.Name, prefixed("port ", x.Service.Port))))
 	if len(x.Without) > 0 {
-		p.line("%s", p.paint(red, "It is wanted also by "+strings.Join(x.Without, ", ")+", which do without."))
+		p.line("%s", p.paint(red, "Also wanted by "+strings.Join(x.Without, ", ")+", without success."))
 	}
 	for _, c := range x.Clients {
 		p.line("")
