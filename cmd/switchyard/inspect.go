@@ -218,7 +218,12 @@ itself, and clients from outside. PROTOCOL is TCP (the default), UDP or SCTP.`,
   switchyard explain --from 10.244.1.7 10.96.0.10:53/UDP
   switchyard explain --from 203.0.113.9 192.0.2.1:30080
   switchyard explain '[fd96::a]:443'`,
-		Args: cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("explain takes one address and port, as in 10.96.0.1:443 or 10.96.0.10:53/UDP, and was given %d", len(args))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.check(); err != nil {
 				return err
