@@ -87,7 +87,7 @@ type VerifyEvent struct {
 
 // Services is the answer to which Services there are.
 type Services struct {
-	// Counted says where the numbers of connections come from; "": there are none.
+	// Counted says which connections are counted; "": none.
 	Counted  string    `json:"counted,omitempty"`
 	Services []Service `json:"services"`
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/watcher"
 	"github.com/switchyard-io/switchyard/watcher/facts"
 )
@@ -26,9 +25,10 @@ type Inspector struct {
 	Health   func() Health
 	// VerifyInterval is how often the Syncer compares by itself.
 	VerifyInterval time.Duration
-	// Conntrack says that connections through Services are in the kernel's
-	// conntrack table.
-	Conntrack bool
+	// Flows calls visit with each connection through a Service that the kernel
+	// knows of, and Counted says which those are; nil: nobody counts them.
+	Flows   func(ctx context.Context, visit func(dataplane.Flow)) error
+	Counted string
 	// Sockets says that connections of this node's processes and pods are
 	// translated at their sockets, where nothing is masqueraded (docs/adr/0004).
 	Sockets bool
@@ -188,25 +188,23 @@ type flowKey struct {
 
 type tally struct{ connections, bytes uint64 }
 
-// flows reads conntrack's table; nil: nobody counts connections.
-func (i *Inspector) flows(ctx context.Context) (f *flows, source string) {
-	if !i.Conntrack {
+// flows counts connections; nil: nobody does.
+func (i *Inspector) flows(ctx context.Context) (f *flows, counted string) {
+	if i.Flows == nil {
 		return nil, ""
 	}
 	f = &flows{by: map[flowKey]*tally{}}
-	for _, family := range i.Families {
-		err := conntrack.Flows(ctx, family, func(c conntrack.Flow) {
-			f.bytes = f.bytes || c.Counted
-			anywhere := netip.AddrPortFrom(family.Unspecified(), c.Dst.Port())
-			for _, dst := range []netip.AddrPort{c.Dst, anywhere} {
-				f.add(flowKey{c.Protocol, dst, c.ReplySrc}, c.Bytes)
-			}
-		})
-		if err != nil {
-			return nil, ""
+	err := i.Flows(ctx, func(c dataplane.Flow) {
+		f.bytes = f.bytes || c.Counted
+		anywhere := netip.AddrPortFrom(dataplane.FamilyOf(c.Dst.Addr()).Unspecified(), c.Dst.Port())
+		for _, dst := range []netip.AddrPort{c.Dst, anywhere} {
+			f.add(flowKey{c.Protocol, dst, c.Endpoint}, c.Bytes)
 		}
+	})
+	if err != nil {
+		return nil, "not at all: " + err.Error()
 	}
-	return f, "conntrack"
+	return f, i.Counted
 }
 
 func (f *flows) add(k flowKey, bytes uint64) {

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
 
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/inspect"
 	"github.com/switchyard-io/switchyard/inspect/show"
 )
@@ -141,8 +143,9 @@ With a NAME or -o wide, each endpoint is told with its node, zone and state,
 who uses it on this node, and the rule that keeps it from others: clients of the
 ClusterIP; and of NodePorts, load balancer and external addresses, clients from
 outside, and those inside (this node and its pods). CONNS and BYTES are those of
-connections through the Service that stand now, "-" where nothing counts them;
-bytes need the sysctl net.netfilter.nf_conntrack_acct=1.`,
+connections through the Service that stand now, "-" where nothing counts them.
+Bytes need the sysctl net.netfilter.nf_conntrack_acct=1, and the eBPF backend
+counts none.`,
 		Example: `  switchyard get services
   switchyard get services -n shop
   switchyard get services shop/web
@@ -296,10 +299,41 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 		Inspector: inspect.Inspector{
 			Version: version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
 			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, VerifyInterval: a.flags.audit,
-			Conntrack: a.backend != "ebpf", Sockets: a.backend == "ebpf" && a.flags.backend.ebpf.SocketLB, Device: deviceTo,
+			Flows: a.flows, Counted: a.counted(), Sockets: a.backend == "ebpf" && a.flags.backend.ebpf.SocketLB, Device: deviceTo,
 		},
 	}
 	g.Go(func() error { return s.Run(ctx) })
+}
+
+// flower is a backend with a connection table of its own.
+type flower interface {
+	Flows(visit func(dataplane.Flow)) error
+}
+
+// flows are the connections through Services: of the backend's own table, or of
+// conntrack's.
+func (a *agent) flows(ctx context.Context, visit func(dataplane.Flow)) error {
+	if b, ok := a.opened.(flower); ok {
+		return b.Flows(visit)
+	}
+	for _, family := range a.families {
+		if err := conntrack.Flows(ctx, family, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// counted says which connections those are.
+func (a *agent) counted() string {
+	_, own := a.opened.(flower)
+	switch {
+	case !own:
+		return "all"
+	case a.flags.backend.ebpf.SocketLB:
+		return "those translated packet by packet, so not those of this node's processes and pods"
+	}
+	return "all"
 }
 
 // healthNow is what the health paths say.

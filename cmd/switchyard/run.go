@@ -64,6 +64,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.opened = backend
 	conntrack.Tune(log, f.conntrack)
 	a.wire(backend)
 	log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
@@ -90,6 +91,7 @@ type agent struct {
 	families []dataplane.Family
 	backend  string
 	choice   catalog.Choice
+	opened   dataplane.Backend
 	started  time.Time
 
 	watcher     *watcher.Watcher

@@ -12,26 +12,17 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// Flow is a connection whose destination the kernel translates.
-type Flow struct {
-	Protocol dataplane.Protocol
-	Dst      netip.AddrPort // where the client sends to
-	ReplySrc netip.AddrPort // who answers
-	Counted  bool           // the kernel counts its bytes (nf_conntrack_acct)
-	Bytes    uint64         // of both directions
-}
-
 // Flows calls visit with each connection of a family that has its destination
 // translated. It reads the table once, so on a busy node it may miss some that
 // come or go meanwhile.
-func Flows(ctx context.Context, family dataplane.Family, visit func(Flow)) error {
+func Flows(ctx context.Context, family dataplane.Family, visit func(dataplane.Flow)) error {
 	t, err := openTable(family)
 	if err != nil {
 		return err
 	}
 	defer t.close()
 	err = t.dump(ctx, t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP), func(msg []byte) {
-		if f, ok := parseFlow(msg); ok && f.Dst != f.ReplySrc {
+		if f, ok := parseFlow(msg); ok && f.Dst != f.Endpoint {
 			visit(f)
 		}
 	})
@@ -41,8 +32,8 @@ func Flows(ctx context.Context, family dataplane.Family, visit func(Flow)) error
 	return ctx.Err()
 }
 
-func parseFlow(msg []byte) (Flow, bool) {
-	var f Flow
+func parseFlow(msg []byte) (dataplane.Flow, bool) {
+	var f dataplane.Flow
 	if len(msg) < headerLen {
 		return f, false
 	}
@@ -53,7 +44,7 @@ func parseFlow(msg []byte) (Flow, bool) {
 			f.Protocol, f.Dst = dataplane.Protocol(t.protocol), netip.AddrPortFrom(t.dst, t.dstPort)
 		case nl.CTA_TUPLE_REPLY:
 			t := parseTuple(a.value)
-			f.ReplySrc = netip.AddrPortFrom(t.src, t.srcPort)
+			f.Endpoint = netip.AddrPortFrom(t.src, t.srcPort)
 		case nl.CTA_COUNTERS_ORIG, nl.CTA_COUNTERS_REPLY:
 			for c := range attrs(a.value) {
 				if c.kind == nl.CTA_COUNTERS_BYTES && len(c.value) == 8 {
@@ -63,5 +54,5 @@ func parseFlow(msg []byte) (Flow, bool) {
 			}
 		}
 	}
-	return f, f.Dst.IsValid() && f.ReplySrc.IsValid()
+	return f, f.Dst.IsValid() && f.Endpoint.IsValid()
 }

@@ -157,6 +157,7 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 		return fmt.Errorf("starting the packet path: %w", err)
 	}
 	b.path, b.pathNode = path, node
+	b.flows.Store(path)
 	return b.adoptMaps()
 }
 

@@ -33,7 +33,15 @@ func (p *Printer) Services(s inspect.Services) error {
 		return p.err
 	}
 	p.table("", rows)
+	p.counted(s)
 	return p.err
+}
+
+// counted says which connections are counted, where not all are.
+func (p *Printer) counted(s inspect.Services) {
+	if s.Counted != "" && s.Counted != "all" {
+		p.line("\nConnections are counted: %s.", s.Counted)
+	}
 }
 
 // ServicesWide prints each port with all of its endpoints.
@@ -48,6 +56,7 @@ func (p *Printer) ServicesWide(s inspect.Services) error {
 	if len(s.Services) == 0 {
 		p.line("There are no Services.")
 	}
+	p.counted(s)
 	return p.err
 }
 
