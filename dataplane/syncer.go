@@ -51,6 +51,9 @@ type SyncStatus struct {
 	Behind   time.Time // since when the kernel lacks something wanted; zero: it does not
 	LastSync time.Time // end of the last Sync that succeeded wholly; zero: none yet
 	Err      error     // of the last Sync
+	// Refused are the ServicePorts that the Backend cannot program, and why, as
+	// they were tried last; sorted by ID.
+	Refused []PortError
 }
 
 // Syncer gives the newest Snapshot to a Backend: at once, many changes as one,
@@ -81,6 +84,7 @@ type Syncer struct {
 // refusal is a ServicePort that the Backend could not program.
 type refusal struct {
 	port  *ServicePort // as it was refused
+	why   error
 	tries int
 	again time.Time // not before
 }
@@ -288,7 +292,7 @@ func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Tim
 		ids := make([]PortID, 0, len(partial.Failed))
 		for _, f := range partial.Failed {
 			tries := s.refused[f.ID].tries + 1
-			s.refused[f.ID] = refusal{port: target.Ports.Get(f.ID), tries: tries, again: now.Add(backOff(tries))}
+			s.refused[f.ID] = refusal{port: target.Ports.Get(f.ID), why: f.Err, tries: tries, again: now.Add(backOff(tries))}
 			ids = append(ids, f.ID)
 		}
 		s.inForce, s.failures = s.without(target, ids), 0
@@ -313,10 +317,19 @@ func (s *Syncer) waiting() error {
 	return nil
 }
 
+func (s *Syncer) refusals() []PortError {
+	var out []PortError
+	for id, r := range s.refused {
+		out = append(out, PortError{id, r.why})
+	}
+	slices.SortFunc(out, func(a, b PortError) int { return a.ID.Compare(b.ID) })
+	return out
+}
+
 func (s *Syncer) record(want *Snapshot, err error, end time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status.Err = err
+	s.status.Err, s.status.Refused = err, s.refusals()
 	if err != nil {
 		if s.status.Behind.IsZero() { // an audit failed
 			s.status.Behind = end

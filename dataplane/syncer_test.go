@@ -236,7 +236,7 @@ func TestSyncerKeepsARefusedServiceFromHoldingUpTheRest(t *testing.T) {
 	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
 		s.Submit(snapshot(1, good, bad))
 		pass(0)
-		if st := s.Status(); st.Err == nil || st.Behind.IsZero() {
+		if st := s.Status(); st.Err == nil || st.Behind.IsZero() || len(st.Refused) != 1 || st.Refused[0].ID != bad.ID {
 			t.Errorf("a refused Service is hidden: %+v", st)
 		}
 		// While it waits, others are programmed without it, as changes.

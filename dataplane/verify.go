@@ -43,7 +43,7 @@ func (s *Syncer) Drift() Drift {
 func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) {
 	var v Verification
 	err := s.between(ctx, func(ctx context.Context) error {
-		want := s.newest()
+		want := s.settled(ctx)
 		if want == nil {
 			return errNothingYet
 		}
@@ -65,14 +65,26 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 	return v, err
 }
 
-// Observe reads the kernel back and tells what it should hold; nil: not known.
+// Observe reads the kernel back and tells what it should hold.
 func (s *Syncer) Observe(ctx context.Context) (have *Observation, want *Snapshot, err error) {
 	err = s.between(ctx, func(ctx context.Context) error {
-		want = s.newest()
+		if want = s.settled(ctx); want == nil {
+			return errNothingYet
+		}
 		have, err = s.backend.Observe(ctx)
 		return err
 	})
 	return have, want, err
+}
+
+// settled is the newest Snapshot, after the Sync that it waits for, if it does:
+// what is on its way is no difference.
+func (s *Syncer) settled(ctx context.Context) *Snapshot {
+	want := s.newest()
+	if want != nil && s.inForce != nil && s.Status().InForce != want.Revision && len(s.refused) == 0 {
+		_ = s.syncOnce(ctx) // it is logged, and in the status
+	}
+	return s.newest()
 }
 
 func (s *Syncer) newest() *Snapshot {

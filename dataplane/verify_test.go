@@ -63,9 +63,13 @@ func TestVerifyOnRequest(t *testing.T) {
 		if v, err := s.Verify(context.Background(), true); err != nil || len(v.Differences) > 0 || v.Repaired {
 			t.Errorf("after the repair: %+v, %v", v, err)
 		}
-		s.Submit(snapshot(2, service("b"))) // and life goes on
+		s.Submit(snapshot(2, service("c"))) // what is on its way is no difference
+		if v, err := s.Verify(context.Background(), false); err != nil || len(v.Differences) > 0 || v.Revision != 2 {
+			t.Errorf("right after a Submit: %+v, %v", v, err)
+		}
+		s.Submit(snapshot(3, service("b"))) // and life goes on
 		pass(time.Second)
-		if s.Status().InForce != 2 {
+		if s.Status().InForce != 3 {
 			t.Error("a Snapshot after a repair is not in force")
 		}
 	})

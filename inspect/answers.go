@@ -17,6 +17,7 @@ type Status struct {
 	Counts    Counts    `json:"counts"`
 	Drift     Drift     `json:"drift"`
 	Conflicts []string  `json:"conflicts,omitempty"` // frontends that several Services want
+	Refused   []string  `json:"refused,omitempty"`   // Service ports that the backend cannot program, and why
 }
 
 // Node is what is known of the node.

@@ -58,6 +58,9 @@ func (i *Inspector) Status() Status {
 	if last := drift.LastFound; !last.At.IsZero() {
 		s.Drift.LastFound = &VerifyEvent{At: last.At, Differences: last.Differences, Repaired: last.Repaired}
 	}
+	for _, r := range sync.Refused {
+		s.Refused = append(s.Refused, fmt.Sprintf("%s: %v", r.ID, r.Err))
+	}
 	for _, f := range i.Families {
 		s.Node.Families = append(s.Node.Families, f.String())
 	}

@@ -105,15 +105,20 @@ func (p *Printer) Status(s inspect.Status) error {
 			rows = append(rows, [2]string{"", "  " + d})
 		}
 	}
-	for i, c := range s.Conflicts {
-		name := ""
-		if i == 0 {
-			name = "Conflicts"
-		}
-		rows = append(rows, [2]string{name, p.paint(red, c)})
-	}
+	rows = append(rows, p.list("Refused", s.Refused)...)
+	rows = append(rows, p.list("Conflicts", s.Conflicts)...)
 	p.facts(rows)
 	return p.err
+}
+
+// list are facts of one name, which are all bad.
+func (p *Printer) list(name string, lines []string) [][2]string {
+	var rows [][2]string
+	for _, l := range lines {
+		rows = append(rows, [2]string{name, p.paint(red, l)})
+		name = ""
+	}
+	return rows
 }
 
 // firsts are the first of many lines, and how many more there are.
