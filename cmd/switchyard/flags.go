@@ -35,6 +35,7 @@ type runFlags struct {
 
 	healthz, metrics string
 	hardFail         bool
+	socket           string
 
 	conntrack conntrack.Settings
 	log       logFlags
@@ -57,7 +58,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.SortFlags = false
 	f.backend.add(fs)
 	fs.DurationVar(&f.minInterval, "min-sync-interval", 20*time.Millisecond, "least time between two Syncs of the kernel; what changes meanwhile is one Sync")
-	fs.DurationVar(&f.audit, "audit-interval", time.Minute, "how often the kernel is read back and repaired")
+	fs.DurationVar(&f.audit, "verify-interval", time.Minute, "how often the kernel is compared with what is wanted, and repaired where it differs")
 
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "file that tells how to reach the API server; default: as a pod in the cluster")
 	fs.StringVar(&f.master, "master", "", "address of the API server, in place of the kubeconfig's")
@@ -75,6 +76,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "where /healthz, /livez and /readyz answer; empty: nowhere")
 	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "where /metrics answers; empty: nowhere")
 	fs.BoolVar(&f.hardFail, "bind-address-hard-fail", false, "end when one of these addresses cannot be had, instead of trying again")
+	addSocketFlag(fs, &f.socket, "Unix socket where `status`, `get`, `explain` and `verify` are answered, for root alone; empty: nowhere")
 
 	c := conntrack.DefaultSettings()
 	fs.IntVar(&f.conntrack.MaxPerCore, "conntrack-max-per-core", c.MaxPerCore, "conntrack entries for each CPU; 0: leave the kernel's limit")
@@ -174,7 +176,7 @@ func (f *runFlags) check() error {
 		}
 	}
 	checkPositive("min-sync-interval", f.minInterval)
-	checkPositive("audit-interval", f.audit)
+	checkPositive("verify-interval", f.audit)
 	if f.manifests != "" && (f.kubeconfig != "" || f.master != "") {
 		errs = append(errs, errors.New("--manifests excludes --kubeconfig and --master: give one source of Services"))
 	}

@@ -31,15 +31,25 @@ func TestWrongInput(t *testing.T) {
 		{"run --detect-local-mode BridgeInterface", "BridgeInterface needs the name of an interface"},
 		{"run --healthz-bind-address 10256", `--healthz-bind-address is "10256"; it must be an IP address and a port`},
 		{"run --metrics-bind-address localhost:10249", `--metrics-bind-address is "localhost:10249"; it must be an IP address and a port`},
-		{"run --audit-interval 0s", `--audit-interval is "0s"; it must be more than 0`},
+		{"run --verify-interval 0s", `--verify-interval is "0s"; it must be more than 0`},
 		{"run --logging-format xml", `--logging-format is "xml"; it can be text or json`},
 		{"run --manifests " + file, `it must be a directory that is there`},
 		{"run --manifests /nowhere", `--manifests is "/nowhere"; it must be a directory that is there`},
 		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig and --master"},
 		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
-		{"run --backend nftables --audit-interval 0s", "--audit-interval"}, // the second fault is told too
+		{"run --backend nftables --verify-interval 0s", "--verify-interval"}, // the second fault is told too
 		{"run --frob", "unknown flag: --frob"},
 		{"run something", "unknown command"},
+		{"status --socket /nowhere/agent.sock", "no agent answers on socket /nowhere/agent.sock: start `switchyard run` on this node, or give the --socket"},
+		{"status -o xml", `--output is "xml"; it can be table, json, yaml`},
+		{"get services -o xml", `--output is "xml"; it can be table, wide, json, yaml`},
+		{"get pods", `unknown command "pods" for "switchyard get"`},
+		{"explain", "explain takes one address and port, as in 10.96.0.1:443"},
+		{"explain web:80", `"web:80" is no address and port, as in 10.96.0.1:443`},
+		{"explain 10.0.0.1:80/icmp", `protocol "icmp"; it can be TCP, UDP or SCTP`},
+		{"explain --from me 10.0.0.1:80", `--from is "me"; it must be an IP address`},
+		{"verify now", `unknown command "now" for "switchyard verify"`},
+		{"doctor --backend userspace", `--backend is "userspace"; it can be auto`},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var out, errs bytes.Buffer

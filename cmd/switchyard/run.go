@@ -48,7 +48,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{log: log, flags: f, families: dataplane.HostFamilies()}
+	a := &agent{log: log, flags: f, families: dataplane.HostFamilies(), started: time.Now()}
 	opts, err := f.watcherOptions(log, a.families)
 	if err != nil {
 		return err
@@ -64,6 +64,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.opened = backend
 	conntrack.Tune(log, f.conntrack)
 	a.wire(backend)
 	log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
@@ -89,6 +90,9 @@ type agent struct {
 	flags    *runFlags
 	families []dataplane.Family
 	backend  string
+	choice   catalog.Choice
+	opened   dataplane.Backend
+	started  time.Time
 
 	watcher     *watcher.Watcher
 	source      watcher.Source
@@ -112,7 +116,7 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.backend = driver.Name
+	a.backend, a.choice = driver.Name, driver
 	backend, err := driver.Open(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening backend %s: %w", a.backend, err)
@@ -182,6 +186,7 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.syncer.Run(ctx); return nil })
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
+	a.serveInspector(ctx, g)
 	for _, s := range []*status.Server{
 		{Name: "health", Addr: a.flags.healthz, Handler: status.HealthMux(a.health, a.metrics)},
 		{Name: "metrics", Addr: a.flags.metrics, Handler: status.MetricsMux(a.metrics, a.backend)},

@@ -35,6 +35,7 @@ func ebpfColumn(name string, sockets bool) column {
 		name: name, backend: "ebpf", driver: driver, sockets: sockets,
 		state:   ebpfState,
 		damage:  ebpfDamage(),
+		remove:  removeEntry,
 		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{{"another program on eth0 and in the cgroup", foreignPrograms}}),
 		withoutForeign: func(r *run, n *netlab.Node) {
 			withoutForeignRules(r, n)

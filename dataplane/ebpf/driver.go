@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -93,8 +94,9 @@ type backend struct {
 	packets  *ebpf.Collection
 	ender    *ender // nil: no socket hooks
 	cgroupID uint64
-	path     *packet.Path    // nil: this process has attached nothing yet
-	pathNode *dataplane.Node // what path knows
+	path     *packet.Path                // nil: this process has attached nothing yet
+	pathNode *dataplane.Node             // what path knows
+	flows    atomic.Pointer[packet.Path] // path, for Flows
 	closed   bool
 
 	// What the kernel holds; records is nil where that is unknown.
@@ -313,4 +315,14 @@ func cleanup(o Options) error {
 		return fmt.Errorf("removing the directory of pins: %w", err)
 	}
 	return nil
+}
+
+// Flows calls visit with each connection that the packet path translates; those
+// of sockets are in no table. It may be called at any time before Close.
+func (b *backend) Flows(visit func(dataplane.Flow)) error {
+	path := b.flows.Load()
+	if path == nil { // nothing is attached yet
+		return nil
+	}
+	return path.Flows(visit)
 }
