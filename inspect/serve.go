@@ -45,12 +45,16 @@ type Server struct {
 
 // Run answers until ctx ends. Without HardFail it returns nil then, and only then.
 func (s *Server) Run(ctx context.Context) error {
+	said := ""
 	for {
 		err := s.serve(ctx)
 		if err == nil || s.HardFail {
 			return err
 		}
-		s.Log.Error("the socket of `switchyard status` cannot be served; the next try is in "+retryListen.String(), "socket", s.Socket, "error", err)
+		if said != err.Error() { // once, as it may stay so
+			said = err.Error()
+			s.Log.Error("`switchyard status` and the like will get no answer until this is mended; tries go on", "socket", s.Socket, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
