@@ -49,6 +49,18 @@ type Server struct {
 	Handler  http.Handler
 	HardFail bool // an address that cannot be had ends Run with an error, instead of another try
 	Log      *slog.Logger
+
+	listener net.Listener // of Listen
+}
+
+// Listen takes the address before Run, where one that cannot be had must end
+// the agent before it does anything.
+func (s *Server) Listen(ctx context.Context) error {
+	var err error
+	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", s.Addr); err != nil {
+		return fmt.Errorf("the %s server cannot listen on %s: %w", s.Name, s.Addr, err)
+	}
+	return nil
 }
 
 // Run serves until ctx ends. Without HardFail it returns nil then, and only then.
@@ -69,10 +81,13 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serve answers until ctx ends, which is no error.
 func (s *Server) serve(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Addr)
-	if err != nil {
-		return fmt.Errorf("the %s server cannot listen on %s: %w", s.Name, s.Addr, err)
+	if s.listener == nil {
+		if err := s.Listen(ctx); err != nil {
+			return err
+		}
 	}
+	l := s.listener
+	s.listener = nil // Serve closes it
 	srv := &http.Server{Handler: s.Handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()

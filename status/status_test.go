@@ -42,6 +42,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := &Health{
 				Families:     both,
+				BehindLimit:  time.Minute,
 				Sync:         func() dataplane.SyncStatus { return c.sync },
 				NodeEligible: func() bool { return c.eligible },
 				Waiting:      func() string { return "waiting for Services" },
@@ -66,6 +67,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 func TestHealthzBody(t *testing.T) {
 	h := &Health{
 		Families:     both,
+		BehindLimit:  time.Minute,
 		Sync:         func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1} },
 		NodeEligible: func() bool { return true },
 		Waiting:      func() string { return "" },

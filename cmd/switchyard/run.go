@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
@@ -20,36 +22,70 @@ import (
 )
 
 func runCommand() *cobra.Command {
-	f := &runFlags{}
+	o, askedVersion := &config.Options{Backends: catalog.Names(catalog.Drivers(config.Default().Backends()))}, false
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent on this node",
 		Long: `Run the agent on this node.
 
 It watches Services and EndpointSlices and makes this node's kernel forward
-them. When it ends, forwarding stays as it is.`,
-		Example: `  switchyard run --kubeconfig /etc/kubernetes/kubelet.conf --cluster-cidr 10.244.0.0/16
+them. When it ends, forwarding stays as it is. It takes kube-proxy's flags and
+configuration; docs/kube-proxy.md tells what becomes of each.`,
+		Example: `  switchyard run --config /var/lib/kube-proxy/config.conf --hostname-override node-1
+  switchyard run --kubeconfig /etc/kubernetes/kubelet.conf --cluster-cidr 10.244.0.0/16
   switchyard run --manifests ./manifests --backend iptables`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.run(cmd.Context())
+			// Not cobra's own: its template keeps the linker from dropping methods
+			// that nobody calls, 6 MB of them.
+			if askedVersion {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+				return err
+			}
+			return run(cmd.Context(), o)
 		},
 	}
-	f.add(cmd.Flags())
+	o.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&askedVersion, "version", false, "print the version and end")
 	return cmd
 }
 
-// run is the agent's life. All is checked before anything in the kernel changes.
-func (f *runFlags) run(ctx context.Context) error {
-	if err := f.check(); err != nil {
-		return err
+// load reads the configuration, and finds all that is wrong with it.
+func load(o *config.Options) (*config.Config, error) {
+	c, err := o.Complete()
+	if err != nil {
+		return nil, err
 	}
-	log, err := f.log.logger()
+	return c, c.Validate(o.Backends)
+}
+
+// run does what the flags ask for. All is checked before anything in the kernel
+// changes.
+func run(ctx context.Context, o *config.Options) error {
+	c, err := load(o)
 	if err != nil {
 		return err
 	}
-	a := &agent{log: log, flags: f, families: dataplane.HostFamilies()}
-	opts, err := f.watcherOptions(log, a.families)
+	if o.WriteTo != "" {
+		return c.Write(o.WriteTo)
+	}
+	a := &agent{options: o, config: c, families: dataplane.HostFamilies()}
+	a.log = c.Logger(os.Stderr, &a.verbosity)
+	for _, w := range c.Warnings {
+		a.log.Warn(w)
+	}
+	for _, u := range c.Unheeded() {
+		a.log.Info("a setting has no meaning here", "setting", u)
+	}
+	if o.Cleanup {
+		return cleanup(ctx, a.log, catalog.Drivers(c.Backends()), catalog.Auto)
+	}
+	return a.run(ctx)
+}
+
+// run is the agent's life.
+func (a *agent) run(ctx context.Context) error {
+	opts, err := a.config.Watcher(a.log, a.families)
 	if err != nil {
 		return err
 	}
@@ -57,38 +93,45 @@ func (f *runFlags) run(ctx context.Context) error {
 	if a.watcher, err = watcher.New(opts, a.publish); err != nil {
 		return err
 	}
-	if a.source, err = f.source(log, opts.NodeName); err != nil {
+	if a.source, err = a.newSource(opts.NodeName); err != nil {
 		return err
 	}
 	backend, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
-	conntrack.Tune(log, f.conntrack)
+	conntrack.Tune(a.log, a.config.Conntrack())
+	a.config.ProtectFromOOM(a.log)
+	if a.options.InitOnly {
+		a.log.Info("what needs full root privileges is done; ending, as --init-only asks for")
+		return backend.Close()
+	}
 	a.wire(backend)
-	log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
+	a.log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
 	err = a.serve(ctx)
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
 	}
-	log.Info("stopped; forwarding stays in place")
+	a.log.Info("stopped; forwarding stays in place")
 	return err
 }
 
-// source is where Services come from.
-func (f *runFlags) source(log *slog.Logger, node string) (watcher.Source, error) {
-	if f.manifests != "" {
-		return manifests.New(f.manifests, node, log), nil
+// newSource is where Services come from.
+func (a *agent) newSource(node string) (watcher.Source, error) {
+	if dir := a.config.Switchyard.Manifests; dir != "" {
+		return manifests.New(dir, node, a.log), nil
 	}
-	return kube.New(kube.Options{Kubeconfig: f.kubeconfig, Master: f.master, NodeName: node, Log: log})
+	return kube.New(a.config.API(a.log, node))
 }
 
 // agent is the parts of a running agent.
 type agent struct {
-	log      *slog.Logger
-	flags    *runFlags
-	families []dataplane.Family
-	backend  string
+	options   *config.Options
+	config    *config.Config
+	log       *slog.Logger
+	verbosity slog.LevelVar
+	families  []dataplane.Family
+	backend   string
 
 	watcher     *watcher.Watcher
 	source      watcher.Source
@@ -102,13 +145,8 @@ type agent struct {
 
 // open chooses the backend and readies it.
 func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
-	cfg := dataplane.Config{
-		Log:                a.log,
-		Families:           a.families,
-		MasqueradeBit:      a.flags.backend.masqueradeBit,
-		LocalhostNodePorts: a.flags.localhostNodePorts,
-	}
-	driver, err := catalog.Choose(ctx, a.flags.backend.name, a.flags.backend.drivers(), cfg)
+	cfg := a.config.Dataplane(a.log, a.families)
+	driver, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(a.config.Backends()), cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -127,10 +165,11 @@ func (a *agent) wire(backend dataplane.Backend) {
 		func() uint64 { return a.watcher.Status().Stats.ServiceChanges },
 		func() uint64 { return a.watcher.Status().Stats.SliceChanges })
 	a.syncer = dataplane.NewSyncer(backend, dataplane.SyncerConfig{
-		Log: a.log, MinInterval: a.flags.minInterval, AuditInterval: a.flags.audit, Report: a.synced,
+		Log: a.log, MinInterval: a.config.MinInterval(), AuditInterval: a.config.Switchyard.VerifyInterval.Duration, Report: a.synced,
 	})
 	a.health = &status.Health{
 		Families:     a.families,
+		BehindLimit:  a.config.BehindLimit(),
 		Sync:         a.syncer.Status,
 		NodeEligible: func() bool { return a.watcher.Status().NodeEligible },
 		Waiting:      a.waiting,
@@ -175,22 +214,50 @@ func (a *agent) synced(r dataplane.SyncReport) {
 	}
 }
 
+// retune takes up what a running agent can of a changed configuration.
+func (a *agent) retune(c *config.Config) {
+	c.SetVerbosity(&a.verbosity)
+	conntrack.Tune(a.log, c.Conntrack())
+	c.ProtectFromOOM(a.log)
+}
+
 // serve runs all parts until ctx ends or one of them cannot go on.
 func (a *agent) serve(ctx context.Context) error {
+	servers, err := a.servers(ctx)
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range servers {
+		g.Go(func() error { return s.Run(ctx) })
+	}
 	g.Go(func() error { return a.watcher.Run(ctx, a.source) })
 	g.Go(func() error { a.syncer.Run(ctx); return nil })
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
+	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
+	g.Go(func() error { return follower.Run(ctx, a.config) })
+	return g.Wait()
+}
+
+// servers are those that answer HTTP. Where an address must be had, they have it.
+func (a *agent) servers(ctx context.Context) ([]*status.Server, error) {
+	k := &a.config.KubeProxy
+	var servers []*status.Server
 	for _, s := range []*status.Server{
-		{Name: "health", Addr: a.flags.healthz, Handler: status.HealthMux(a.health, a.metrics)},
-		{Name: "metrics", Addr: a.flags.metrics, Handler: status.MetricsMux(a.metrics, a.backend)},
+		{Name: "health", Addr: k.HealthzBindAddress, Handler: status.HealthMux(a.health, a.metrics)},
+		{Name: "metrics", Addr: k.MetricsBindAddress, Handler: status.MetricsMux(a.metrics, a.backend)},
 	} {
 		if s.Addr == "" {
 			continue
 		}
-		s.HardFail, s.Log = a.flags.hardFail, a.log
-		g.Go(func() error { return s.Run(ctx) })
+		s.HardFail, s.Log = k.BindAddressHardFail, a.log
+		if s.HardFail {
+			if err := s.Listen(ctx); err != nil {
+				return nil, err
+			}
+		}
+		servers = append(servers, s)
 	}
-	return g.Wait()
+	return servers, nil
 }

@@ -52,8 +52,9 @@ type Options struct {
 	Master     string // URL that replaces the kubeconfig's server; ""
 	NodeName   string // this node
 	Log        *slog.Logger
-	// ContentType of answers; "": protobuf. JSON is always understood.
-	ContentType string
+	// ContentType of what is sent and asked for; "": protobuf. JSON is always
+	// understood. AcceptContentTypes, if set, is asked for instead.
+	ContentType, AcceptContentTypes string
 	// QPS and Burst limit requests; 0: client-go's default.
 	QPS   float32
 	Burst int
@@ -82,7 +83,10 @@ func Config(o Options) (*rest.Config, error) {
 	if c.ContentType == "" {
 		c.ContentType = protobuf
 	}
-	c.AcceptContentTypes = c.ContentType + "," + runtime.ContentTypeJSON
+	c.AcceptContentTypes = o.AcceptContentTypes
+	if c.AcceptContentTypes == "" {
+		c.AcceptContentTypes = c.ContentType + "," + runtime.ContentTypeJSON
+	}
 	c.QPS, c.Burst = o.QPS, o.Burst
 	return c, nil
 }
