@@ -45,7 +45,7 @@ func text(s string) http.HandlerFunc {
 // Server is one address that answers HTTP.
 type Server struct {
 	Name     string // for messages: "health", "metrics"
-	Addr     string // host:port
+	Addr     string // host:port; "": nowhere
 	Handler  http.Handler
 	HardFail bool // an address that cannot be had ends Run with an error, instead of another try
 	Log      *slog.Logger
@@ -56,6 +56,9 @@ type Server struct {
 // Listen takes the address before Run, where one that cannot be had must end
 // the agent before it does anything.
 func (s *Server) Listen(ctx context.Context) error {
+	if s.Addr == "" {
+		return nil
+	}
 	var err error
 	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", s.Addr); err != nil {
 		return fmt.Errorf("the %s server cannot listen on %s: %w", s.Name, s.Addr, err)
@@ -65,6 +68,9 @@ func (s *Server) Listen(ctx context.Context) error {
 
 // Run serves until ctx ends. Without HardFail it returns nil then, and only then.
 func (s *Server) Run(ctx context.Context) error {
+	if s.Addr == "" {
+		return nil
+	}
 	for {
 		err := s.serve(ctx)
 		if err == nil || s.HardFail {

@@ -11,26 +11,34 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 )
 
 func cleanupCommand() *cobra.Command {
 	var backend string
-	var verbose bool
+	options := config.Default().Backends()
+	var verbose, kubeProxy bool
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove from the kernel all that Switchyard put there, and nothing else",
 		Long: `Remove from the kernel all that Switchyard put there, and nothing else.
 
 Connections through Services end. Stop the agent first, or it puts everything
-back. Without --backend, what any backend left is removed.`,
+back. Without --backend, what any backend left is removed.
+
+With --kube-proxy, what a kube-proxy of any mode left is removed too. Stop it
+first, or it puts everything back.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.Flags().StringVar(&backend, "backend", catalog.Auto, "only what this backend left")
+	cmd.Flags().StringVar(&options.EBPF.PinDir, "ebpf-pin-dir", options.EBPF.PinDir, "directory of the agent on a bpf file system")
+	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		drivers := catalog.Drivers(catalog.Options{})
+		drivers := catalog.Drivers(options)
 		if names := catalog.Names(drivers); !slices.Contains(names, backend) {
 			return fmt.Errorf("--backend is %q; it can be %s", backend, strings.Join(names, ", "))
 		}
@@ -38,13 +46,14 @@ back. Without --backend, what any backend left is removed.`,
 		if verbose {
 			opts.Level = slog.LevelDebug
 		}
-		return cleanup(cmd.Context(), slog.New(slog.NewTextHandler(os.Stderr, opts)), drivers, backend)
+		return cleanup(cmd.Context(), slog.New(slog.NewTextHandler(os.Stderr, opts)), drivers, backend, kubeProxy)
 	}
 	return cmd
 }
 
-// cleanup removes what one backend left, or all of them (auto).
-func cleanup(ctx context.Context, log *slog.Logger, drivers []dataplane.Driver, backend string) error {
+// cleanup removes what one backend left, or all of them (auto), and if asked
+// what kube-proxy left.
+func cleanup(ctx context.Context, log *slog.Logger, drivers []dataplane.Driver, backend string, kubeProxy bool) error {
 	cfg := dataplane.Config{Log: log, Families: dataplane.HostFamilies()}
 	var errs []error
 	for _, d := range drivers {
@@ -53,6 +62,11 @@ func cleanup(ctx context.Context, log *slog.Logger, drivers []dataplane.Driver, 
 		}
 		if err := d.Cleanup(ctx, cfg); err != nil {
 			errs = append(errs, fmt.Errorf("removing what backend %s left: %w", d.Name, err))
+		}
+	}
+	if kubeProxy {
+		if err := kubeproxy.Remove(ctx, log); err != nil {
+			errs = append(errs, fmt.Errorf("removing what kube-proxy left: %w", err))
 		}
 	}
 	return errors.Join(errs...)

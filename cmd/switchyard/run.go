@@ -78,7 +78,7 @@ func run(ctx context.Context, o *config.Options) error {
 		a.log.Info("a setting has no meaning here", "setting", u)
 	}
 	if o.Cleanup {
-		return cleanup(ctx, a.log, catalog.Drivers(c.Backends()), catalog.Auto)
+		return cleanup(ctx, a.log, catalog.Drivers(c.Backends()), catalog.Auto, true)
 	}
 	return a.run(ctx)
 }
@@ -94,6 +94,9 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	if a.source, err = a.newSource(opts.NodeName); err != nil {
+		return err
+	}
+	if err := a.listen(ctx); err != nil {
 		return err
 	}
 	backend, err := a.open(ctx)
@@ -139,8 +142,10 @@ type agent struct {
 	conntrack   *conntrack.Cleaner
 	healthcheck *healthcheck.Server
 	metrics     *status.Metrics
-	health      *status.Health
-	programmed  bool // the kernel held all that was wanted, once
+
+	healthServer, metricsServer *status.Server
+	health                      *status.Health
+	programmed                  bool // the kernel held all that was wanted, once
 }
 
 // open chooses the backend and readies it.
@@ -223,12 +228,10 @@ func (a *agent) retune(c *config.Config) {
 
 // serve runs all parts until ctx ends or one of them cannot go on.
 func (a *agent) serve(ctx context.Context) error {
-	servers, err := a.servers(ctx)
-	if err != nil {
-		return err
-	}
+	a.healthServer.Handler = status.HealthMux(a.health, a.metrics)
+	a.metricsServer.Handler = status.MetricsMux(a.metrics, a.backend)
 	g, ctx := errgroup.WithContext(ctx)
-	for _, s := range servers {
+	for _, s := range []*status.Server{a.healthServer, a.metricsServer} {
 		g.Go(func() error { return s.Run(ctx) })
 	}
 	g.Go(func() error { return a.watcher.Run(ctx, a.source) })
@@ -240,24 +243,16 @@ func (a *agent) serve(ctx context.Context) error {
 	return g.Wait()
 }
 
-// servers are those that answer HTTP. Where an address must be had, they have it.
-func (a *agent) servers(ctx context.Context) ([]*status.Server, error) {
+// listen readies the servers. Where an address must be had, they have it.
+func (a *agent) listen(ctx context.Context) error {
 	k := &a.config.KubeProxy
-	var servers []*status.Server
-	for _, s := range []*status.Server{
-		{Name: "health", Addr: k.HealthzBindAddress, Handler: status.HealthMux(a.health, a.metrics)},
-		{Name: "metrics", Addr: k.MetricsBindAddress, Handler: status.MetricsMux(a.metrics, a.backend)},
-	} {
-		if s.Addr == "" {
-			continue
-		}
-		s.HardFail, s.Log = k.BindAddressHardFail, a.log
-		if s.HardFail {
-			if err := s.Listen(ctx); err != nil {
-				return nil, err
-			}
-		}
-		servers = append(servers, s)
+	a.healthServer = &status.Server{Name: "health", Addr: k.HealthzBindAddress, HardFail: k.BindAddressHardFail, Log: a.log}
+	a.metricsServer = &status.Server{Name: "metrics", Addr: k.MetricsBindAddress, HardFail: k.BindAddressHardFail, Log: a.log}
+	if !k.BindAddressHardFail || a.options.InitOnly {
+		return nil
 	}
-	return servers, nil
+	if err := a.healthServer.Listen(ctx); err != nil {
+		return err
+	}
+	return a.metricsServer.Listen(ctx)
 }
