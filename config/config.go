@@ -104,6 +104,14 @@ func (c *Config) wrong(path string, value any, allowed string) error {
 	return fmt.Errorf("%s is %q; %s", c.name(path), fmt.Sprint(value), allowed)
 }
 
+// Documents is both documents, by API group.
+func (c *Config) Documents() map[string]any {
+	return map[string]any{
+		"kubeproxy.config.k8s.io": &c.KubeProxy,
+		"config.switchyard.io":    &c.Switchyard,
+	}
+}
+
 // Write writes both documents, kube-proxy's first: kube-proxy itself reads just
 // that one, so that the file serves for the way back too.
 func (c *Config) Write(file string) error {

@@ -283,6 +283,13 @@ func (o *Options) beside(c *Config, file bool) error {
 	return errors.Join(errs...)
 }
 
+// Flags is the value of every flag.
+func (o *Options) Flags() map[string]string {
+	all := map[string]string{}
+	o.flags.VisitAll(func(f *pflag.Flag) { all[f.Name] = f.Value.String() })
+	return all
+}
+
 // origins is how to name the fields that flags have set.
 func (o *Options) origins() origins {
 	said := origins{}

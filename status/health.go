@@ -53,6 +53,14 @@ func (h *Health) Healthy() bool {
 	return ok
 }
 
+// Ready is whether the kernel held all that was wanted, once, and does not fall
+// behind for longer than BehindLimit.
+func (h *Health) Ready() bool {
+	s := h.Sync()
+	ok, _ := h.healthy(s)
+	return ok && s.InForce > 0
+}
+
 func (h *Health) healthy(s dataplane.SyncStatus) (ok bool, why string) {
 	if s.Behind.IsZero() || h.Now().Sub(s.Behind) <= h.BehindLimit {
 		return true, ""

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // retryListen is how long to wait before another try at an address in use.
@@ -22,15 +20,6 @@ func HealthMux(h *Health, m *Metrics) http.Handler {
 	mux.Handle("/healthz", counted(m.healthz, h.Healthz()))
 	mux.Handle("/livez", counted(m.livez, h.Livez()))
 	mux.Handle("/readyz", h.Readyz())
-	return mux
-}
-
-// MetricsMux serves the metrics paths (kube-proxy's port 10249).
-func MetricsMux(m *Metrics, backend string) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/healthz", text("ok"))
-	mux.HandleFunc("/proxyMode", text(backend))
 	return mux
 }
 

@@ -213,10 +213,17 @@ func TestStartsWithKubeProxysFile(t *testing.T) {
 				c.metrics + "/healthz":   "ok",
 				c.metrics + "/metrics":   "kubeproxy_sync_proxy_rules_duration_seconds_count",
 				c.metrics + "/proxyMode": "iptables",
+				c.metrics + "/configz":   `"clusterCIDR":"10.244.0.0/16`,
+				c.metrics + "/flagz":     "hostname-override=node-1",
+				c.metrics + "/statusz":   "Backend: iptables",
+				c.health + "/readyz":     `"ready":true`,
 			} {
 				if code, body := get(url); code != 200 || !strings.Contains(body, want) {
 					t.Errorf("%s: %d, %s; want %s", url, code, body, want)
 				}
+			}
+			if code, _ := get(c.metrics + "/debug/pprof/cmdline"); (code == 200) != (c.file == "every-field.yaml") {
+				t.Errorf("/debug/pprof: %d", code)
 			}
 			if !strings.Contains(rules(t), "10.244.1.2:8080") {
 				t.Error("the kernel does not forward to the endpoint")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -109,6 +110,7 @@ func (a *agent) run(ctx context.Context) error {
 		a.log.Info("what needs full root privileges is done; ending, as --init-only asks for")
 		return backend.Close()
 	}
+	a.inForce.Store(a.config)
 	a.wire(backend)
 	a.log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
 	err = a.serve(ctx)
@@ -130,7 +132,8 @@ func (a *agent) newSource(node string) (watcher.Source, error) {
 // agent is the parts of a running agent.
 type agent struct {
 	options   *config.Options
-	config    *config.Config
+	config    *config.Config                // at the start
+	inForce   atomic.Pointer[config.Config] // what of it can change is taken up
 	log       *slog.Logger
 	verbosity slog.LevelVar
 	families  []dataplane.Family
@@ -166,9 +169,12 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 // wire makes the parts that follow the Syncer.
 func (a *agent) wire(backend dataplane.Backend) {
 	a.metrics = status.NewMetrics(version, a.backend, a.families)
-	a.metrics.CountChanges(
-		func() uint64 { return a.watcher.Status().Stats.ServiceChanges },
-		func() uint64 { return a.watcher.Status().Stats.SliceChanges })
+	a.metrics.CountAPIRequests()
+	a.metrics.CountBackend(a.log, backend)
+	a.metrics.CountChanges(func() (services, slices uint64) {
+		s := a.watcher.Status().Stats
+		return s.ServiceChanges, s.SliceChanges
+	})
 	a.syncer = dataplane.NewSyncer(backend, dataplane.SyncerConfig{
 		Log: a.log, MinInterval: a.config.MinInterval(), AuditInterval: a.config.Switchyard.VerifyInterval.Duration, Report: a.synced,
 	})
@@ -221,6 +227,7 @@ func (a *agent) synced(r dataplane.SyncReport) {
 
 // retune takes up what a running agent can of a changed configuration.
 func (a *agent) retune(c *config.Config) {
+	a.inForce.Store(c)
 	c.SetVerbosity(&a.verbosity)
 	conntrack.Tune(a.log, c.Conntrack())
 	c.ProtectFromOOM(a.log)
@@ -229,7 +236,7 @@ func (a *agent) retune(c *config.Config) {
 // serve runs all parts until ctx ends or one of them cannot go on.
 func (a *agent) serve(ctx context.Context) error {
 	a.healthServer.Handler = status.HealthMux(a.health, a.metrics)
-	a.metricsServer.Handler = status.MetricsMux(a.metrics, a.backend)
+	a.metricsServer.Handler = status.MetricsMux(a.pages())
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range []*status.Server{a.healthServer, a.metricsServer} {
 		g.Go(func() error { return s.Run(ctx) })
@@ -241,6 +248,20 @@ func (a *agent) serve(ctx context.Context) error {
 	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
 	g.Go(func() error { return follower.Run(ctx, a.config) })
 	return g.Wait()
+}
+
+// pages is what the metrics server shows.
+func (a *agent) pages() status.Pages {
+	p := status.Pages{
+		Metrics: a.metrics, Health: a.health, Backend: a.backend, Version: version, Started: time.Now(),
+		Config:    func() map[string]any { return a.inForce.Load().Documents() },
+		Statusz:   a.config.Gate(config.GateStatusz),
+		Profiling: a.config.KubeProxy.EnableProfiling,
+	}
+	if a.config.Gate(config.GateFlagz) {
+		p.Flags = a.options.Flags()
+	}
+	return p
 }
 
 // listen readies the servers. Where an address must be had, they have it.

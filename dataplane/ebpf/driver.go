@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -96,6 +97,10 @@ type backend struct {
 	path     *packet.Path    // nil: this process has attached nothing yet
 	pathNode *dataplane.Node // what path knows
 	closed   bool
+
+	// For Counts, which other goroutines call.
+	told        atomic.Pointer[usage] // used, after the last Sync
+	connections atomic.Int64
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record

@@ -23,6 +23,7 @@ type half struct {
 	localnet     localnet // before the Sync that goes on
 	rulesWritten int      // since the start
 	warned       bool     // that route_localnet cannot be set
+	tally        tally
 }
 
 // refused are the ServicePorts that could not be programmed, and why.
@@ -35,6 +36,7 @@ type attempt func([]change) (tx *transaction, undo func())
 // what a ServicePort that is refused falls back to, if anything.
 func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
 	h.model = nil
+	h.tally.partial = false
 	have, err := h.commands.read(ctx)
 	if err != nil {
 		return nil, err
@@ -78,6 +80,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 // step makes the tables hold what want says, knowing what they hold.
 func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []change) (refused, error) {
 	h.localnet = h.model.env.localnet
+	h.tally.partial = true
 	next, err := h.env(want)
 	if err != nil {
 		return nil, err
@@ -178,6 +181,7 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 		}
 		chains, rules := tx.size()
 		h.rulesWritten += rules
+		h.tally.written.Add(uint64(rules))
 		h.log.Debug("rules written", "chains", chains, "rules", rules)
 	}
 	if next.localnet != localnetOff {
@@ -195,6 +199,7 @@ func (h *half) write(ctx context.Context, tx *transaction) error {
 	}
 	for _, stage := range stages {
 		if err := h.commands.restore(ctx, stage.text()); err != nil {
+			h.tally.failed()
 			return err
 		}
 	}
