@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -126,7 +127,7 @@ func (c *Config) Watcher(log *slog.Logger, families []dataplane.Family) (watcher
 	}
 	o := watcher.Options{
 		Log:                log,
-		NodeName:           name,
+		NodeName:           strings.ToLower(name),
 		Families:           families,
 		DetectLocal:        watcher.DetectLocal{Mode: watcher.DetectLocalMode(k.DetectLocalMode)},
 		NodePortAddresses:  k.NodePortAddresses,

@@ -16,8 +16,10 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/dataplane/healthcheck"
+	"github.com/switchyard-io/switchyard/events"
 	"github.com/switchyard-io/switchyard/status"
 	"github.com/switchyard-io/switchyard/watcher"
+	"github.com/switchyard-io/switchyard/watcher/facts"
 	"github.com/switchyard-io/switchyard/watcher/kube"
 	"github.com/switchyard-io/switchyard/watcher/manifests"
 )
@@ -90,11 +92,11 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts.Programming = a.programming
+	opts.Programming, opts.Conflict = a.programming, a.conflict
 	if a.watcher, err = watcher.New(opts, a.publish); err != nil {
 		return err
 	}
-	if a.source, err = a.newSource(opts.NodeName); err != nil {
+	if err = a.newSource(opts.NodeName); err != nil {
 		return err
 	}
 	if err := a.listen(ctx); err != nil {
@@ -121,12 +123,35 @@ func (a *agent) run(ctx context.Context) error {
 	return err
 }
 
-// newSource is where Services come from.
-func (a *agent) newSource(node string) (watcher.Source, error) {
+// newSource makes where Services come from, and where Events go.
+func (a *agent) newSource(node string) error {
 	if dir := a.config.Switchyard.Manifests; dir != "" {
-		return manifests.New(dir, node, a.log), nil
+		a.source, a.events = manifests.New(dir, node, a.log), events.New(a.log, node, nil)
+		return nil
 	}
-	return kube.New(a.config.API(a.log, node))
+	opts := a.config.API(a.log, node)
+	opts.Malformed = a.malformed
+	source, err := kube.New(opts)
+	if err != nil {
+		return err
+	}
+	a.source, a.events = source, events.New(a.log, node, source.SendEvent)
+	return nil
+}
+
+// conflict and malformed say what is wrong with a Service.
+func (a *agent) conflict(s facts.Name, uid, why string) {
+	a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Conflict, why)
+}
+
+func (a *agent) malformed(s facts.Name, uid string, err error) {
+	a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Malformed, err.Error())
+}
+
+// unchecked says that a Service's health check cannot be answered.
+func (a *agent) unchecked(f healthcheck.Failure) {
+	s := events.Service{Namespace: f.Namespace, Name: f.Service, UID: a.watcher.ServiceUID(f.Namespace, f.Service)}
+	a.events.Wrong(s, events.HealthCheck, fmt.Sprintf("node %s cannot answer the health check at %s: %v", a.events.Node, f.Addr, f.Err))
 }
 
 // agent is the parts of a running agent.
@@ -141,6 +166,7 @@ type agent struct {
 
 	watcher     *watcher.Watcher
 	source      watcher.Source
+	events      *events.Recorder
 	syncer      *dataplane.Syncer
 	conntrack   *conntrack.Cleaner
 	healthcheck *healthcheck.Server
@@ -189,6 +215,7 @@ func (a *agent) wire(backend dataplane.Backend) {
 	a.conntrack = conntrack.New(a.log, a.families...)
 	a.conntrack.Report = func(p conntrack.Pass) { a.metrics.ConntrackCleaned(p.Family, p.Deleted, p.Took) }
 	a.healthcheck = healthcheck.New(a.log, a.health.Healthy)
+	a.healthcheck.OnFailure = a.unchecked
 }
 
 // waiting is what the first Snapshot waits for, or what is wrong with the manifests.
@@ -215,6 +242,7 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 // synced tells those who follow the kernel.
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
+	a.events.Synced(r, a.watcher.ServiceUID)
 	if r.Err == nil && !a.programmed {
 		a.programmed = true
 		a.log.Info("the kernel forwards all Services; ready", "ports", r.Want.Ports.Len(), "took", r.Took)
@@ -241,6 +269,8 @@ func (a *agent) serve(ctx context.Context) error {
 	for _, s := range []*status.Server{a.healthServer, a.metricsServer} {
 		g.Go(func() error { return s.Run(ctx) })
 	}
+	g.Go(func() error { a.events.Run(ctx); return nil })
+	a.events.Starting()
 	g.Go(func() error { return a.watcher.Run(ctx, a.source) })
 	g.Go(func() error { a.syncer.Run(ctx); return nil })
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
@@ -272,8 +302,11 @@ func (a *agent) listen(ctx context.Context) error {
 	if !k.BindAddressHardFail || a.options.InitOnly {
 		return nil
 	}
-	if err := a.healthServer.Listen(ctx); err != nil {
-		return err
+	for _, s := range []*status.Server{a.healthServer, a.metricsServer} {
+		if err := s.Listen(ctx); err != nil {
+			a.events.CannotServe(ctx, s.Name, err)
+			return err
+		}
 	}
-	return a.metricsServer.Listen(ctx)
+	return nil
 }
