@@ -218,6 +218,23 @@ func TestFlagsBesideFiles(t *testing.T) {
 	}
 }
 
+// TestEveryGateIsTaken that kube-proxy knows, with each value that it can have.
+func TestEveryGateIsTaken(t *testing.T) {
+	known := knownGates()
+	if len(known) < 250 {
+		t.Fatalf("%d gates", len(known))
+	}
+	for name, g := range known {
+		for _, value := range []bool{true, false} {
+			c := Default()
+			c.KubeProxy.FeatureGates = map[string]bool{name: value}
+			if errs := c.checkGates(); (len(errs) == 0) != (g.locked == nil || *g.locked == value) {
+				t.Errorf("%s=%t: %v", name, value, errs)
+			}
+		}
+	}
+}
+
 // TestWhatIsWrittenIsRead: by this program, and by kube-proxy, for the way back.
 func TestWhatIsWrittenIsRead(t *testing.T) {
 	c, err := complete(t, "--config=testdata/every-field.yaml", "--backend=ebpf")

@@ -276,6 +276,19 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
+// TestInitOnly: what needs full root privileges is done, and forwarding is as it was.
+func TestInitOnly(t *testing.T) {
+	requireNetns(t)
+	before := rules(t)
+	p := start(t, nil, "run", "--init-only", "--backend=iptables", "--hostname-override=node-1", "--manifests="+t.TempDir())
+	if code, _ := p.ended(t, 20*time.Second); code != 0 {
+		t.Errorf("status %d: %s", code, p.stderr())
+	}
+	if rules(t) != before {
+		t.Error("forwarding is not as it was")
+	}
+}
+
 // TestWhatIsMissing: what the machine does not give ends in one clear line at
 // once, and forwarding stays as it is.
 func TestWhatIsMissing(t *testing.T) {
