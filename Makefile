@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BACKEND ?= auto
+KERNEL  ?= all
 GO      := CGO_ENABLED=0 go
 LINT    := go tool -modfile=tools/go.mod golangci-lint
 
@@ -11,6 +12,8 @@ LINT    := go tool -modfile=tools/go.mod golangci-lint
 PACKAGES_TEST := iptables nftables ipset iproute2 strace kmod
 # The compiler is pinned: the generated objects are committed and must come out the same.
 PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
+# The virtual machines have this machine's tools.
+PACKAGES_VM    := $(PACKAGES_TEST) nftables ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
 PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
 
 .PHONY: help
@@ -62,8 +65,11 @@ test-kernel: deps-test ## run just the tests that need root and this kernel (BAC
 	@$(MAKE) --no-print-directory test-conformance
 
 .PHONY: test-vm
-test-vm: ## run the tests on other kernels (not there yet: it comes with the IPVS backend)
-	@echo "make test-vm: not there yet; it comes with the IPVS backend." >&2; exit 1
+test-vm: ## run kernel tests on Debian's 6.1 and 6.12, emulated (KERNEL=6.1|6.12|all, PKG=./dataplane/..., RUN=..., BACKEND=...)
+	@deploy/packages $(PACKAGES_VM)
+	@mkdir -p bin
+	@$(GO) build -o bin/vm ./internal/vm
+	@bin/vm -kernel=$(KERNEL) $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-run='$(RUN)') $(if $(PKG),-v $(PKG))
 
 .PHONY: e2e
 e2e: build ## run the agent under a real Kubernetes control plane and kubelets (BACKEND=...)

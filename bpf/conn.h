@@ -238,7 +238,7 @@ static __noinline int forget(const struct tuple *key, const struct conn *primary
 }
 
 /* ended tells whether a connection has come to its end in either direction. */
-static __always_inline bool ended(const struct tuple *key, const struct conn *primary)
+static __noinline bool ended(const struct tuple *key, const struct conn *primary)
 {
 	struct tuple other;
 	struct conn *answers;

@@ -99,7 +99,10 @@ static __always_inline int inject(struct __sk_buff *skb, const struct packet *p,
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
-/* find_way asks the routing tables for the device that leads to t.dst. */
+/* find_way asks the routing tables for the device that leads to t.dst. On the
+ * stack of a function of its own: kernels before 6.8 count 32 bytes for each
+ * begun 32 of a function, and 512 for all that call each other.
+ */
 static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u32 *ifindex)
 {
 	struct bpf_fib_lookup way = {};
@@ -532,7 +535,8 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	struct tuple key, t, outer;
 	struct conn *c;
 
-	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED)
+	/* What the error quotes ends with it; behind that may be the frame's padding. */
+	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED || inner->l4 + sizeof(__be32) > p->end)
 		return PASS;
 	/* The error travels like an answer to the packet inside it. */
 	reversed(&key, &inner->tuple, stage);
@@ -541,7 +545,9 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	if (!c || c->flags & CONN_MASQUERADE)
 		return PASS;
 	outer = p->tuple;
-	if (addr_equal(&outer.src, &key.src))
+	/* Whoever noticed, the receiver's network knows of this side only what the
+	 * packets of the connection have as source: of others it may drop packets. */
+	if (!addr_equal(&key.src, &c->src))
 		outer.src = c->src;
 	if (addr_equal(&outer.dst, &key.dst))
 		outer.dst = c->dst;

@@ -56,6 +56,9 @@ type Switchyard struct {
 	// an API server.
 	Manifests string `json:"manifests"`
 
+	// Socket is the Unix socket where the commands that ask an agent are answered.
+	Socket string `json:"socket"`
+
 	EBPF     EBPF     `json:"ebpf"`
 	IPTables IPTables `json:"iptables"`
 }

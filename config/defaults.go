@@ -9,6 +9,7 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/inspect"
 )
 
 // kube-proxy's ports.
@@ -23,6 +24,7 @@ func (c *Config) fillDefaults() {
 	s := &c.Switchyard
 	s.APIVersion, s.Kind = ownVersion, ownKind
 	fill(&s.VerifyInterval.Duration, time.Minute)
+	fill(&s.Socket, inspect.DefaultSocket)
 	fill(&s.IPTables.Mode, "auto")
 	e := ebpf.DefaultOptions()
 	fillPointer(&s.EBPF.SocketLB, e.SocketLB)

@@ -50,6 +50,21 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	}
 }
 
+// AddBackendFlags adds those flags that are about backends, for commands that
+// run no agent.
+func (o *Options) AddBackendFlags(fs *pflag.FlagSet) {
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	o.AddFlags(all)
+	all.VisitAll(func(f *pflag.Flag) {
+		field := fieldOf(f.Name)
+		if f.Name == "config" || f.Name == "switchyard-config" || field == ownKind+".backend" || field == "iptables.masqueradeBit" ||
+			strings.HasPrefix(field, ownKind+".ebpf.") || strings.HasPrefix(field, ownKind+".iptables.") {
+			fs.AddFlag(f)
+		}
+	})
+	o.flags = fs
+}
+
 // addFlags adds the flags that fill c. Their defaults are what c holds.
 func (c *Config) addFlags(fs *pflag.FlagSet, backends []string) {
 	k, s := &c.KubeProxy, &c.Switchyard
@@ -57,6 +72,7 @@ func (c *Config) addFlags(fs *pflag.FlagSet, backends []string) {
 	fs.DurationVar(&s.MinSyncInterval.Duration, "min-sync-interval", s.MinSyncInterval.Duration, "least time between two Syncs of the kernel; what changes meanwhile is one Sync; 0: 20ms")
 	fs.DurationVar(&s.VerifyInterval.Duration, "verify-interval", s.VerifyInterval.Duration, "how often the kernel is compared with what is wanted, and repaired where it differs")
 	fs.StringVar(&s.Manifests, "manifests", s.Manifests, "directory with Services, EndpointSlices and Nodes as YAML or JSON, in place of an API server")
+	fs.StringVar(&s.Socket, "socket", s.Socket, "Unix socket where `status`, `get`, `explain` and `verify` are answered, for root alone; empty: nowhere")
 	addEBPFFlags(&s.EBPF, fs)
 	fs.StringVar(&s.IPTables.Mode, "iptables-mode", s.IPTables.Mode, "which iptables to call: auto, nft or legacy")
 
@@ -149,6 +165,7 @@ func fieldOf(flag string) string {
 		"min-sync-interval": ownKind + ".minSyncInterval",
 		"verify-interval":   ownKind + ".verifyInterval",
 		"manifests":         ownKind + ".manifests",
+		"socket":            ownKind + ".socket",
 		"iptables-mode":     ownKind + ".iptables.mode",
 
 		"ebpf-socket-lb":         ownKind + ".ebpf.socketLB",

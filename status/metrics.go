@@ -139,6 +139,22 @@ func (m *Metrics) CountChanges(seen func() (services, slices uint64)) {
 	}
 }
 
+// CountDrift makes the metrics of what comparisons of the kernel with what is
+// wanted found, from a function that tells.
+func (m *Metrics) CountDrift(drift func() dataplane.Drift) {
+	for _, c := range []struct {
+		name, help string
+		count      func(dataplane.Drift) uint64
+	}{
+		{"drift_checks_total", "Comparisons of the kernel with what is wanted.", func(d dataplane.Drift) uint64 { return d.Checks }},
+		{"drift_found_total", "Differences that they found.", func(d dataplane.Drift) uint64 { return d.Found }},
+		{"drift_repairs_total", "Comparisons after which the kernel was repaired.", func(d dataplane.Drift) uint64 { return d.Repairs }},
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: ownNamespace, Name: c.name, Help: c.help},
+			func() float64 { return float64(c.count(drift())) }))
+	}
+}
+
 // Synced notes a Sync by a backend. The backend programs the families at the
 // same time, so each is given the whole of it.
 func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {

@@ -111,6 +111,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountChanges(func() (uint64, uint64) { return changes[0], changes[1] })
 	m.CountBackend(slog.New(slog.DiscardHandler), counter{})
 	m.CountAPIRequests()
+	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
 	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
 		ID: dataplane.PortID{Service: "a", Family: dataplane.IPv4},
@@ -142,6 +143,9 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 3`,
 		`switchyard_sync_errors_total{backend="iptables"} 1`,
 		`switchyard_sync_duration_seconds_count{audit="true",backend="iptables"} 1`,
+		`switchyard_drift_checks_total 9`,
+		`switchyard_drift_found_total 4`,
+		`switchyard_drift_repairs_total 2`,
 		`switchyard_map_entries{map="frontends"} 7`,
 		`switchyard_dropped_total{reason="no_route"} 3`,
 		`kubernetes_build_info{build_date="`,

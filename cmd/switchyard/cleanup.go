@@ -6,20 +6,16 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 )
 
 func cleanupCommand() *cobra.Command {
-	var backend string
-	options := config.Default().Backends()
+	o := options()
 	var verbose, kubeProxy bool
 	cmd := &cobra.Command{
 		Use:   "cleanup",
@@ -33,20 +29,23 @@ With --kube-proxy, what a kube-proxy of any mode left is removed too. Stop it
 first, or it puts everything back.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&backend, "backend", catalog.Auto, "only what this backend left")
-	cmd.Flags().StringVar(&options.EBPF.PinDir, "ebpf-pin-dir", options.EBPF.PinDir, "directory of the agent on a bpf file system")
+	o.AddBackendFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		drivers := catalog.Drivers(options)
-		if names := catalog.Names(drivers); !slices.Contains(names, backend) {
-			return fmt.Errorf("--backend is %q; it can be %s", backend, strings.Join(names, ", "))
+		c, err := load(o)
+		if err != nil {
+			return err
+		}
+		backend := catalog.Auto
+		if cmd.Flags().Changed("backend") {
+			backend = c.Backend()
 		}
 		opts := &slog.HandlerOptions{}
 		if verbose {
 			opts.Level = slog.LevelDebug
 		}
-		return cleanup(cmd.Context(), slog.New(slog.NewTextHandler(os.Stderr, opts)), drivers, backend, kubeProxy)
+		return cleanup(cmd.Context(), slog.New(slog.NewTextHandler(os.Stderr, opts)), catalog.Drivers(c.Backends()), backend, kubeProxy)
 	}
 	return cmd
 }

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,10 +49,14 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		},
 	}
 	root.AddCommand(runCommand(), cleanupCommand(), versionCommand())
+	root.AddCommand(inspectCommands()...)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	if err := root.ExecuteContext(ctx); err != nil {
+		if errors.Is(err, errDiffers) || errors.Is(err, errNoBackend) { // it is printed already
+			return 1
+		}
 		// One line, whatever the error is joined of.
 		_, _ = fmt.Fprintf(stderr, "switchyard: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return 1

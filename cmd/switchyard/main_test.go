@@ -48,6 +48,16 @@ func TestWrongInput(t *testing.T) {
 		{"run --write-config-to /nowhere/x", "/nowhere/x: no such file or directory"},
 		{"run --frob", "unknown flag: --frob"},
 		{"run something", "unknown command"},
+		{"status --socket /nowhere/agent.sock", "no agent answers on socket /nowhere/agent.sock: start `switchyard run` on this node, or give the --socket"},
+		{"status -o xml", `--output is "xml"; it can be table, json, yaml`},
+		{"get services -o xml", `--output is "xml"; it can be table, wide, json, yaml`},
+		{"get pods", `unknown command "pods" for "switchyard get"`},
+		{"explain", "explain takes one address and port, as in 10.96.0.1:443"},
+		{"explain web:80", `"web:80" is no address and port, as in 10.96.0.1:443`},
+		{"explain 10.0.0.1:80/icmp", `protocol "icmp"; it can be TCP, UDP or SCTP`},
+		{"explain --from me 10.0.0.1:80", `--from is "me"; it must be an IP address`},
+		{"verify now", `unknown command "now" for "switchyard verify"`},
+		{"doctor --backend userspace", `--backend is "userspace"; it can be auto`},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var out, errs bytes.Buffer

@@ -2,17 +2,13 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,54 +16,40 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
-const (
-	inNetns = "SWITCHYARD_TEST_IN_NETNS"
-	asAgent = "SWITCHYARD_TEST_AS_AGENT"
-)
+// inNetns marks a run of one test in a network namespace of its own.
+const inNetns = "SWITCHYARD_TEST_IN_NETNS"
 
-// TestMain runs the tests once more in a network namespace of their own, and is
-// the agent where a test starts one.
-func TestMain(m *testing.M) {
-	switch {
-	case os.Getenv(asAgent) != "":
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
-	case os.Getenv(inNetns) != "":
+// ownNetns runs the test once more, in a network namespace of its own, and
+// tells whether this is that run.
+func ownNetns(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(inNetns) != "" {
 		lo, err := netlink.LinkByName("lo")
 		if err == nil {
 			err = netlink.LinkSetUp(lo)
 		}
 		if err != nil {
-			fmt.Fprintln(os.Stderr, "setting up lo:", err)
-			os.Exit(1)
+			t.Fatalf("setting up lo: %v", err)
 		}
-		os.Exit(m.Run())
-	case os.Geteuid() != 0:
+		return true
+	}
+	if err := netlab.RequireRoot(); err != nil {
 		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			fmt.Fprintln(os.Stderr, "REQUIRE_KERNEL=1: needs root for a network namespace")
-			os.Exit(1)
+			t.Fatalf("REQUIRE_KERNEL is set: %v", err)
 		}
-		os.Exit(m.Run()) // tests that need it skip, with the reason
+		t.Skip(err)
 	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the command
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), inNetns+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "the tests in a network namespace:", err)
-		os.Exit(1)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("in a network namespace: %v\n%s", err, out)
 	}
-}
-
-func requireNetns(t *testing.T) {
-	t.Helper()
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
+	return false
 }
 
 // process is the agent as a process.
@@ -94,8 +76,11 @@ func (p *process) stderr() string {
 // start starts `switchyard ARGS`; change, if not nil, may alter the command.
 func start(t *testing.T, change func(*exec.Cmd), args ...string) *process {
 	t.Helper()
+	if args[0] == "run" {
+		args = append(args, "--socket=") // this machine may have an agent of its own
+	}
 	p := &process{cmd: exec.Command("/proc/self/exe", args...), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), asAgent+"=1")
+	p.cmd.Env = append(os.Environ(), asSwitchyard+"=1")
 	p.cmd.Stderr = p
 	p.cmd.WaitDelay = time.Second
 	if change != nil {
@@ -192,7 +177,9 @@ func rules(t *testing.T) string {
 // TestStartsWithKubeProxysFile is the agent with a file of kubeadm's, and with
 // one that has every field.
 func TestStartsWithKubeProxysFile(t *testing.T) {
-	requireNetns(t)
+	if !ownNetns(t) {
+		return
+	}
 	for _, c := range []struct{ file, health, metrics string }{
 		{"kubeadm.yaml", "http://127.0.0.1:10256", "http://127.0.0.1:10249"},
 		{"every-field.yaml", "http://127.0.0.1:11256", "http://127.0.0.2:10249"},
@@ -248,7 +235,9 @@ func TestStartsWithKubeProxysFile(t *testing.T) {
 // TestCleanup: of what is in the kernel, Switchyard's and kube-proxy's goes and
 // all else stays.
 func TestCleanup(t *testing.T) {
-	requireNetns(t)
+	if !ownNetns(t) {
+		return
+	}
 	const kubelet = "*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n"
 	const both = "*nat\n:KUBE-SERVICES - [0:0]\n:SWITCHYARD-SERVICES - [0:0]\n-A OUTPUT -j KUBE-SERVICES\n-A OUTPUT -j SWITCHYARD-SERVICES\nCOMMIT\n"
 	for _, c := range []struct {
@@ -278,7 +267,9 @@ func TestCleanup(t *testing.T) {
 
 // TestInitOnly: what needs full root privileges is done, and forwarding is as it was.
 func TestInitOnly(t *testing.T) {
-	requireNetns(t)
+	if !ownNetns(t) {
+		return
+	}
 	before := rules(t)
 	p := start(t, nil, "run", "--init-only", "--backend=iptables", "--hostname-override=node-1", "--manifests="+t.TempDir())
 	if code, _ := p.ended(t, 20*time.Second); code != 0 {
@@ -292,7 +283,9 @@ func TestInitOnly(t *testing.T) {
 // TestWhatIsMissing: what the machine does not give ends in one clear line at
 // once, and forwarding stays as it is.
 func TestWhatIsMissing(t *testing.T) {
-	requireNetns(t)
+	if !ownNetns(t) {
+		return
+	}
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

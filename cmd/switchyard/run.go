@@ -25,7 +25,7 @@ import (
 )
 
 func runCommand() *cobra.Command {
-	o, askedVersion := &config.Options{Backends: catalog.Names(catalog.Drivers(config.Default().Backends()))}, false
+	o, askedVersion := options(), false
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent on this node",
@@ -53,6 +53,11 @@ configuration; docs/kube-proxy.md tells what becomes of each.`,
 	return cmd
 }
 
+// options are the flags of a command that takes a configuration.
+func options() *config.Options {
+	return &config.Options{Backends: catalog.Names(catalog.Drivers(config.Default().Backends()))}
+}
+
 // load reads the configuration, and finds all that is wrong with it.
 func load(o *config.Options) (*config.Config, error) {
 	c, err := o.Complete()
@@ -72,7 +77,7 @@ func run(ctx context.Context, o *config.Options) error {
 	if o.WriteTo != "" {
 		return c.Write(o.WriteTo)
 	}
-	a := &agent{options: o, config: c, families: dataplane.HostFamilies()}
+	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), started: time.Now()}
 	a.log = c.Logger(os.Stderr, &a.verbosity)
 	for _, w := range c.Warnings {
 		a.log.Warn(w)
@@ -106,6 +111,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.opened = backend
 	conntrack.Tune(a.log, a.config.Conntrack())
 	a.config.ProtectFromOOM(a.log)
 	if a.options.InitOnly {
@@ -163,6 +169,9 @@ type agent struct {
 	verbosity slog.LevelVar
 	families  []dataplane.Family
 	backend   string
+	choice    catalog.Choice
+	opened    dataplane.Backend
+	started   time.Time
 
 	watcher     *watcher.Watcher
 	source      watcher.Source
@@ -184,7 +193,7 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.backend = driver.Name
+	a.backend, a.choice = driver.Name, driver
 	backend, err := driver.Open(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening backend %s: %w", a.backend, err)
@@ -204,6 +213,7 @@ func (a *agent) wire(backend dataplane.Backend) {
 	a.syncer = dataplane.NewSyncer(backend, dataplane.SyncerConfig{
 		Log: a.log, MinInterval: a.config.MinInterval(), AuditInterval: a.config.Switchyard.VerifyInterval.Duration, Report: a.synced,
 	})
+	a.metrics.CountDrift(a.syncer.Drift)
 	a.health = &status.Health{
 		Families:     a.families,
 		BehindLimit:  a.config.BehindLimit(),
@@ -275,6 +285,7 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.syncer.Run(ctx); return nil })
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
+	a.serveInspector(ctx, g)
 	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
 	g.Go(func() error { return follower.Run(ctx, a.config) })
 	return g.Wait()
@@ -283,7 +294,7 @@ func (a *agent) serve(ctx context.Context) error {
 // pages is what the metrics server shows.
 func (a *agent) pages() status.Pages {
 	p := status.Pages{
-		Metrics: a.metrics, Health: a.health, Backend: a.backend, Version: version, Started: time.Now(),
+		Metrics: a.metrics, Health: a.health, Backend: a.backend, Version: version, Started: a.started,
 		Config:    func() map[string]any { return a.inForce.Load().Documents() },
 		Statusz:   a.config.Gate(config.GateStatusz),
 		Profiling: a.config.KubeProxy.EnableProfiling,

@@ -124,18 +124,18 @@ func affinityCases() []testCase {
 		}},
 		{"§1.11", "affinity ends after its timeout without a new connection", func(r *run) {
 			// 24 flows: that none moves by chance has a probability of 4^-24.
-			r.sync(world{services: stickies(4, fourEndpoints, time.Second)})
+			r.sync(world{services: stickies(4, fourEndpoints, netlab.Patient(time.Second))})
 			first := r.whoAnswers("a3", clusterIP)
-			time.Sleep(2200 * time.Millisecond)
+			time.Sleep(netlab.Patient(2200 * time.Millisecond))
 			if moved(first, r.whoAnswers("a3", clusterIP)) == 0 {
 				r.Error("all 24 flows still go to the same endpoint")
 			}
 		}},
 		{"§1.11", "each new connection extends affinity", func(r *run) {
-			r.sync(world{services: stickies(4, fourEndpoints, 3*time.Second)})
+			r.sync(world{services: stickies(4, fourEndpoints, netlab.Patient(3*time.Second))})
 			first := r.whoAnswers("a3", clusterIP)
 			for range 5 {
-				time.Sleep(900 * time.Millisecond)
+				time.Sleep(netlab.Patient(900 * time.Millisecond))
 				r.same("after less than the timeout", first, r.whoAnswers("a3", clusterIP))
 			}
 		}},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // The clauses of dataplane.Backend that need no crash. Each stands in the
@@ -329,7 +330,7 @@ func continuityCases() []testCase {
 			r.restart("node-a")
 			r.restart("node-b")
 			r.syncUnknown(w)
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(netlab.Patient(100 * time.Millisecond))
 			r.stopAll(held)
 		}},
 		{"clause 6", "no new connection fails while a Service's endpoints change 50 times", func(r *run) {

@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -25,6 +26,9 @@ type column struct {
 	state func(r *run, n *netlab.Node) []string
 	// damage are things that another program may do to our state.
 	damage []act
+	// remove removes one random piece of our state and tells which; nil: damage is
+	// all that there is to try.
+	remove func(*run, *netlab.Node, *rand.Rand) string
 	// foreign are what another program sets up beside ours; withoutForeign undoes it.
 	foreign        []act
 	withoutForeign func(r *run, n *netlab.Node)
@@ -92,6 +96,7 @@ func iptablesColumn(mode string) column {
 		}
 		return v6
 	}
+	c.remove = removeRule(mode)
 	dump := []string{"nft list tables"}
 	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
 		dump = append(dump, v4+"-save -t "+table, v6+"-save -t "+table)

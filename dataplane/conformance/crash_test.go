@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // The clauses under faults: a step that fails in the middle of a Sync, and
@@ -21,10 +22,10 @@ func crashCases() []testCase {
 			r.sync(w)
 			held, load := r.holdEverywhere(), r.loadEverywhere()
 			r.kill("node-a")
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(netlab.Patient(100 * time.Millisecond))
 			r.restart("node-a")
 			r.syncUnknown(w)
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(netlab.Patient(100 * time.Millisecond))
 			r.stopAll(append(held, load...))
 		}},
 		{"clause 1", "a step that fails in the middle of a Sync harms nothing, and the next Sync repairs", func(r *run) { faultAtEachPoint(r, failAt, false) }},
@@ -139,7 +140,7 @@ func killAnyMoment(r *run) {
 		snapshot := w.snapshot(r, a.node)
 		done := make(chan error, 1)
 		go func() { done <- a.sync(true, snapshot) }()
-		time.Sleep(wait * time.Millisecond)
+		time.Sleep(netlab.Patient(wait * time.Millisecond))
 		a.process.KillGroup()
 		if err := <-done; err == nil {
 			r.Logf("the Sync was done within %s", wait*time.Millisecond)

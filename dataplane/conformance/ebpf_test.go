@@ -16,6 +16,8 @@ import (
 	bpf "github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
@@ -33,6 +35,7 @@ func ebpfColumn(name string, sockets bool) column {
 		name: name, backend: "ebpf", driver: driver, sockets: sockets,
 		state:   ebpfState,
 		damage:  ebpfDamage(),
+		remove:  removeEntry,
 		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{{"another program on eth0 and in the cgroup", foreignPrograms}}),
 		withoutForeign: func(r *run, n *netlab.Node) {
 			withoutForeignRules(r, n)
@@ -195,12 +198,48 @@ func attached(r *run, n *netlab.Node) []string {
 	r.must(n.Do(func() error {
 		devices, err := net.Interfaces()
 		for _, d := range devices {
-			lines = append(lines, programsAt(r, d.Name, d.Index, bpf.AttachTCXIngress)...)
-			lines = append(lines, programsAt(r, d.Name, d.Index, bpf.AttachTCXEgress)...)
+			for _, side := range tcSides() {
+				lines = append(lines, programsOn(r, d, side)...)
+			}
 		}
 		return err
 	}))
 	return lines
+}
+
+// tcSide is ingress or egress of a device.
+type tcSide struct {
+	tcx    bpf.AttachType
+	clsact uint32 // parent of filters, on kernels without tcx (below 6.6)
+}
+
+func tcSides() []tcSide {
+	return []tcSide{{bpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS}, {bpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS}}
+}
+
+// programsOn are the programs on one side of a device.
+func programsOn(r *run, d net.Interface, side tcSide) []string {
+	r.Helper()
+	if hasTCX() {
+		return programsAt(r, d.Name, d.Index, side.tcx)
+	}
+	l, err := netlink.LinkByIndex(d.Index)
+	r.must(err)
+	filters, err := netlink.FilterList(l, side.clsact)
+	r.must(err)
+	var lines []string
+	for _, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok {
+			lines = append(lines, fmt.Sprintf("filter %s of %s at %s of %s", b.Name, b.Tag, side.tcx, d.Name))
+		}
+	}
+	return lines
+}
+
+// hasTCX tells whether this kernel has tcx. No device has the number.
+func hasTCX() bool {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: 1<<31 - 1, Attach: bpf.AttachTCXIngress})
+	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, bpf.ErrNotSupported)
 }
 
 func programsAt(r *run, where string, target int, at bpf.AttachType) []string {
@@ -308,12 +347,21 @@ func foreignPrograms(r *run, n *netlab.Node) {
 		if err != nil {
 			return err
 		}
-		for _, at := range []bpf.AttachType{bpf.AttachTCXIngress, bpf.AttachTCXEgress} {
-			l, err := link.AttachTCX(link.TCXOptions{Interface: d.Index, Program: next, Attach: at})
+		for _, side := range tcSides() {
+			if !hasTCX() {
+				if err := foreignFilter(d.Index, side, next); err != nil {
+					return err
+				}
+				continue
+			}
+			l, err := link.AttachTCX(link.TCXOptions{Interface: d.Index, Program: next, Attach: side.tcx})
 			if err != nil {
 				return err
 			}
 			r.others = append(r.others, l)
+		}
+		if !hasTCX() {
+			r.others = append(r.others, closer(func() error { return n.Do(func() error { return withoutClsact(d.Index) }) }))
 		}
 		return nil
 	}))
@@ -323,3 +371,26 @@ func foreignPrograms(r *run, n *netlab.Node) {
 	r.must(err)
 	r.others = append(r.others, l)
 }
+
+// foreignFilter is another program's, before where ours stand.
+func foreignFilter(ifindex int, side tcSide, prog *bpf.Program) error {
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: ifindex, Parent: side.clsact, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+		Fd:          prog.FD(), Name: "other", DirectAction: true,
+	})
+}
+
+// withoutClsact takes all filters from a device.
+func withoutClsact(ifindex int) error {
+	return netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}})
+}
+
+// closer is a function that closes something.
+type closer func() error
+
+// Close implements io.Closer.
+func (c closer) Close() error { return c() }

@@ -14,10 +14,10 @@ import (
 )
 
 // Times of probes.
-const (
-	answerTime = 5 * time.Second        // an answer must come within this, on a busy machine too
-	rejectTime = time.Second            // a reject must come within this
-	dropTime   = 400 * time.Millisecond // what has not been answered by then is dropped
+var (
+	answerTime = netlab.Patient(5 * time.Second)        // an answer must come within this, on a busy machine too
+	rejectTime = netlab.Patient(time.Second)            // a reject must come within this
+	dropTime   = netlab.Patient(400 * time.Millisecond) // what has not been answered by then is dropped
 )
 
 // manyTries is how often a probe asks at least, so that an endpoint outside the

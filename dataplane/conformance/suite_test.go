@@ -46,7 +46,7 @@ func newSuite(t *testing.T, col column) *suite {
 	t.Cleanup(func() {
 		for _, a := range s.agents {
 			if a.alive() {
-				a.process.Stop(time.Second)
+				a.process.Stop(netlab.Patient(time.Second))
 			}
 		}
 		if err := lab.Close(); err != nil {
@@ -141,7 +141,7 @@ func (r *run) must(err error) {
 // shell runs a shell command on a node and gives what it wrote.
 func (r *run) shell(n *netlab.Node, command string) string {
 	r.Helper()
-	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(r.Context(), netlab.Patient(20*time.Second))
 	defer cancel()
 	out, err := n.Run(ctx, "env", append(r.env(n), "sh", "-c", command)...)
 	r.must(err)
@@ -219,7 +219,7 @@ func (r *run) restartAt(node string, at site, env ...string) *agent {
 			continue
 		}
 		a.process.Kill()
-		if !a.process.GroupGone(10 * time.Second) {
+		if !a.process.GroupGone(netlab.Patient(10 * time.Second)) {
 			r.Fatalf("commands of the agent on %s do not end", node)
 		}
 		fresh, err := startAgent(a.node, r.col, at, append(env, r.env(a.node)...))

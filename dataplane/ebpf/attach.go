@@ -136,6 +136,9 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	if b.path != nil && !check {
 		return b.setNode(node)
 	}
+	if b.path == nil {
+		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
+	}
 	if b.opts.SocketLB {
 		if err := b.attachSockets(); err != nil {
 			return err
@@ -157,6 +160,7 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 		return fmt.Errorf("starting the packet path: %w", err)
 	}
 	b.path, b.pathNode = path, node
+	b.flows.Store(path)
 	return b.adoptMaps()
 }
 
@@ -177,14 +181,13 @@ func (b *backend) checkAttached() error {
 	if b.path == nil {
 		return nil
 	}
+	var errs []error
 	if b.opts.SocketLB {
 		for _, h := range hooks() {
-			if err := b.checkHook(h); err != nil {
-				return err
-			}
+			errs = append(errs, b.checkHook(h))
 		}
 	}
-	return b.path.Check()
+	return errors.Join(append(errs, b.path.Check())...)
 }
 
 func (b *backend) checkHook(h hook) error {

@@ -142,8 +142,8 @@ func equalRules(want, have string) bool {
 	return want == have
 }
 
-// plain is a rule's words without what says nothing: quotes, the prefix length
-// of a whole address, the mask of one, and protocols by number.
+// plain is a rule's words without what says nothing: quotes, how a prefix is
+// spelled, the mask of one, and protocols by number.
 func plain(rule string) []string {
 	var out []string
 	words := strings.Fields(rule)
@@ -153,14 +153,14 @@ func plain(rule string) []string {
 		case w == "--mask" && i+1 < len(words):
 			i++
 			continue
-		case strings.HasSuffix(w, "/32") && !strings.Contains(w, ":"):
-			w = strings.TrimSuffix(w, "/32")
+		case i > 0 && (words[i-1] == "-d" || words[i-1] == "-s"):
+			if p, err := parsePrefix(w); err == nil { // one address has many spellings
+				w = p.String()
+			}
 		case i > 0 && words[i-1] == "-p":
 			if p := parseProtocol(w); p != 0 {
 				w = strings.ToLower(p.String())
 			}
-		default:
-			w = strings.TrimSuffix(w, "/128")
 		}
 		out = append(out, w)
 	}

@@ -121,15 +121,15 @@ func (tx *transaction) trim() {
 	})
 }
 
-// keepStale takes the removal of chains out; false: there was none.
-func (tx *transaction) keepStale() bool {
-	found := false
+// keepStale takes the removal of chains out, and tells of which.
+func (tx *transaction) keepStale() []string {
+	var stale []string
 	for _, t := range tx.tables {
-		found = found || len(t.remove) > 0
+		stale = append(stale, t.remove...)
 		t.remove = nil
 	}
 	tx.trim()
-	return found
+	return stale
 }
 
 // stageSize is about how many chains go into one stage. iptables-nft 1.8.9

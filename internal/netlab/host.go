@@ -101,7 +101,7 @@ func (h *Host) stopProcesses() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.roles {
-		p.Stop(stopTime)
+		p.Stop(Patient(stopTime))
 	}
 	h.roles = nil
 }

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestModulesOf(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		dep     string
+		folders []string
+		want    string
+		err     string
+	}{
+		{"what is not asked for stays out", "kernel/fs/xfs.ko:\nkernel/net/sctp/sctp.ko:\n", []string{"net/sctp/"}, "kernel/net/sctp/sctp.ko", ""},
+		{"what a module needs comes before it, from any folder",
+			"kernel/net/netfilter/ipvs/ip_vs_rr.ko: kernel/net/netfilter/ipvs/ip_vs.ko kernel/lib/libcrc32c.ko\nkernel/net/netfilter/ipvs/ip_vs.ko: kernel/lib/libcrc32c.ko\nkernel/lib/libcrc32c.ko:\n",
+			[]string{"net/netfilter/"}, "kernel/lib/libcrc32c.ko kernel/net/netfilter/ipvs/ip_vs.ko kernel/net/netfilter/ipvs/ip_vs_rr.ko", ""},
+		{"a file, compressed or not", "kernel/drivers/net/dummy.ko.xz:\nkernel/drivers/net/dummy2.ko.xz:\n", []string{"drivers/net/dummy.ko"}, "kernel/drivers/net/dummy.ko.xz", ""},
+		{"a need without a line", "kernel/net/a.ko: kernel/net/b.ko\n", []string{"net/"}, "", "kernel/net/b.ko is needed and has no line"},
+		{"a circle", "kernel/net/a.ko: kernel/net/b.ko\nkernel/net/b.ko: kernel/net/a.ko\n", []string{"net/"}, "", "depends on itself"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := modulesOf(test.dep, test.folders)
+			if strings.Join(got, " ") != test.want || (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%v, %v; want %s, an error with %q", got, err, test.want, test.err)
+			}
+		})
+	}
+}
+
+func TestImageOf(t *testing.T) {
+	for _, test := range []struct {
+		name, depends string
+		series        series
+		want          string
+	}{
+		{"the newest image", "linux-image-amd64\n  Depends: linux-image-6.1.0-30-amd64\n", series{"6.1", "linux-image-amd64"}, "linux-image-6.1.0-30-amd64"},
+		{"another series, on a newer Debian", "linux-image-amd64\n  Depends: linux-image-6.12.9+deb13-amd64\n", series{"6.1", "linux-image-amd64"}, ""},
+		{"no such package", "", series{"6.12", "linux-image-6.12-amd64"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := imageOf(test.depends, test.series); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestFollowTests(t *testing.T) {
+	for _, test := range []struct {
+		name, from string
+		out        string
+		want       result
+	}{
+		{"all well", "== p\r\nPASS\r\nvm: exit status 0 p\r\nvm: all tests ended\r\n", "== p\nPASS\n", result{ended: true}},
+		{"one fails, the next one runs", "vm: exit status 1 p\nvm: exit status 0 q\nvm: all tests ended\n", "", result{true, []string{"the tests of p failed (exit status 1)"}}},
+		{"a last line without an end", "panic: ouvm: exit status 2 p\nvm: all tests ended\n", "", result{true, []string{"the tests of p failed (exit status 2)"}}},
+		{"the machine died", "== p\nhalf a li", "== p\nhalf a li\n", result{}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var out bytes.Buffer
+			got, err := followTests(strings.NewReader(test.from), &out)
+			if err != nil || out.String() != test.out || !reflect.DeepEqual(got, test.want) {
+				t.Errorf("%+v, %v, wrote %q; want %+v and %q", got, err, out.String(), test.want, test.out)
+			}
+		})
+	}
+}
+
+func TestKernelFaults(t *testing.T) {
+	for _, test := range []struct {
+		line         string
+		bad, warning bool
+	}{
+		{"[    9.520467] Kernel panic - not syncing: Attempted to kill init!", true, false},
+		{"[   12.000000] BUG: kernel NULL pointer dereference, address: 0000000000000008", true, false},
+		{"[   12.000001] Oops: 0002 [#1] PREEMPT SMP NOPTI", true, false},
+		{"[   12.000002] WARNING: CPU: 1 PID: 77 at net/netfilter/nf_nat_core.c:1", false, true},
+		{"[  200.000000] INFO: task agent:77 blocked for more than 120 seconds.", false, true},
+		{"[    0.433523] APIC calibration not consistent with PM-Timer: 107ms instead of 100ms", false, false},
+	} {
+		bad, warnings := kernelFaults(test.line + "\r\n")
+		if (len(bad) == 1) != test.bad || (len(warnings) == 1) != test.warning {
+			t.Errorf("%s: faults %q, warnings %q", test.line, bad, warnings)
+		}
+	}
+}
+
+func TestScript(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		job  job
+		want string
+	}{
+		{"a package", job{dir: "dataplane/ipvs", args: []string{"-test.run=TestA|TestB"}},
+			"cd /src/dataplane/ipvs && echo '== dataplane/ipvs' && /tests/dataplane_ipvs '-test.run=TestA|TestB'\necho \"vm: exit status $? dataplane/ipvs\"\n"},
+		{"a command", job{dir: ".", command: "echo 'it is'"}, `cd /src/. && echo '== .' && sh -c 'echo '\''it is'\'''` + "\necho \"vm: exit status $? .\"\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := script([]job{test.job}); got != test.want {
+				t.Errorf("%s; want %s", got, test.want)
+			}
+		})
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct {
+		args string
+		err  string
+	}{
+		{"--kernel 6.1 ./dataplane/ipvs", ""},
+		{"--kernel 5.10", `--kernel: "5.10" is not one of 6.1, 6.12, all`},
+		{"--slow 0", "--slow: 0 is not 1 or more"},
+	} {
+		_, err := parse(strings.Fields(test.args), io.Discard)
+		if (err == nil) != (test.err == "") || err != nil && err.Error() != test.err {
+			t.Errorf("%s: %v, want %q", test.args, err, test.err)
+		}
+	}
+	o, err := parse([]string{"-run", "//hairpin", "-backend", "ebpf", "./dataplane/conformance/", "./dataplane/ipvs"}, io.Discard)
+	want := []job{
+		{dir: "dataplane/conformance", args: []string{"-test.run=//hairpin", "-backend=ebpf"}},
+		{dir: "dataplane/ipvs", args: []string{"-test.run=//hairpin"}},
+	}
+	if err != nil || !reflect.DeepEqual(o.jobs, want) || o.limit != 20*time.Minute {
+		t.Errorf("%+v, %v; want the jobs %+v", o, err, want)
+	}
+}
