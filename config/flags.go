@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -160,6 +161,10 @@ func addLogFlags(l *logsapi.LoggingConfiguration, fs *pflag.FlagSet) {
 // fieldOf is which field a flag fills; "": none. The paths are those of the two
 // documents, ours with its kind before it.
 func fieldOf(flag string) string {
+	return cmp.Or(ownFieldOf(flag), kubeProxyFieldOf(flag))
+}
+
+func ownFieldOf(flag string) string {
 	return map[string]string{
 		"backend":           ownKind + ".backend",
 		"min-sync-interval": ownKind + ".minSyncInterval",
@@ -176,7 +181,11 @@ func fieldOf(flag string) string {
 		"ebpf-max-source-ranges": ownKind + ".ebpf.maxSourceRanges",
 		"ebpf-max-affinity":      ownKind + ".ebpf.maxAffinity",
 		"ebpf-max-connections":   ownKind + ".ebpf.maxConnections",
+	}[flag]
+}
 
+func kubeProxyFieldOf(flag string) string {
+	return map[string]string{
 		"proxy-mode":                      "mode",
 		"feature-gates":                   "featureGates",
 		"kubeconfig":                      "clientConnection.kubeconfig",

@@ -76,7 +76,7 @@ func (c *Config) document(file string, doc []byte, have *documents) error {
 		strict, err := decode(doc, &c.KubeProxy)
 		// kube-proxy's way with what it does not know: a warning, and on (§2.1).
 		for _, s := range strict {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("%s: %v; it is passed over", file, s))
+			c.Warnings = append(c.Warnings, fmt.Sprintf("%s: %v; the rest of the document is read", file, s))
 		}
 		return err
 	case t.APIVersion == ownVersion && t.Kind == ownKind:
