@@ -9,13 +9,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/inspect/doctor"
 	"github.com/switchyard-io/switchyard/inspect/show"
 )
 
 func doctorCommand() *cobra.Command {
 	a := &asker{}
-	var backend backendFlags
+	o := options()
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what this kernel and system can do for each backend, and what to do about each lack",
@@ -29,14 +30,15 @@ The exit status is 1 where no backend works.`,
   switchyard doctor -o json | jq '.checks[] | select(.state != "ok")'`,
 		Args: cobra.NoArgs,
 	}
-	backend.add(cmd.Flags())
+	o.AddBackendFlags(cmd.Flags())
 	a.addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := errors.Join(a.check(), backend.check()); err != nil {
+		c, err := load(o)
+		if err := errors.Join(a.check(), err); err != nil {
 			return err
 		}
-		cfg := dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: backend.masqueradeBit}
-		r := doctor.Examine(cmd.Context(), doctor.Host(), backend.drivers(), cfg)
+		cfg := c.Dataplane(slog.New(slog.DiscardHandler), dataplane.HostFamilies())
+		r := doctor.Examine(cmd.Context(), doctor.Host(), catalog.Drivers(c.Backends()), cfg)
 		body, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
 			return fmt.Errorf("writing the report: %w", err)

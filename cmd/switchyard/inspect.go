@@ -29,6 +29,11 @@ var (
 	errNoBackend = errors.New("no backend works here")
 )
 
+// wrong is the error of a flag's value.
+func wrong(flag string, value any, allowed string) error {
+	return fmt.Errorf("--%s is %q; %s", flag, fmt.Sprint(value), allowed)
+}
+
 func addSocketFlag(fs *pflag.FlagSet, socket *string, usage string) {
 	fs.StringVar(socket, "socket", inspect.DefaultSocket, usage)
 }
@@ -287,7 +292,7 @@ where it is not. The agent does the same by itself every --verify-interval.`,
 
 // serveInspector answers those commands in a running agent.
 func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
-	if a.flags.socket == "" {
+	if a.config.Switchyard.Socket == "" {
 		return
 	}
 	backend := inspect.Backend{Name: a.backend, Asked: a.choice.Asked}
@@ -295,11 +300,11 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 		backend.PassedOver = append(backend.PassedOver, inspect.PassedOver{Name: p.Name, Reason: p.Reason.Error()})
 	}
 	s := &inspect.Server{
-		Socket: a.flags.socket, HardFail: a.flags.hardFail, Log: a.log,
+		Socket: a.config.Switchyard.Socket, HardFail: a.config.KubeProxy.BindAddressHardFail, Log: a.log,
 		Inspector: inspect.Inspector{
 			Version: version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
-			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, VerifyInterval: a.flags.audit,
-			Flows: a.flows, Counted: a.counted(), Sockets: a.backend == "ebpf" && a.flags.backend.ebpf.SocketLB, Device: deviceTo,
+			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, VerifyInterval: a.config.Switchyard.VerifyInterval.Duration,
+			Flows: a.flows, Counted: a.counted(), Sockets: a.backend == "ebpf" && *a.config.Switchyard.EBPF.SocketLB, Device: deviceTo,
 		},
 	}
 	g.Go(func() error { return s.Run(ctx) })
@@ -330,7 +335,7 @@ func (a *agent) counted() string {
 	switch {
 	case !own:
 		return "all"
-	case a.flags.backend.ebpf.SocketLB:
+	case *a.config.Switchyard.EBPF.SocketLB:
 		return "those translated packet by packet, so not those of this node's processes and pods"
 	}
 	return "all"

@@ -16,12 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
@@ -50,9 +51,7 @@ type site struct {
 
 // eachBackend runs a test on every backend of the binary that works here.
 func eachBackend(t *testing.T, do func(t *testing.T, backend string)) {
-	var flags backendFlags
-	flags.add(pflag.NewFlagSet("", pflag.ContinueOnError))
-	for _, d := range flags.drivers() {
+	for _, d := range catalog.Drivers(config.Default().Backends()) {
 		if *onBackend != "" && *onBackend != d.Name {
 			continue
 		}

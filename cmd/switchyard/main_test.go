@@ -20,7 +20,7 @@ func TestWrongInput(t *testing.T) {
 		want string // in stderr
 	}{
 		{"run --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables`},
-		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, ebpf, iptables`},
+		{"run --proxy-mode userspace", `--proxy-mode is "userspace"; it can be auto, ebpf, iptables`},
 		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables`},
 		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
 		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
@@ -38,6 +38,14 @@ func TestWrongInput(t *testing.T) {
 		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig and --master"},
 		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
 		{"run --backend nftables --verify-interval 0s", "--verify-interval"}, // the second fault is told too
+		{"run --config /nowhere/config.conf", "/nowhere/config.conf: no such file or directory"},
+		{"run --config " + file, "there is no document; it must have a KubeProxyConfiguration or a SwitchyardConfiguration"},
+		{"run --config .", "read .: is a directory"},
+		{"run --feature-gates Frob=true", "--feature-gates: unrecognized feature gate: Frob"},
+		{"run --feature-gates Frob", `"Frob" must be NAME=true or NAME=false`},
+		{"run --proxy-mode nftables", `--proxy-mode is "nftables"; this mode of kube-proxy has no backend here yet`},
+		{"run --bind-address node-1", `--bind-address is "node-1"; it must be an IP address`},
+		{"run --write-config-to /nowhere/x", "/nowhere/x: no such file or directory"},
 		{"run --frob", "unknown flag: --frob"},
 		{"run something", "unknown command"},
 		{"status --socket /nowhere/agent.sock", "no agent answers on socket /nowhere/agent.sock: start `switchyard run` on this node, or give the --socket"},
@@ -67,5 +75,35 @@ func TestVersion(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := execute(t.Context(), []string{"version"}, &out, &errs); code != 0 || out.String() != version+"\n" {
 		t.Errorf("status %d, stdout %q, stderr %q", code, out.String(), errs.String())
+	}
+}
+
+// TestNameOfTheCall: a DaemonSet of kube-proxy's calls the binary by that name.
+func TestNameOfTheCall(t *testing.T) {
+	for call, want := range map[string]string{
+		"/usr/local/bin/kube-proxy --config=x": "run --config=x",
+		"bin/switchyard run --config=x":        "run --config=x",
+		"switchyard":                           "",
+	} {
+		if got := strings.Join(commandLine(strings.Fields(call)), " "); got != want {
+			t.Errorf("%s: %q, want %q", call, got, want)
+		}
+	}
+}
+
+func TestWritesItsConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.conf")
+	var out, errs bytes.Buffer
+	if code := execute(t.Context(), []string{"run", "--cluster-cidr=10.0.0.0/8", "--write-config-to", file}, &out, &errs); code != 0 {
+		t.Fatalf("status %d, stderr %q", code, errs.String())
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"clusterCIDR: 10.0.0.0/8", "kind: SwitchyardConfiguration", "healthzBindAddress: 0.0.0.0:10256"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %s in %s", want, text)
+		}
 	}
 }

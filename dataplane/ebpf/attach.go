@@ -154,7 +154,7 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	}
 	path, err := packet.Start(ctx, packet.Config{
 		Collection: b.packets, PinDir: b.dirs.root, Log: b.cfg.Log,
-		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections",
+		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections", Connections: &b.connections,
 	}, node)
 	if err != nil {
 		return fmt.Errorf("starting the packet path: %w", err)

@@ -99,6 +99,10 @@ type backend struct {
 	flows    atomic.Pointer[packet.Path] // path, for Flows
 	closed   bool
 
+	// For Counts, which other goroutines call.
+	told        atomic.Pointer[usage] // used, after the last Sync
+	connections atomic.Int64
+
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
 	node    nodeState

@@ -12,6 +12,7 @@ import (
 const (
 	tableNAT    = "nat"
 	tableFilter = "filter"
+	tableMangle = "mangle" // never written, but where another's chains are removed
 )
 
 // Chains of the nat table whose names and number are fixed.

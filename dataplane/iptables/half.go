@@ -24,6 +24,7 @@ type half struct {
 	rulesWritten int      // since the start
 	warned       bool     // that route_localnet cannot be set
 	stale        []string // chains that are no longer needed and could not be removed
+	tally        tally
 }
 
 // refused are the ServicePorts that could not be programmed, and why.
@@ -36,6 +37,7 @@ type attempt func([]change) (tx *transaction, undo func())
 // what a ServicePort that is refused falls back to, if anything.
 func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
 	h.model, h.stale = nil, nil
+	h.tally.partial = false
 	have, err := h.commands.read(ctx)
 	if err != nil {
 		return nil, err
@@ -65,6 +67,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 // step makes the tables hold what want says, knowing what they hold.
 func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []change) (refused, error) {
 	h.localnet = h.model.env.localnet
+	h.tally.partial = true
 	next, err := h.env(want)
 	if err != nil {
 		return nil, err
@@ -165,6 +168,7 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 		}
 		chains, rules := tx.size()
 		h.rulesWritten += rules
+		h.tally.written.Add(uint64(rules))
 		h.log.Debug("rules written", "chains", chains, "rules", rules)
 	}
 	if next.localnet != localnetOff {
@@ -182,6 +186,7 @@ func (h *half) write(ctx context.Context, tx *transaction) error {
 	}
 	for _, stage := range stages {
 		if err := h.commands.restore(ctx, stage.text()); err != nil {
+			h.tally.failed()
 			return err
 		}
 	}

@@ -49,7 +49,7 @@ func (tx *transaction) empty() bool { return len(tx.tables) == 0 }
 // The kernel sees a table's changes at once.
 func (tx *transaction) text() []byte {
 	var b bytes.Buffer
-	for _, name := range []string{tableFilter, tableNAT} {
+	for _, name := range []string{tableFilter, tableNAT, tableMangle} {
 		if t, ok := tx.tables[name]; ok {
 			t.text(&b, name)
 		}

@@ -48,6 +48,7 @@ func FromService(s *corev1.Service) (*Service, []error) {
 	}
 	f := &Service{
 		Name:          Name{s.Namespace, s.Name},
+		UID:           string(s.UID),
 		ClusterIPs:    p.addrs("spec.clusterIPs", ips),
 		ExternalIPs:   p.addrs("spec.externalIPs", s.Spec.ExternalIPs),
 		Ports:         p.servicePorts(s.Spec.Ports),

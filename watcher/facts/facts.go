@@ -37,7 +37,8 @@ func (n Name) String() string {
 // Service is a Service that has something to forward. Immutable.
 type Service struct {
 	Name    Name
-	Created int64 // creationTimestamp, Unix seconds; 0: unknown
+	UID     string // for Events about it; "": unknown
+	Created int64  // creationTimestamp, Unix seconds; 0: unknown
 	Ports   []ServicePort
 	// Addresses of both families, without duplicates, in the order of the object.
 	ClusterIPs      []netip.Addr // at least one
@@ -62,7 +63,7 @@ type ServicePort struct {
 
 // Equal reports whether two Services are the same.
 func (s *Service) Equal(t *Service) bool {
-	return s.Name == t.Name && s.Created == t.Created && slices.Equal(s.Ports, t.Ports) &&
+	return s.Name == t.Name && s.UID == t.UID && s.Created == t.Created && slices.Equal(s.Ports, t.Ports) &&
 		slices.Equal(s.ClusterIPs, t.ClusterIPs) && slices.Equal(s.ExternalIPs, t.ExternalIPs) &&
 		slices.Equal(s.LoadBalancerIPs, t.LoadBalancerIPs) && slices.Equal(s.SourceRanges, t.SourceRanges) &&
 		s.InternalLocal == t.InternalLocal && s.ExternalLocal == t.ExternalLocal &&

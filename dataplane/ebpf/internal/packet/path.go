@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -52,6 +53,9 @@ type Config struct {
 	// ConnectionsFlag is how warnings name the setting of the size of the
 	// connection table.
 	ConnectionsFlag string
+	// Connections, if set, is told now and then how many entries the connection
+	// table has.
+	Connections *atomic.Int64
 }
 
 // Path is the packet path at work.
