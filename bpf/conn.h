@@ -298,6 +298,23 @@ static __noinline bool give_way(const struct tuple *key)
 	return true;
 }
 
+/* random_port is one of those that connections are masqueraded with. */
+static __always_inline __be16 random_port(void)
+{
+	__u32 port = 1024 + bpf_get_prandom_u32() % (65536 - 1024 - NODE_PORTS);
+
+	return bpf_htons(port < NODE_PORTS_FIRST ? port : port + NODE_PORTS);
+}
+
+/* is_node_port tells whether a NodePort has the source port of t. */
+static __noinline bool is_node_port(const struct tuple *t)
+{
+	struct frontend_key key = {.port = t->sport, .protocol = t->protocol};
+
+	addr_unspecified_like(&key.addr, &t->src);
+	return bpf_map_lookup_elem(&frontends, &key) != NULL;
+}
+
 /* has_socket tells whether the node itself has a socket that takes answers to
  * packets of t. Its flows straight to an endpoint are in no table.
  */

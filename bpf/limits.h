@@ -36,6 +36,12 @@
 /* IPv6 extension headers before the transport header. */
 #define MAX_EXTENSION_HEADERS 6
 
+/* The usual range of NodePorts: no connection is masqueraded with a port of it. A
+ * pod's UDP answer to such a port would look like a request to the NodePort.
+ */
+#define NODE_PORTS_FIRST 30000
+#define NODE_PORTS 2768
+
 /* Source ports tried for a connection whose own one is taken: at first only
  * free ones, then also those of connections that have ended.
  */

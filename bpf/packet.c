@@ -189,9 +189,9 @@ __noinline int add_answers(struct __sk_buff *skb, int stage, int port)
 		/* The socket that an unconnected UDP packet is from would find itself. */
 		own = port & PORT_NODE && !(keep && t->protocol == IPPROTO_UDP);
 		if (!keep)
-			t->sport = bpf_htons(1024 + (__u16)(bpf_get_prandom_u32() % (65536 - 1024)));
+			t->sport = random_port();
 		reversed(&key, t, stage);
-		if (own && has_socket(skb, t))
+		if (own && (has_socket(skb, t) || is_node_port(t)))
 			continue;
 		err = bpf_map_update_elem(&connections, &key, &s->answers, BPF_NOEXIST);
 		if (err == -EEXIST && i >= MAX_FREE_PORT_TRIES && give_way(&key))
