@@ -56,6 +56,9 @@
 
 #define MAX_DEVICES 16384
 
+/* What every way takes: nobody asks whether such a packet fits. */
+#define SMALL_PACKET 576
+
 /* ICMP errors that each processor may send: at a time, and how long until one more. */
 #define MAX_ERRORS 1000
 #define ERROR_INTERVAL_NS 100000ULL

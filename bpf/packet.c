@@ -62,18 +62,18 @@ static __always_inline int drop(enum stat why)
 	return TC_ACT_SHOT;
 }
 
-/* reject answers a new connection with an ICMP error: on the device that the
- * packet came in by, or to the node's own socket as if it came in by the device
- * that the packet was to go out by.
+/* reject answers a packet with an ICMP error, of become_error: on the device
+ * that it came in by, or to the node's own socket as if the error came in by the
+ * device that the packet was to go out by.
  */
-static __noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 stage)
+static __noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 stage, __u32 mtu)
 {
 	/* No error is sent about anything but the start of a datagram. */
 	if (p->fragment == FRAGMENT_LATER)
 		return TC_ACT_SHOT;
 	if (!may_send_error())
 		return drop(STAT_PACKET_ERRORS_LIMITED);
-	if (become_error(skb, p) || (p->l3 && swap_macs(skb)))
+	if (become_error(skb, p, mtu) || (p->l3 && swap_macs(skb)))
 		return drop(STAT_PACKET_WRITE_FAILED);
 	return bpf_redirect(skb->ifindex, stage == STAGE_OUT ? BPF_F_INGRESS : 0);
 }
@@ -99,11 +99,18 @@ static __always_inline int inject(struct __sk_buff *skb, const struct packet *p,
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
-/* find_way asks the routing tables for the device that leads to t.dst. On the
- * stack of a function of its own: kernels before 6.8 count 32 bytes for each
- * begun 32 of a function, and 512 for all that call each other.
+/* Where a packet goes out. */
+struct way {
+	__u32 ifindex;
+	__u32 mtu; /* where the packet is larger, from Linux 5.12 on */
+};
+
+/* find_way asks the routing tables for the device that leads to t.dst; length:
+ * of a packet that must fit, or 0. On the stack of a function of its own:
+ * kernels before 6.8 count 32 bytes for each begun 32 of a function, and 512
+ * for all that call each other.
  */
-static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u32 *ifindex)
+static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u16 length, struct way *to)
 {
 	struct bpf_fib_lookup way = {};
 	long err;
@@ -111,6 +118,7 @@ static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __
 	way.family = ipv6 ? AF_INET6 : AF_INET;
 	way.l4_protocol = t->protocol;
 	way.ifindex = skb->ifindex;
+	way.tot_len = length;
 	if (ipv6) {
 		__builtin_memcpy(way.ipv6_src, &t->src, sizeof(way.ipv6_src));
 		__builtin_memcpy(way.ipv6_dst, &t->dst, sizeof(way.ipv6_dst));
@@ -119,7 +127,8 @@ static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __
 		way.ipv4_dst = t->dst.w[3];
 	}
 	err = bpf_fib_lookup(skb, &way, sizeof(way), 0);
-	*ifindex = way.ifindex;
+	to->ifindex = way.ifindex;
+	to->mtu = way.mtu_result;
 	return err;
 }
 
@@ -131,17 +140,33 @@ static __always_inline bool is_way_out(long way)
 	return way == BPF_FIB_LKUP_RET_SUCCESS || way == BPF_FIB_LKUP_RET_NO_NEIGH || way == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 }
 
+/* too_large tells a packet of the node itself that does not fit the way to the
+ * endpoint, which the stack does not know of: the way's MTU. 0: it fits.
+ */
+static __noinline __u32 too_large(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
+{
+	/* Of segments that the stack joined each goes out with headers of its own. */
+	__u32 length = skb->gso_size ? p->l4 - p->l3 + sizeof(struct tcphdr) + skb->gso_size : p->end - p->l3;
+	struct way way = {};
+
+	if (!p->whole || length <= SMALL_PACKET || length > 0xffff)
+		return 0;
+	if (find_way(skb, t, p->ipv6, length, &way) != BPF_FIB_LKUP_RET_FRAG_NEEDED || way.mtu >= length)
+		return 0;
+	return way.mtu;
+}
+
 /* send_on sends a packet that the node itself opened a connection with towards
  * the endpoint that it has now: the stack chose a device for the frontend.
  */
 static __always_inline int send_on(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
 {
-	__u32 ifindex;
-	long way = find_way(skb, t, p->ipv6, &ifindex);
+	struct way way = {};
+	long found = find_way(skb, t, p->ipv6, 0, &way);
 
-	if (is_way_out(way))
-		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
-	if (way != BPF_FIB_LKUP_RET_NOT_FWDED)
+	if (is_way_out(found))
+		return bpf_redirect_neigh(way.ifindex, NULL, 0, 0);
+	if (found != BPF_FIB_LKUP_RET_NOT_FWDED)
 		return drop(STAT_PACKET_NO_ROUTE);
 	/* To the node itself. lo takes it there anyway. */
 	return skb->ifindex == LO ? PASS : inject(skb, p, LO);
@@ -340,15 +365,15 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 	const struct packet *p = &s->packet;
 	struct tuple *t = &s->becomes;
 	bool self, masqueraded;
-	__u32 ifindex;
-	long way;
+	struct way way = {};
+	long found;
 
 	new_conn(skb, s, STAGE_OUT);
 	s->conn.flags = CONN_NODE;
 	s->answers.ifindex = skb->ifindex;
-	way = find_way(skb, t, p->ipv6, &ifindex);
-	self = way == BPF_FIB_LKUP_RET_NOT_FWDED;
-	if (!self && !is_way_out(way)) {
+	found = find_way(skb, t, p->ipv6, 0, &way);
+	self = found == BPF_FIB_LKUP_RET_NOT_FWDED;
+	if (!self && !is_way_out(found)) {
 		count(STAT_PACKET_NO_ROUTE);
 		return NULL;
 	}
@@ -357,7 +382,7 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 		s->conn.flags |= CONN_SELF;
 	} else {
 		s->answers.flags = CONN_INJECT;
-		if (masqueraded && !masquerade_address(ifindex, p->ipv6, &t->src)) {
+		if (masqueraded && !masquerade_address(way.ifindex, p->ipv6, &t->src)) {
 			count(STAT_PACKET_NO_ADDRESS);
 			return NULL;
 		}
@@ -380,7 +405,7 @@ static __always_inline int no_connection(struct __sk_buff *skb, const struct pac
 	}
 	switch (v) {
 	case VERDICT_REJECT:
-		return reject(skb, p, stage);
+		return reject(skb, p, stage, 0);
 	case VERDICT_DROP: /* counted where it was decided */
 		if (stage == STAGE_IN)
 			return TC_ACT_SHOT;
@@ -462,7 +487,7 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 	request_of(&s->request, p, kind);
 	v = choose_endpoint();
 	/* What open_out translated comes by once more, on the device that it was sent to. */
-	if (v == VERDICT_NONE && !(stage == STAGE_OUT && skb->tc_index == TAG) && clashes(p, stage)) {
+	if (v == VERDICT_NONE && skb->tc_index != TAG && clashes(p, stage)) {
 		/* It keeps its destination and gets another source port. */
 		__builtin_memset(&s->answer, 0, sizeof(s->answer));
 		s->answer.addr = p->tuple.dst;
@@ -514,6 +539,12 @@ static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct
 	becomes(&t, c, p->tuple.protocol, 0);
 	if (p->fragment == FRAGMENT_FIRST && p->tuple.protocol == IPPROTO_SCTP)
 		return drop(STAT_PACKET_FRAGMENT_SCTP);
+	if (stage == STAGE_OUT && flags & CONN_NODE) {
+		__u32 mtu = too_large(skb, p, &t);
+
+		if (mtu)
+			return reject(skb, p, stage, mtu);
+	}
 	if (rewrite(skb, p, &t))
 		return drop(STAT_PACKET_WRITE_FAILED);
 	count(STAT_PACKET_TRANSLATED);
@@ -577,7 +608,9 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 
 	if (skb->tc_index == DOOMED)
 		return TC_ACT_SHOT;
-	if (!s)
+	/* It was translated where it came in, and comes in again by the bridge, bond
+	 * or VLAN that the device belongs to. */
+	if (!s || (stage == STAGE_IN && skb->tc_index == TAG))
 		return PASS;
 	p = &s->packet;
 	if (skb->protocol == bpf_htons(ETH_P_IP))

@@ -116,6 +116,14 @@ static __always_inline bool bound_to_loopback(struct bpf_sock_addr *ctx)
 	       sk->src_ip6[3] == bpf_htonl(1);
 }
 
+/* Whether a connect() is left to the packet path, which can give the connection
+ * another source: two connections from one port that its client chose, to two
+ * Services, may get one endpoint, and no socket could tell them apart. */
+static __always_inline bool keeps_source(struct bpf_sock_addr *ctx, const struct request *r)
+{
+	return ctx->sk->src_port || (r->kind == CLIENT_NODE && bound_to_loopback(ctx));
+}
+
 /* Who asks for what. false: it is none of ours. */
 static __always_inline bool make_request(struct bpf_sock_addr *ctx, const struct place *to, struct request *r)
 {
@@ -173,7 +181,7 @@ static __always_inline int connect_socket(struct bpf_sock_addr *ctx, struct plac
 	if (!make_request(ctx, p, &r))
 		return 1;
 	v = choose(&r, &a);
-	if (v == VERDICT_FORWARD && r.kind == CLIENT_NODE && bound_to_loopback(ctx))
+	if (v == VERDICT_FORWARD && keeps_source(ctx, &r))
 		v = VERDICT_UNKNOWN;
 	if (v != VERDICT_FORWARD)
 		return not_forwarded(v, &p->addr);

@@ -51,9 +51,10 @@ type column struct {
 // site is what a backend is told about the node that it runs on: several nodes
 // live on one kernel here.
 type site struct {
-	PinDir       string // of eBPF maps and links
-	Cgroup       string // of the node's processes and its pods'
-	MaxEndpoints int    // 0: the default
+	PinDir string // of eBPF maps and links
+	Cgroup string // of the node's processes and its pods'
+	// Sizes of maps; 0: the default.
+	MaxEndpoints, MaxConnections int
 }
 
 // act is something that is done to a node.

@@ -29,6 +29,10 @@ func packetCases() []testCase {
 		{"clause 5", "path MTU: the sender learns it where answers are too large for the client's link", narrowClient},
 		{"clause 5", "path MTU: the node itself learns it where its packets are too large for the endpoint's device", narrowDevice},
 		{"clause 5", "fragments: a datagram of 4,000 bytes gets an answer as large", fragments},
+		{"clause 5", "checksums: data passes both ways whatever devices compute, check and join", offloads},
+		{"§1.12", "two Services on one endpoint, used from one client port at the same time, do not mix", sharedPort},
+		{"§1.5", "a node whose address is on a bridge above its link serves all the same", bridged},
+		{"clause 5", "connections that iptables translated go on when this backend takes over; those made since live on without iptables", takeover},
 	}
 }
 
@@ -225,4 +229,165 @@ func fragments(r *run) {
 			large(p, family)
 		}
 	}
+}
+
+// offloads has devices leave to the kernel what they do by default: to fill in
+// checksums, to check them, and to cut and join segments.
+func offloads(r *run) {
+	r.sync(pathServices())
+	all := "rx off tx off tso off gso off gro off"
+	for _, off := range []struct{ hosts, features string }{
+		{"outside a3", all}, // what comes has all its checksums
+		{"a1 b1", all},      // so have answers
+		{"node-a node-b router", all},
+		{"outside a3 a1 b1 node-a node-b router", all},
+		{"outside a3 a1 b1", "gso off tso off gro off"}, // packets without checksums, one by one
+	} {
+		hosts := strings.Fields(off.hosts)
+		for _, h := range hosts {
+			r.ethtool(h, off.features)
+		}
+		for _, p := range []probe{
+			from("outside").toNodePort("here", "node-a").reaches("a1"), from("outside").toNodePort("there", "node-a").reaches("b1"),
+			from("outside").to(loadBalancer, "kept").reaches("a1"),
+			from("a3").to(clusterIP, "here").reaches("a1"), from("a3").to(clusterIP, "there").reaches("b1"), from("node-a").to(clusterIP, "there").reaches("b1"),
+		} {
+			for _, family := range p.families {
+				r.transfer(toEndpoint, p, family)
+				r.transfer(toClient, p, family)
+			}
+			r.check(p.in(dataplane.UDP, dataplane.SCTP))
+		}
+		for _, h := range hosts {
+			r.ethtool(h, strings.ReplaceAll(off.features, "off", "on"))
+		}
+		if r.Failed() {
+			r.Fatalf("with %s of %s", off.features, off.hosts)
+		}
+	}
+}
+
+// ethtool sets features of the devices that lead from a host to another one.
+func (r *run) ethtool(host, features string) {
+	r.Helper()
+	h := r.lab.Router()
+	if host != "router" {
+		h = r.host(host)
+	}
+	out := r.ip(h, "-o link show type veth")
+	for line := range strings.Lines(out) {
+		device, _, _ := strings.Cut(strings.Fields(line)[1], "@")
+		ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+		_, err := h.Run(ctx, "ethtool", append([]string{"-K", strings.TrimSuffix(device, ":")}, strings.Fields(features)...)...)
+		cancel()
+		r.must(err)
+	}
+}
+
+// sharedPort holds a connection to each of two Services from one port of a client.
+func sharedPort(r *run) {
+	var services []service
+	for _, endpoint := range []string{"a1", "b1"} {
+		for _, n := range []string{"one", "two"} {
+			services = append(services, service{name: n + "-" + endpoint, frontends: slices.Concat(
+				frontendsOf(externalKinds, frontend{pool: on(endpoint), snat: dataplane.SNATAll}),
+				frontendsOf([]dataplane.Kind{clusterIP}, frontend{pool: on(endpoint), snat: dataplane.SNATNonPods}))})
+		}
+	}
+	for _, n := range []string{"one", "two"} {
+		services = append(services, service{name: n + "-kept", frontends: frontendsOf(externalKinds, frontend{pool: own("a1"), snat: dataplane.SNATNode}.or(on("a1")))})
+	}
+	r.sync(world{services: services})
+	port := uint16(25000)
+	var flows []heldFlow
+	for _, where := range []string{"a1", "b1", "kept"} {
+		clients := []probe{from("outside"), from("a3"), from("node-a")}
+		held := kinds
+		if where == "kept" {
+			clients, held = clients[:1], externalKinds
+		}
+		for _, client := range clients {
+			for _, kind := range held {
+				port++
+				for _, n := range []string{"one-", "two-"} {
+					flows = append(flows, r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
+						req.Timeout, req.Shared, req.From = answerTime, true, netip.AddrPortFrom(req.From.Addr(), port)
+						return h.Hold(req, 20*time.Millisecond)
+					}, toEach([]dataplane.Kind{kind}, n+where, client.in(dataplane.TCP, dataplane.UDP))...)...)
+				}
+			}
+		}
+	}
+	time.Sleep(300 * time.Millisecond)
+	r.stopAll(flows)
+}
+
+// takeover has a node's connections begin under the iptables backend.
+func takeover(r *run) {
+	if r.col.backend == "iptables" {
+		r.notMeant("it is what the others take over from")
+		return
+	}
+	iptables, err := columnNamed("iptables-nft")
+	r.must(err)
+	r.cleared()
+	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
+	before := make([]*agent, len(r.lab.Nodes))
+	r.world = w
+	r.must(r.onEach(func(i int, n *netlab.Node) (err error) {
+		if before[i], err = startAgent(n, iptables, r.site(n), r.env(n)); err != nil {
+			return err
+		}
+		return before[i].sync(true, w.snapshot(r, n))
+	}))
+	old := r.holdEverywhere()
+	r.syncUnknown(w)
+	time.Sleep(200 * time.Millisecond)
+	r.stopAll(old) // netfilter translates them, as long as it has a rule for NAT
+	// What the node itself opens comes by netfilter's rules first, as long as there are any.
+	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
+	held := r.holdAll(from("a3").to(clusterIP, "web").in(both...), from("outside").to(loadBalancer, "web").in(both...), from("outside").toNodePort("web", "node-a").in(both...))
+	for _, a := range before {
+		r.must(a.cleanup())
+		a.process.Stop(time.Second)
+	}
+	r.check(works("web", "b1")...)
+	time.Sleep(200 * time.Millisecond)
+	r.stopAll(held)
+}
+
+// bridged puts a bridge above node-a's eth0 and moves the node's addresses there.
+func bridged(r *run) {
+	n := r.node("node-a")
+	gateway := func(a netip.Addr) string { return strings.TrimSuffix(a.String(), "2") + "1" }
+	move := func(from, to string) {
+		for _, a := range n.Addrs {
+			p := netip.PrefixFrom(a, map[bool]int{true: 24, false: 64}[a.Is4()])
+			r.must(n.AddAddress(to, p)) // before the other goes, which routes would go with
+			r.must(n.RemoveAddress(from, p))
+			r.ip(n.Host, fmt.Sprintf("route replace default via %s dev %s", gateway(a), to))
+		}
+	}
+	// Netfilter must not take packets to the node for bridged ones: where they go
+	// out by the port that they came in by, a bridge drops those.
+	r.shell(n, "for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 0 >$f; done")
+	r.ip(n.Host, "link add br0 type bridge")
+	r.ip(n.Host, "link set eth0 master br0")
+	r.ip(n.Host, "link set br0 up")
+	r.Cleanup(func() {
+		r.ip(n.Host, "link set eth0 nomaster")
+		move("br0", "eth0")
+		r.ip(n.Host, "link del br0")
+	})
+	move("eth0", "br0")
+	time.Sleep(200 * time.Millisecond) // an agent learns of a device a moment after it is there
+	r.sync(pathServices())
+	r.check(append(pathsFromOutside(),
+		from("a3").to(clusterIP, "there").reaches("b1").seenAs("a3"), from("a1").to(clusterIP, "here").reaches("a1").seenAs("node-a"),
+		from("node-a").to(clusterIP, "there").reaches("b1").seenAs("node-a"), from("node-b").toNodePort("there", "node-a").reaches("b1"),
+	)...)
+	straight := func(family dataplane.Family) netip.AddrPort {
+		return netip.AddrPortFrom(r.host("b1").Addr(int(family)), serverPort)
+	}
+	r.check(from("a3").toAddr("pod b1 itself", straight).reaches("b1").seenAs("a3"))
 }
