@@ -35,6 +35,7 @@ type Config struct {
 	// Files are those that were read.
 	Files []string
 
+	text []byte // tells whether Files changed
 	said origins
 }
 

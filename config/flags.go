@@ -262,10 +262,9 @@ func (o *Options) Complete() (*Config, error) {
 	}
 	c := &Config{said: origins{}, Master: o.given.Master}
 	have := documents{}
-	for _, file := range []string{o.File, o.OwnFile} {
-		if file == "" {
-			continue
-		}
+	files := slices.DeleteFunc([]string{o.File, o.OwnFile}, func(f string) bool { return f == "" })
+	c.text = contents(files) // before they are read: a change since then is seen
+	for _, file := range files {
 		if err := c.load(file, &have); err != nil {
 			return nil, err
 		}

@@ -51,7 +51,7 @@ func (f *Follower) Run(ctx context.Context, now *Config) error {
 			_ = notify.Add(filepath.Dir(file))
 		}
 	}
-	last := contents(now.Files)
+	last := now.text
 	timer := time.NewTimer(settle) // it may have changed since it was read
 	defer timer.Stop()
 	for {

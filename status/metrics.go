@@ -74,6 +74,9 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that did not bring the kernel to what is wanted.", "backend")
 	m.syncErrors.WithLabelValues(backend)
 
+	for _, f := range families {
+		m.latency.histogram.WithLabelValues(f.String()) // dashboards find instances by it, before any change too
+	}
 	m.ownDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ownNamespace, Name: "sync_duration_seconds", Help: "Time of one Sync of the kernel, all families together.", Buckets: seconds}, []string{"backend", "audit"})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
 	info.WithLabelValues(version, backend).Set(1)

@@ -1,9 +1,12 @@
 package ebpf
 
 import (
+	"net/netip"
 	"os"
 	"regexp"
 	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
 )
 
 // TestEveryCounterHasAWord: in the order of bpf/stats.h.
@@ -21,6 +24,46 @@ func TestEveryCounterHasAWord(t *testing.T) {
 		dropped := regexp.MustCompile(`STAT_` + n[1] + `,[^\n]*(: dropped \*/|policy drops|outside the Service's|that no Service has|updates overtook)`).MatchString(string(text))
 		if dropped != (words[i].metric == "switchyard_dropped_total") {
 			t.Errorf("%s is told as %s{%s=%q}", n[1], words[i].metric, words[i].label, words[i].value)
+		}
+	}
+}
+
+// TestCounts: what sockets did, and how full the maps are. Counters outlive an
+// agent, so that they may start anywhere.
+func TestCounts(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	counted := func() map[string]float64 {
+		all, err := b.Counts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]float64{}
+		for _, c := range all {
+			out[c.Name+" "+c.Labels[0].Value] = c.Value
+		}
+		return out
+	}
+	mustSync(t, b, nil, snapshot(
+		portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080", "10.40.1.2:8080"))),
+		portOf("none", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.2:53", poolOf())),
+	))
+	before := counted()
+	for range 3 {
+		if _, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.1:53")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _ = connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.2:53")) // refused, or left to packets by older kernels
+	after := counted()
+	if got := after["switchyard_ebpf_events_total socket_connect"] - before["switchyard_ebpf_events_total socket_connect"]; got != 3 {
+		t.Errorf("%v sockets connected, want 3", got)
+	}
+	for name, want := range map[string]float64{"frontends": 2, "services": 2, "endpoints": 2} {
+		if got := after["switchyard_map_entries "+name]; got != want {
+			t.Errorf("%s: %v entries, want %v", name, got, want)
+		}
+		if after["switchyard_map_capacity "+name] < 64 {
+			t.Errorf("%s: room for %v", name, after["switchyard_map_capacity "+name])
 		}
 	}
 }
