@@ -2,6 +2,7 @@ package packet
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -145,12 +146,12 @@ func oddBoth() []odd {
 	segment("a RST", false, flagRST, nil, nil)
 	segment("no flags at all", false, 0, nil, nil)
 	for chunk, translated := range map[byte]bool{0: false, 1: true, 2: false, 6: false, 10: false, 14: false, 255: false} {
-		all = append(all, odd{"SCTP chunk " + string('0'+rune(chunk/100)) + string('0'+rune(chunk/10%10)) + string('0'+rune(chunk%10)), translated, func(src, dst netip.AddrPort) []byte {
+		all = append(all, odd{fmt.Sprint("SCTP chunk ", chunk), translated, func(src, dst netip.AddrPort) []byte {
 			return ip(src.Addr(), dst.Addr(), unix.IPPROTO_SCTP, sctp(src.Port(), dst.Port(), chunk))
 		}})
 	}
 	for _, protocol := range []byte{unix.IPPROTO_ESP, unix.IPPROTO_GRE, unix.IPPROTO_DCCP, 255} {
-		all = append(all, odd{"protocol " + string('0'+rune(protocol/100)) + string('0'+rune(protocol/10%10)) + string('0'+rune(protocol%10)), false, func(src, dst netip.AddrPort) []byte {
+		all = append(all, odd{fmt.Sprint("protocol ", protocol), false, func(src, dst netip.AddrPort) []byte {
 			return ip(src.Addr(), dst.Addr(), protocol, tcp(src, dst, flagSYN, nil, nil))
 		}})
 	}
