@@ -231,7 +231,7 @@ int sock_connect6(struct bpf_sock_addr *ctx)
 	return ret;
 }
 
-static __always_inline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to,
+static __noinline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to,
 				      __u32 index)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = from->addr, .port = from->port};
@@ -247,7 +247,7 @@ static __always_inline void note_flow(void *map, __u64 cookie, const struct plac
 }
 
 /* The endpoint that this socket's datagrams to p go to already. */
-static __always_inline bool flow_goes_on(const struct request *r, __u64 cookie, const struct place *p,
+static __noinline bool flow_goes_on(const struct request *r, __u64 cookie, const struct place *p,
 					 struct place *endpoint)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = p->addr, .port = p->port};

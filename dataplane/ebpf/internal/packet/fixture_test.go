@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -168,7 +169,7 @@ func look(b []byte) (v view, ok bool) {
 // skip goes past extension headers.
 func (v *view) skip(b []byte) bool {
 	for {
-		if !bytes.Contains([]byte{unix.IPPROTO_HOPOPTS, unix.IPPROTO_ROUTING, unix.IPPROTO_DSTOPTS, unix.IPPROTO_FRAGMENT}, []byte{v.protocol}) {
+		if !slices.Contains([]byte{unix.IPPROTO_HOPOPTS, unix.IPPROTO_ROUTING, unix.IPPROTO_DSTOPTS, unix.IPPROTO_FRAGMENT}, v.protocol) {
 			return true
 		}
 		if v.l4+8 > v.end {
