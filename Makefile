@@ -9,7 +9,7 @@ GO      := CGO_ENABLED=0 go
 LINT    := go tool -modfile=tools/go.mod golangci-lint
 
 # Debian packages, by what needs them. iptables brings the nft and the legacy variant.
-PACKAGES_TEST := iptables nftables iproute2 strace kmod
+PACKAGES_TEST := iptables nftables ipset iproute2 ethtool strace kmod
 # The compiler is pinned: the generated objects are committed and must come out the same.
 PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
 # The virtual machines have this machine's tools.

@@ -298,6 +298,23 @@ static __noinline bool give_way(const struct tuple *key)
 	return true;
 }
 
+/* random_port is one of those that connections are masqueraded with. */
+static __always_inline __be16 random_port(void)
+{
+	__u32 port = 1024 + bpf_get_prandom_u32() % (65536 - 1024 - NODE_PORTS);
+
+	return bpf_htons(port < NODE_PORTS_FIRST ? port : port + NODE_PORTS);
+}
+
+/* is_node_port tells whether a NodePort has the source port of t. */
+static __noinline bool is_node_port(const struct tuple *t)
+{
+	struct frontend_key key = {.port = t->sport, .protocol = t->protocol};
+
+	addr_unspecified_like(&key.addr, &t->src);
+	return bpf_map_lookup_elem(&frontends, &key) != NULL;
+}
+
 /* has_socket tells whether the node itself has a socket that takes answers to
  * packets of t. Its flows straight to an endpoint are in no table.
  */
@@ -343,40 +360,4 @@ static __always_inline long not_added(long err)
 {
 	count(err == -E2BIG ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_NOT_ADDED);
 	return err;
-}
-
-/* How add_answers chooses a source port. */
-#define PORT_KEEP 1 /* the packet's own first */
-#define PORT_NODE 2 /* the source is the node's address: the ports of its sockets are taken */
-
-/* add_answers makes the entry of the answers to packets that become t: they
- * become answer. Where another connection has the tuple already, t gets another
- * source port; after some tries that of a connection which has ended. Not 0: it
- * cannot be, and why was counted.
- */
-static __noinline long add_answers(struct __sk_buff *skb, struct tuple *t, struct conn *answer, __u8 stage, __u8 port)
-{
-	struct tuple key;
-	bool keep, own;
-	long err;
-
-	for (int i = 0; i < MAX_PORT_TRIES; i++) {
-		keep = !i && port & PORT_KEEP;
-		/* The socket that an unconnected UDP packet is from would find itself. */
-		own = port & PORT_NODE && !(keep && t->protocol == IPPROTO_UDP);
-		if (!keep)
-			t->sport = bpf_htons(1024 + (__u16)(bpf_get_prandom_u32() % (65536 - 1024)));
-		reversed(&key, t, stage);
-		if (own && has_socket(skb, t))
-			continue;
-		err = bpf_map_update_elem(&connections, &key, answer, BPF_NOEXIST);
-		if (err == -EEXIST && i >= MAX_FREE_PORT_TRIES && give_way(&key))
-			err = bpf_map_update_elem(&connections, &key, answer, BPF_NOEXIST);
-		if (!err)
-			return 0;
-		if (err != -EEXIST)
-			return not_added(err);
-	}
-	count(STAT_PACKET_PORTS_TAKEN);
-	return -EEXIST;
 }

@@ -6,8 +6,10 @@
  * overtakes a lookup. Each read sees the newest state. */
 #define MAX_SELECT_TRIES 3
 
-/* Steps of the binary search for an endpoint: pools of up to 2^20 endpoints. */
-#define MAX_SEARCH_STEPS 20
+/* Steps of the binary search for an endpoint: pools of up to 2^16 endpoints. In a
+ * larger one a client that comes back may get another endpoint.
+ */
+#define MAX_SEARCH_STEPS 16
 
 /* Different pools of one Service port. Half of them are free for a change of
  * policies: new pools are in place before the first frontend turns to them. */
@@ -34,11 +36,17 @@
 /* IPv6 extension headers before the transport header. */
 #define MAX_EXTENSION_HEADERS 6
 
+/* The usual range of NodePorts: no connection is masqueraded with a port of it. A
+ * pod's UDP answer to such a port would look like a request to the NodePort.
+ */
+#define NODE_PORTS_FIRST 30000
+#define NODE_PORTS 2768
+
 /* Source ports tried for a connection whose own one is taken: at first only
  * free ones, then also those of connections that have ended.
  */
-#define MAX_FREE_PORT_TRIES 12
-#define MAX_PORT_TRIES 24
+#define MAX_FREE_PORT_TRIES 6
+#define MAX_PORT_TRIES 16
 
 /* Entries of the connection table, 2 to 4 of them a connection. */
 #define DEFAULT_CONNECTIONS 1048576
@@ -47,6 +55,9 @@
 #define MAX_FRAGMENTED 8192
 
 #define MAX_DEVICES 16384
+
+/* What every way takes: nobody asks whether such a packet fits. */
+#define SMALL_PACKET 576
 
 /* ICMP errors that each processor may send: at a time, and how long until one more. */
 #define MAX_ERRORS 1000

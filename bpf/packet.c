@@ -62,18 +62,18 @@ static __always_inline int drop(enum stat why)
 	return TC_ACT_SHOT;
 }
 
-/* reject answers a new connection with an ICMP error: on the device that the
- * packet came in by, or to the node's own socket as if it came in by the device
- * that the packet was to go out by.
+/* reject answers a packet with an ICMP error, of become_error: on the device
+ * that it came in by, or to the node's own socket as if the error came in by the
+ * device that the packet was to go out by.
  */
-static __noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 stage)
+static __noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 stage, __u32 mtu)
 {
 	/* No error is sent about anything but the start of a datagram. */
 	if (p->fragment == FRAGMENT_LATER)
 		return TC_ACT_SHOT;
 	if (!may_send_error())
 		return drop(STAT_PACKET_ERRORS_LIMITED);
-	if (become_error(skb, p) || (p->l3 && swap_macs(skb)))
+	if (become_error(skb, p, mtu) || (p->l3 && swap_macs(skb)))
 		return drop(STAT_PACKET_WRITE_FAILED);
 	return bpf_redirect(skb->ifindex, stage == STAGE_OUT ? BPF_F_INGRESS : 0);
 }
@@ -99,11 +99,18 @@ static __always_inline int inject(struct __sk_buff *skb, const struct packet *p,
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
-/* find_way asks the routing tables for the device that leads to t.dst. On the
- * stack of a function of its own: kernels before 6.8 count 32 bytes for each
- * begun 32 of a function, and 512 for all that call each other.
+/* Where a packet goes out. */
+struct way {
+	__u32 ifindex;
+	__u32 mtu; /* where the packet is larger, from Linux 5.12 on */
+};
+
+/* find_way asks the routing tables for the device that leads to t.dst; length:
+ * of a packet that must fit, or 0. On the stack of a function of its own:
+ * kernels before 6.8 count 32 bytes for each begun 32 of a function, and 512
+ * for all that call each other.
  */
-static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u32 *ifindex)
+static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __u8 ipv6, __u16 length, struct way *to)
 {
 	struct bpf_fib_lookup way = {};
 	long err;
@@ -111,6 +118,7 @@ static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __
 	way.family = ipv6 ? AF_INET6 : AF_INET;
 	way.l4_protocol = t->protocol;
 	way.ifindex = skb->ifindex;
+	way.tot_len = length;
 	if (ipv6) {
 		__builtin_memcpy(way.ipv6_src, &t->src, sizeof(way.ipv6_src));
 		__builtin_memcpy(way.ipv6_dst, &t->dst, sizeof(way.ipv6_dst));
@@ -119,7 +127,8 @@ static __noinline long find_way(struct __sk_buff *skb, const struct tuple *t, __
 		way.ipv4_dst = t->dst.w[3];
 	}
 	err = bpf_fib_lookup(skb, &way, sizeof(way), 0);
-	*ifindex = way.ifindex;
+	to->ifindex = way.ifindex;
+	to->mtu = way.mtu_result;
 	return err;
 }
 
@@ -131,17 +140,33 @@ static __always_inline bool is_way_out(long way)
 	return way == BPF_FIB_LKUP_RET_SUCCESS || way == BPF_FIB_LKUP_RET_NO_NEIGH || way == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 }
 
+/* too_large tells a packet of the node itself that does not fit the way to the
+ * endpoint, which the stack does not know of: the way's MTU. 0: it fits.
+ */
+static __noinline __u32 too_large(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
+{
+	/* Of segments that the stack joined each goes out with headers of its own. */
+	__u32 length = skb->gso_size ? p->l4 - p->l3 + sizeof(struct tcphdr) + skb->gso_size : p->end - p->l3;
+	struct way way = {};
+
+	if (!p->whole || length <= SMALL_PACKET || length > 0xffff)
+		return 0;
+	if (find_way(skb, t, p->ipv6, length, &way) != BPF_FIB_LKUP_RET_FRAG_NEEDED || way.mtu >= length)
+		return 0;
+	return way.mtu;
+}
+
 /* send_on sends a packet that the node itself opened a connection with towards
  * the endpoint that it has now: the stack chose a device for the frontend.
  */
 static __always_inline int send_on(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
 {
-	__u32 ifindex;
-	long way = find_way(skb, t, p->ipv6, &ifindex);
+	struct way way = {};
+	long found = find_way(skb, t, p->ipv6, 0, &way);
 
-	if (is_way_out(way))
-		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
-	if (way != BPF_FIB_LKUP_RET_NOT_FWDED)
+	if (is_way_out(found))
+		return bpf_redirect_neigh(way.ifindex, NULL, 0, 0);
+	if (found != BPF_FIB_LKUP_RET_NOT_FWDED)
 		return drop(STAT_PACKET_NO_ROUTE);
 	/* To the node itself. lo takes it there anyway. */
 	return skb->ifindex == LO ? PASS : inject(skb, p, LO);
@@ -160,11 +185,64 @@ static __always_inline bool masquerade_address(__u32 ifindex, __u8 ipv6, struct 
 	return ipv6 ? to->w[0] || to->w[1] || to->w[2] || to->w[3] : to->w[3] != 0;
 }
 
+/* Functions that are not static are verified once by themselves, so that their
+ * loops are not walked through again from each way that leads to them. They are
+ * given nothing but the packet and numbers; the rest is in scratch.
+ */
+
+/* How add_answers chooses a source port. */
+#define PORT_KEEP 1 /* the packet's own first */
+#define PORT_NODE 2 /* the source is the node's address: the ports of its sockets are taken */
+
+/* add_answers makes the entry of the answers to packets that become s.becomes:
+ * they become s.answers. Where another connection has the tuple already,
+ * s.becomes gets another source port; after some tries that of a connection which
+ * has ended. Not 0: it cannot be, and why was counted.
+ */
+__noinline int add_answers(struct __sk_buff *skb, int stage, int port)
+{
+	struct scratch *s = scratch();
+	struct tuple key, *t;
+	bool keep, own;
+	long err;
+
+	if (!s)
+		return -ENOMEM;
+	t = &s->becomes;
+	for (int i = 0; i < MAX_PORT_TRIES; i++) {
+		keep = !i && port & PORT_KEEP;
+		/* The socket that an unconnected UDP packet is from would find itself. */
+		own = port & PORT_NODE && !(keep && t->protocol == IPPROTO_UDP);
+		if (!keep)
+			t->sport = random_port();
+		reversed(&key, t, stage);
+		if (own && (has_socket(skb, t) || is_node_port(t)))
+			continue;
+		err = bpf_map_update_elem(&connections, &key, &s->answers, BPF_NOEXIST);
+		if (err == -EEXIST && i >= MAX_FREE_PORT_TRIES && give_way(&key))
+			err = bpf_map_update_elem(&connections, &key, &s->answers, BPF_NOEXIST);
+		if (!err)
+			return 0;
+		if (err != -EEXIST)
+			return not_added(err);
+	}
+	count(STAT_PACKET_PORTS_TAKEN);
+	return -EEXIST;
+}
+
+/* choose_endpoint answers s.request in s.answer (enum verdict). */
+__noinline int choose_endpoint(void)
+{
+	struct scratch *s = scratch();
+
+	return s ? choose(&s->request, &s->answer) : VERDICT_NONE;
+}
+
 /* masquerade_port: SCTP peers tell each other their ports, so they are changed
  * only where they must be. Others get a random port, as with kube-proxy, so that
  * nobody can foresee it.
  */
-static __always_inline __u8 masquerade_port(const struct packet *p)
+static __always_inline int masquerade_port(const struct packet *p)
 {
 	return p->tuple.protocol == IPPROTO_SCTP ? PORT_NODE | PORT_KEEP : PORT_NODE;
 }
@@ -188,7 +266,7 @@ static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struc
 		count(STAT_PACKET_NO_ADDRESS);
 		return -1;
 	}
-	if (add_answers(skb, t, &s->answers, STAGE_IN, masquerade_port(p)))
+	if (add_answers(skb, STAGE_IN, masquerade_port(p)))
 		return -1;
 	/* From now on answers at egress were at ingress before. Where the endpoint is
 	 * the node itself, packets never come here, and answers come from its socket. */
@@ -202,15 +280,20 @@ static __noinline int masquerade(struct __sk_buff *skb, struct scratch *s, struc
 	return 0;
 }
 
-/* client_kind tells who sent a packet that is seen at ingress. */
-static __always_inline enum client_kind client_kind(struct __sk_buff *skb, const struct addr *src)
+/* client_kind tells who sent a packet that is seen at ingress (enum client_kind).
+ */
+__noinline int client_kind(struct __sk_buff *skb)
 {
-	struct range_key range = {.bits = 128, .addr = *src};
+	struct range_key range = {.bits = 128};
 	__u32 ifindex = skb->ifindex;
 	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
+	struct scratch *s = scratch();
 
+	if (!s)
+		return CLIENT_OUTSIDE;
 	if (d && d->flags & DEVICE_PODS)
 		return CLIENT_POD;
+	range.addr = s->packet.tuple.src;
 	return bpf_map_lookup_elem(&pod_ranges, &range) ? CLIENT_POD : CLIENT_OUTSIDE;
 }
 
@@ -261,7 +344,7 @@ static __noinline struct conn *open_in(struct __sk_buff *skb, struct scratch *s,
 	long err;
 
 	new_conn(skb, s, STAGE_OUT);
-	if (add_answers(skb, &s->becomes, &s->answers, STAGE_OUT, PORT_KEEP))
+	if (add_answers(skb, STAGE_OUT, PORT_KEEP))
 		return NULL;
 	conn_to(c, &s->becomes);
 	if (is_masqueraded(&s->answer, kind, &key->src)) {
@@ -282,15 +365,15 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 	const struct packet *p = &s->packet;
 	struct tuple *t = &s->becomes;
 	bool self, masqueraded;
-	__u32 ifindex;
-	long way;
+	struct way way = {};
+	long found;
 
 	new_conn(skb, s, STAGE_OUT);
 	s->conn.flags = CONN_NODE;
 	s->answers.ifindex = skb->ifindex;
-	way = find_way(skb, t, p->ipv6, &ifindex);
-	self = way == BPF_FIB_LKUP_RET_NOT_FWDED;
-	if (!self && !is_way_out(way)) {
+	found = find_way(skb, t, p->ipv6, 0, &way);
+	self = found == BPF_FIB_LKUP_RET_NOT_FWDED;
+	if (!self && !is_way_out(found)) {
 		count(STAT_PACKET_NO_ROUTE);
 		return NULL;
 	}
@@ -299,12 +382,12 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 		s->conn.flags |= CONN_SELF;
 	} else {
 		s->answers.flags = CONN_INJECT;
-		if (masqueraded && !masquerade_address(ifindex, p->ipv6, &t->src)) {
+		if (masqueraded && !masquerade_address(way.ifindex, p->ipv6, &t->src)) {
 			count(STAT_PACKET_NO_ADDRESS);
 			return NULL;
 		}
 	}
-	if (add_answers(skb, t, &s->answers, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE))
+	if (add_answers(skb, self ? STAGE_OUT : STAGE_IN, PORT_KEEP | PORT_NODE))
 		return NULL;
 	conn_to(&s->conn, t);
 	return add_primary(&p->tuple, &s->conn);
@@ -322,7 +405,7 @@ static __always_inline int no_connection(struct __sk_buff *skb, const struct pac
 	}
 	switch (v) {
 	case VERDICT_REJECT:
-		return reject(skb, p, stage);
+		return reject(skb, p, stage, 0);
 	case VERDICT_DROP: /* counted where it was decided */
 		if (stage == STAGE_IN)
 			return TC_ACT_SHOT;
@@ -402,9 +485,9 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 	if (stage == STAGE_IN && is_translated(p))
 		return PASS;
 	request_of(&s->request, p, kind);
-	v = choose(&s->request, &s->answer);
+	v = choose_endpoint();
 	/* What open_out translated comes by once more, on the device that it was sent to. */
-	if (v == VERDICT_NONE && !(stage == STAGE_OUT && skb->tc_index == TAG) && clashes(p, stage)) {
+	if (v == VERDICT_NONE && skb->tc_index != TAG && clashes(p, stage)) {
 		/* It keeps its destination and gets another source port. */
 		__builtin_memset(&s->answer, 0, sizeof(s->answer));
 		s->answer.addr = p->tuple.dst;
@@ -456,6 +539,12 @@ static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct
 	becomes(&t, c, p->tuple.protocol, 0);
 	if (p->fragment == FRAGMENT_FIRST && p->tuple.protocol == IPPROTO_SCTP)
 		return drop(STAT_PACKET_FRAGMENT_SCTP);
+	if (stage == STAGE_OUT && flags & CONN_NODE) {
+		__u32 mtu = too_large(skb, p, &t);
+
+		if (mtu)
+			return reject(skb, p, stage, mtu);
+	}
 	if (rewrite(skb, p, &t))
 		return drop(STAT_PACKET_WRITE_FAILED);
 	count(STAT_PACKET_TRANSLATED);
@@ -477,7 +566,8 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	struct tuple key, t, outer;
 	struct conn *c;
 
-	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED)
+	/* What the error quotes ends with it; behind that may be the frame's padding. */
+	if (parse(skb, inner, p->l4 + ICMP_HEADER, p->ipv6, 1) != PARSED || inner->l4 + sizeof(__be32) > p->end)
 		return PASS;
 	/* The error travels like an answer to the packet inside it. */
 	reversed(&key, &inner->tuple, stage);
@@ -486,7 +576,9 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	if (!c || c->flags & CONN_MASQUERADE)
 		return PASS;
 	outer = p->tuple;
-	if (addr_equal(&outer.src, &key.src))
+	/* Whoever noticed, the receiver's network knows of this side only what the
+	 * packets of the connection have as source: of others it may drop packets. */
+	if (!addr_equal(&key.src, &c->src))
 		outer.src = c->src;
 	if (addr_equal(&outer.dst, &key.dst))
 		outer.dst = c->dst;
@@ -507,7 +599,7 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 /* handle is all of it, for a packet whose network header is at l3. */
 static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 {
-	enum client_kind kind = CLIENT_NODE;
+	int kind = CLIENT_NODE;
 	struct scratch *s = scratch();
 	struct conn *c = NULL;
 	struct packet *p;
@@ -516,7 +608,9 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 
 	if (skb->tc_index == DOOMED)
 		return TC_ACT_SHOT;
-	if (!s)
+	/* It was translated where it came in, and comes in again by the bridge, bond
+	 * or VLAN that the device belongs to. */
+	if (!s || (stage == STAGE_IN && skb->tc_index == TAG))
 		return PASS;
 	p = &s->packet;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
@@ -547,7 +641,7 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	if (stage == STAGE_OUT ? !c && skb->ingress_ifindex : addr_is_loopback(&p->tuple.dst))
 		return PASS;
 	if (stage == STAGE_IN)
-		kind = client_kind(skb, &p->tuple.src);
+		kind = client_kind(skb);
 	if (c && !is_over(s, c, kind))
 		return translate(skb, s, c, stage);
 	if (c) {

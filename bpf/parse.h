@@ -39,9 +39,11 @@ struct packet {
 	__u8 opens;	/* may open a connection: SYN, INIT, any UDP */
 	__u8 ends;	/* CONN_FIN or CONN_RESET */
 	__u8 inner;	/* part of an ICMP error: only the start is there */
-	__u8 pad[3];
+	__u8 whole;	/* must not be cut into fragments on its way */
+	__u8 pad[2];
 };
 
+#define IPV4_DONT_FRAGMENT 0x4000
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV6_MORE_FRAGMENTS 0x0001
@@ -232,6 +234,7 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, struct pack
 	p->tuple.protocol = ip.protocol;
 	fragment = bpf_ntohs(ip.frag_off);
 	p->fragment_id = ip.id;
+	p->whole = (fragment & IPV4_DONT_FRAGMENT) != 0;
 	if (fragment & IPV4_FRAGMENT_OFFSET)
 		p->fragment = FRAGMENT_LATER;
 	else if (fragment & IPV4_MORE_FRAGMENTS)
@@ -303,6 +306,7 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 	if (ip.version != 6 || (!p->inner && p->end > skb->len))
 		return PARSED_BAD;
 	p->ipv6 = 1;
+	p->whole = 1;
 	__builtin_memcpy(&p->tuple.src, &ip.saddr, sizeof(p->tuple.src));
 	__builtin_memcpy(&p->tuple.dst, &ip.daddr, sizeof(p->tuple.dst));
 	if (skip_extensions(skb, p, ip.nexthdr) == PARSED)

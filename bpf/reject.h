@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* A packet that nobody takes becomes the ICMP error that says so: port
- * unreachable, as kube-proxy's REJECT sends to every protocol.
+ * unreachable, as kube-proxy's REJECT sends to every protocol. One that is too
+ * large for its way becomes the error that tells the way's MTU.
  */
 #pragma once
 
@@ -10,6 +11,7 @@
 
 #define ERROR_TTL 64
 #define ICMP4_PORT_UNREACHABLE 3 /* code */
+#define ICMP4_FRAGMENTATION_NEEDED 4
 #define ICMP6_PORT_UNREACHABLE 4
 
 /* The most of the rejected packet that the error carries: its headers, and of
@@ -65,7 +67,7 @@ struct error4 {
 	struct iphdr ip;
 	__u8 type, code;
 	__u16 checksum;
-	__be32 unused;
+	__be32 mtu; /* 0 in other errors */
 };
 SAME_SIZE(struct error4, 28);
 
@@ -73,11 +75,11 @@ struct error6 {
 	struct ipv6hdr ip;
 	__u8 type, code;
 	__u16 checksum;
-	__be32 unused;
+	__be32 mtu; /* 0 in other errors */
 };
 SAME_SIZE(struct error6, 48);
 
-static __always_inline int write_error4(struct __sk_buff *skb, const struct packet *p, __u32 quote, __s64 quoted)
+static __always_inline int write_error4(struct __sk_buff *skb, const struct packet *p, __u32 mtu, __u32 quote, __s64 quoted)
 {
 	struct error4 e = {};
 
@@ -90,12 +92,13 @@ static __always_inline int write_error4(struct __sk_buff *skb, const struct pack
 	e.ip.daddr = p->tuple.src.w[3];
 	e.ip.check = fold(bpf_csum_diff(0, 0, (__be32 *)&e.ip, sizeof(e.ip), 0));
 	e.type = ICMP4_UNREACHABLE;
-	e.code = ICMP4_PORT_UNREACHABLE;
+	e.code = mtu ? ICMP4_FRAGMENTATION_NEEDED : ICMP4_PORT_UNREACHABLE;
+	e.mtu = bpf_htonl(mtu);
 	e.checksum = fold(bpf_csum_diff(0, 0, (__be32 *)&e.type, ICMP_HEADER, quoted));
 	return bpf_skb_store_bytes(skb, p->l3, &e, sizeof(e), 0);
 }
 
-static __always_inline int write_error6(struct __sk_buff *skb, const struct packet *p, __u32 quote, __s64 quoted)
+static __always_inline int write_error6(struct __sk_buff *skb, const struct packet *p, __u32 mtu, __u32 quote, __s64 quoted)
 {
 	struct error6 e = {};
 	struct {
@@ -114,8 +117,9 @@ static __always_inline int write_error6(struct __sk_buff *skb, const struct pack
 	e.ip.hop_limit = ERROR_TTL;
 	__builtin_memcpy(&e.ip.saddr, &p->tuple.dst, sizeof(e.ip.saddr));
 	__builtin_memcpy(&e.ip.daddr, &p->tuple.src, sizeof(e.ip.daddr));
-	e.type = ICMP6_UNREACHABLE;
-	e.code = ICMP6_PORT_UNREACHABLE;
+	e.type = mtu ? ICMP6_TOO_BIG : ICMP6_UNREACHABLE;
+	e.code = mtu ? 0 : ICMP6_PORT_UNREACHABLE;
+	e.mtu = bpf_htonl(mtu);
 	quoted = bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), quoted);
 	e.checksum = fold(bpf_csum_diff(0, 0, (__be32 *)&e.type, ICMP_HEADER, quoted));
 	return bpf_skb_store_bytes(skb, p->l3, &e, sizeof(e), 0);
@@ -188,14 +192,15 @@ static __always_inline int become_reset(struct __sk_buff *skb, const struct pack
 }
 
 /* become_error turns the packet into the ICMP error about itself, or into a
- * reset where that does not reach who asks. 0: it is one.
+ * reset where that does not reach who asks. mtu: that of its way, which it is
+ * too large for; 0: nobody takes it. 0: it is one.
  */
-static __noinline int become_error(struct __sk_buff *skb, const struct packet *p)
+static __noinline int become_error(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
 {
 	__u32 quote = p->end - p->l3, most = p->l4 - p->l3 + QUOTED_TRANSPORT;
 	__s64 sum = 0;
 
-	if (p->ipv6 && p->tuple.protocol == IPPROTO_TCP && p->l4 - p->l3 == sizeof(struct ipv6hdr))
+	if (!mtu && p->ipv6 && p->tuple.protocol == IPPROTO_TCP && p->l4 - p->l3 == sizeof(struct ipv6hdr))
 		return become_reset(skb, p);
 	if (quote > most)
 		quote = most;
@@ -205,7 +210,7 @@ static __noinline int become_error(struct __sk_buff *skb, const struct packet *p
 		return -1;
 	if (bpf_skb_adjust_room(skb, p->ipv6 ? sizeof(struct error6) : sizeof(struct error4), BPF_ADJ_ROOM_MAC, 0))
 		return -1;
-	return p->ipv6 ? write_error6(skb, p, quote, sum) : write_error4(skb, p, quote, sum);
+	return p->ipv6 ? write_error6(skb, p, mtu, quote, sum) : write_error4(skb, p, mtu, quote, sum);
 }
 
 /* swap_macs sends a frame back to where it came from. */

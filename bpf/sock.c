@@ -79,21 +79,29 @@ static __always_inline void write_v6(struct bpf_sock_addr *ctx, const struct pla
 	ctx->user_port = p->port;
 }
 
-static __always_inline bool on_node(struct bpf_sock_addr *ctx, __u64 netns)
+static __always_inline bool detects_pods(bool v4)
+{
+	__u32 zero = 0;
+	const struct settings *s = bpf_map_lookup_elem(&settings, &zero);
+
+	return s && s->flags & (v4 ? DETECTS_PODS_V4 : DETECTS_PODS_V6);
+}
+
+/* Who asks (enum client_kind) for an address of that family; negative: a pod
+ * means its own loopback. The function is global so that the verifier forgets
+ * which of them it is, and walks through what follows once, not three times.
+ */
+__noinline int socket_kind(struct bpf_sock_addr *ctx, int v4, int loopback)
 {
 	__u64 host = host_netns_cookie;
 
 	if (!host)
 		host = bpf_get_netns_cookie(NULL);
-	return netns == host;
-}
-
-static __always_inline bool detects_pods(const struct addr *a)
-{
-	__u32 zero = 0;
-	const struct settings *s = bpf_map_lookup_elem(&settings, &zero);
-
-	return s && s->flags & (addr_is_v4(a) ? DETECTS_PODS_V4 : DETECTS_PODS_V6);
+	if (bpf_get_netns_cookie(ctx) == host)
+		return CLIENT_NODE;
+	if (loopback)
+		return -1;
+	return detects_pods(v4) ? CLIENT_POD : CLIENT_OUTSIDE;
 }
 
 /* A socket that was bound to loopback cannot reach an endpoint elsewhere
@@ -108,25 +116,31 @@ static __always_inline bool bound_to_loopback(struct bpf_sock_addr *ctx)
 	       sk->src_ip6[3] == bpf_htonl(1);
 }
 
+/* Whether a connect() is left to the packet path, which can give the connection
+ * another source: two connections from one port that its client chose, to two
+ * Services, may get one endpoint, and no socket could tell them apart. */
+static __always_inline bool keeps_source(struct bpf_sock_addr *ctx, const struct request *r)
+{
+	return ctx->sk->src_port || (r->kind == CLIENT_NODE && bound_to_loopback(ctx));
+}
+
 /* Who asks for what. false: it is none of ours. */
 static __always_inline bool make_request(struct bpf_sock_addr *ctx, const struct place *to, struct request *r)
 {
-	__u64 netns = bpf_get_netns_cookie(ctx);
+	int kind;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return false; /* SCTP: its associations have more than one address */
+	kind = socket_kind(ctx, addr_is_v4(&to->addr), addr_is_loopback(&to->addr));
+	if (kind < 0)
+		return false;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (on_node(ctx, netns))
-		r->kind = CLIENT_NODE;
-	else if (addr_is_loopback(&to->addr))
-		return false; /* a pod's own loopback */
-	else
-		r->kind = detects_pods(&to->addr) ? CLIENT_POD : CLIENT_OUTSIDE;
+	r->kind = kind;
 	r->to.addr = to->addr;
 	r->to.port = to->port;
 	r->to.protocol = ctx->protocol;
 	r->address_unknown = 1;
-	client_of_netns(&r->client, netns);
+	client_of_netns(&r->client, bpf_get_netns_cookie(ctx));
 	return true;
 }
 
@@ -167,7 +181,7 @@ static __always_inline int connect_socket(struct bpf_sock_addr *ctx, struct plac
 	if (!make_request(ctx, p, &r))
 		return 1;
 	v = choose(&r, &a);
-	if (v == VERDICT_FORWARD && r.kind == CLIENT_NODE && bound_to_loopback(ctx))
+	if (v == VERDICT_FORWARD && keeps_source(ctx, &r))
 		v = VERDICT_UNKNOWN;
 	if (v != VERDICT_FORWARD)
 		return not_forwarded(v, &p->addr);
@@ -217,7 +231,7 @@ int sock_connect6(struct bpf_sock_addr *ctx)
 	return ret;
 }
 
-static __always_inline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to,
+static __noinline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to,
 				      __u32 index)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = from->addr, .port = from->port};
@@ -233,7 +247,7 @@ static __always_inline void note_flow(void *map, __u64 cookie, const struct plac
 }
 
 /* The endpoint that this socket's datagrams to p go to already. */
-static __always_inline bool flow_goes_on(const struct request *r, __u64 cookie, const struct place *p,
+static __noinline bool flow_goes_on(const struct request *r, __u64 cookie, const struct place *p,
 					 struct place *endpoint)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = p->addr, .port = p->port};

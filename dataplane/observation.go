@@ -12,6 +12,12 @@ import (
 // one and the Expect of a Snapshot, can be compared with Differences.
 type Observation struct {
 	Frontends []ObservedFrontend // sorted by protocol, then address
+	// Other is what else is not as the Backend left it, in plain words: a hook
+	// without our program, a rule that masquerades and is gone.
+	Other []string
+	// Whole says that Frontends and Other tell all that a Sync with prev nil would
+	// mend, so that without a difference none is needed.
+	Whole bool
 }
 
 // ObservedFrontend is one frontend as the kernel holds it. Fields that a
@@ -73,9 +79,9 @@ func (f ObservedFrontend) compare(g ObservedFrontend) int {
 }
 
 // Differences lists in plain words where the kernel (o) is not as wanted; none:
-// it is. Both are sorted.
+// it is. Both are sorted; Other counts where it is of o.
 func (o *Observation) Differences(want *Observation) []string {
-	var diffs []string
+	diffs := slices.Clone(o.Other) // first, as it may be the cause of what follows
 	have, wanted := o.Frontends, want.Frontends
 	for len(have) > 0 || len(wanted) > 0 {
 		switch {

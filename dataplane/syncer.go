@@ -26,8 +26,8 @@ type SyncerConfig struct {
 	// next: Snapshots that come meanwhile are one Sync. A first Snapshot after a
 	// quiet time is taken at once. Default 20 ms.
 	MinInterval time.Duration
-	// AuditInterval is how often the kernel is read back and repaired, whatever
-	// changed (Sync with prev nil). Default 1 minute; negative: never.
+	// AuditInterval is how often the kernel is read back, whatever changed, and
+	// repaired where it is not as programmed. Default 1 minute; negative: never.
 	AuditInterval time.Duration
 	// Report is called after every Sync, from the Syncer's goroutine: it must not
 	// block. nil: nobody is told.
@@ -51,6 +51,9 @@ type SyncStatus struct {
 	Behind   time.Time // since when the kernel lacks something wanted; zero: it does not
 	LastSync time.Time // end of the last Sync that succeeded wholly; zero: none yet
 	Err      error     // of the last Sync
+	// Refused are the ServicePorts that the Backend cannot program, and why, as
+	// they were tried last; sorted by ID.
+	Refused []PortError
 }
 
 // Syncer gives the newest Snapshot to a Backend: at once, many changes as one,
@@ -64,8 +67,10 @@ type Syncer struct {
 	mu     sync.Mutex
 	want   *Snapshot
 	status SyncStatus
+	drift  Drift
 
-	poke chan struct{} // one slot: there is a new Snapshot
+	poke chan struct{}              // one slot: there is a new Snapshot
+	asks chan func(context.Context) // for Run's goroutine to do between two Syncs
 
 	// Of Run's goroutine alone:
 	inForce  *Snapshot // what the kernel holds; nil: unknown
@@ -79,6 +84,7 @@ type Syncer struct {
 // refusal is a ServicePort that the Backend could not program.
 type refusal struct {
 	port  *ServicePort // as it was refused
+	why   error
 	tries int
 	again time.Time // not before
 }
@@ -91,7 +97,7 @@ func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), refused: map[PortID]refusal{}}
+	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: map[PortID]refusal{}}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -134,12 +140,18 @@ func (s *Syncer) Run(ctx context.Context) {
 		case <-s.poke:
 			due = s.afterPoke(due)
 			continue
+		case do := <-s.asks:
+			last := s.lastEnd
+			if do(ctx); s.lastEnd != last { // it was a repair
+				due = s.nextDue(time.Now())
+			}
+			continue
 		case <-wake:
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		s.syncOnce(ctx)
+		_ = s.syncOnce(ctx) // it is logged, and in the status
 		due = s.nextDue(time.Now())
 	}
 }
@@ -186,28 +198,33 @@ func backOff(failures int) time.Duration {
 }
 
 // syncOnce gives the Backend the newest Snapshot.
-func (s *Syncer) syncOnce(ctx context.Context) {
-	s.mu.Lock()
-	want := s.want
-	s.mu.Unlock()
-
+func (s *Syncer) syncOnce(ctx context.Context) error {
+	want := s.newest()
 	start := time.Now()
 	audit := s.inForce == nil || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
 	prev := s.inForce
-	if audit {
-		prev = nil
+	var found Verification
+	if audit && prev != nil {
+		var repair bool
+		if found, repair = s.audit(ctx); repair {
+			prev = nil
+		}
 	}
 	held := s.heldBack(want, start)
 	target := s.without(want, held)
 	err := s.backend.Sync(ctx, prev, target)
 	end := time.Now()
 	if ctx.Err() != nil { // stopped in the middle: no failure, and nobody waits for it
-		return
+		return ctx.Err()
 	}
 
 	s.settle(target, held, err, end)
 	if audit && s.inForce != nil {
 		s.audited = end
+		if len(found.Differences) > 0 {
+			found.Repaired = true
+			s.noteRepair(found)
+		}
 	}
 	s.lastEnd = end
 	if err == nil {
@@ -217,6 +234,7 @@ func (s *Syncer) syncOnce(ctx context.Context) {
 	if s.cfg.Report != nil {
 		s.cfg.Report(SyncReport{Want: want, Err: err, Audit: audit, Took: end.Sub(start), InForce: s.inForce})
 	}
+	return err
 }
 
 // heldBack are the refused ServicePorts whose pause is not over. They stay as
@@ -274,7 +292,7 @@ func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Tim
 		ids := make([]PortID, 0, len(partial.Failed))
 		for _, f := range partial.Failed {
 			tries := s.refused[f.ID].tries + 1
-			s.refused[f.ID] = refusal{port: target.Ports.Get(f.ID), tries: tries, again: now.Add(backOff(tries))}
+			s.refused[f.ID] = refusal{port: target.Ports.Get(f.ID), why: f.Err, tries: tries, again: now.Add(backOff(tries))}
 			ids = append(ids, f.ID)
 		}
 		s.inForce, s.failures = s.without(target, ids), 0
@@ -299,10 +317,19 @@ func (s *Syncer) waiting() error {
 	return nil
 }
 
+func (s *Syncer) refusals() []PortError {
+	var out []PortError
+	for id, r := range s.refused {
+		out = append(out, PortError{id, r.why})
+	}
+	slices.SortFunc(out, func(a, b PortError) int { return a.ID.Compare(b.ID) })
+	return out
+}
+
 func (s *Syncer) record(want *Snapshot, err error, end time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status.Err = err
+	s.status.Err, s.status.Refused = err, s.refusals()
 	if err != nil {
 		if s.status.Behind.IsZero() { // an audit failed
 			s.status.Behind = end

@@ -20,6 +20,9 @@ type kernel struct {
 	fail   error           // every Sync fails wholly
 	refuse map[string]bool // Services that cannot be programmed
 	takes  time.Duration
+	// drifted is what Observe finds until a Sync reads back; whole as Observation's.
+	drifted []string
+	whole   bool
 }
 
 type call struct {
@@ -44,6 +47,9 @@ func (k *kernel) Sync(_ context.Context, prev, want *Snapshot) error {
 		}
 	}
 	k.holds = want
+	if prev == nil {
+		k.drifted = nil
+	}
 	if len(partial.Failed) > 0 {
 		return partial
 	}
@@ -60,8 +66,22 @@ func (k *kernel) meet(fail error, refuse ...string) {
 	}
 }
 
-func (k *kernel) Observe(context.Context) (*Observation, error) { return Expect(k.holds), nil }
-func (k *kernel) Close() error                                  { return nil }
+func (k *kernel) Observe(context.Context) (*Observation, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	o := Expect(k.holds)
+	o.Other, o.Whole = k.drifted, k.whole
+	return o, nil
+}
+
+func (k *kernel) Close() error { return nil }
+
+// drift damages what the kernel holds.
+func (k *kernel) drift(what ...string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.drifted = what
+}
 
 func prevPorts(s *Snapshot) Ports {
 	if s == nil {
@@ -216,7 +236,7 @@ func TestSyncerKeepsARefusedServiceFromHoldingUpTheRest(t *testing.T) {
 	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
 		s.Submit(snapshot(1, good, bad))
 		pass(0)
-		if st := s.Status(); st.Err == nil || st.Behind.IsZero() {
+		if st := s.Status(); st.Err == nil || st.Behind.IsZero() || len(st.Refused) != 1 || st.Refused[0].ID != bad.ID {
 			t.Errorf("a refused Service is hidden: %+v", st)
 		}
 		// While it waits, others are programmed without it, as changes.

@@ -11,15 +11,13 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// BehindLimit is how long the kernel may lack something wanted before the
-// agent calls itself unhealthy: twice kube-proxy's default sync period, its own
-// limit (KUBE-PROXY §2.3).
-const BehindLimit = 60 * time.Second
-
 // Health answers for the agent's state. Its handlers serve any method.
 type Health struct {
 	Families []dataplane.Family
-	Sync     func() dataplane.SyncStatus
+	// BehindLimit is how long the kernel may lack something wanted before the
+	// agent calls itself unhealthy.
+	BehindLimit time.Duration
+	Sync        func() dataplane.SyncStatus
 	// NodeEligible is whether load balancers should send traffic to this node:
 	// it is known, not being deleted, and not marked for removal by the cluster
 	// autoscaler (KEP-3836).
@@ -55,8 +53,16 @@ func (h *Health) Healthy() bool {
 	return ok
 }
 
+// Ready is whether the kernel held all that was wanted, once, and does not fall
+// behind for longer than BehindLimit.
+func (h *Health) Ready() bool {
+	s := h.Sync()
+	ok, _ := h.healthy(s)
+	return ok && s.InForce > 0
+}
+
 func (h *Health) healthy(s dataplane.SyncStatus) (ok bool, why string) {
-	if s.Behind.IsZero() || h.Now().Sub(s.Behind) <= BehindLimit {
+	if s.Behind.IsZero() || h.Now().Sub(s.Behind) <= h.BehindLimit {
 		return true, ""
 	}
 	why = "the kernel lacks something wanted since " + s.Behind.UTC().Format(time.RFC3339)

@@ -1,6 +1,9 @@
 package status
 
 import (
+	"runtime"
+	"runtime/debug"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +33,10 @@ type Metrics struct {
 	conntrackDeleted                            *prometheus.CounterVec
 	healthz, livez                              *prometheus.CounterVec
 	syncErrors                                  *prometheus.CounterVec
+	ownDuration                                 *prometheus.HistogramVec
+
+	changes                        func() (services, slices uint64) // seen so far
+	servicesInForce, slicesInForce atomic.Uint64                    // of those, in the kernel
 }
 
 // NewMetrics makes the metrics of an agent that programs these families with a
@@ -67,9 +74,13 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that did not bring the kernel to what is wanted.", "backend")
 	m.syncErrors.WithLabelValues(backend)
 
+	for _, f := range families {
+		m.latency.histogram.WithLabelValues(f.String()) // dashboards find instances by it, before any change too
+	}
+	m.ownDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ownNamespace, Name: "sync_duration_seconds", Help: "Time of one Sync of the kernel, all families together.", Buckets: seconds}, []string{"backend", "audit"})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
 	info.WithLabelValues(version, backend).Set(1)
-	reg.MustRegister(info, m.latency.histogram, noLocalEndpoints{m},
+	reg.MustRegister(info, m.ownDuration, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -86,18 +97,64 @@ func (m *Metrics) Programming(revision uint64, triggers []time.Time) {
 	m.latency.wanted(revision, triggers)
 }
 
+// buildInfo has the name and the labels of Kubernetes' components; the version
+// is Switchyard's.
+func buildInfo(version string) prometheus.Collector {
+	labels := prometheus.Labels{
+		"major": "", "minor": "", "git_version": version, "git_commit": "", "git_tree_state": "", "build_date": "",
+		"go_version": runtime.Version(), "compiler": runtime.Compiler, "platform": runtime.GOOS + "/" + runtime.GOARCH,
+	}
+	if b, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range b.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				labels["git_commit"] = s.Value
+			case "vcs.time":
+				labels["build_date"] = s.Value
+			case "vcs.modified":
+				labels["git_tree_state"] = map[string]string{"true": "dirty", "false": "clean"}[s.Value]
+			}
+		}
+	}
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kubernetes_build_info", Help: "Always 1; the labels tell what runs.", ConstLabels: labels,
+	}, func() float64 { return 1 })
+}
+
 // CountChanges makes the metrics of how many changes of Services and of
-// EndpointSlices were seen, from functions that tell.
-func (m *Metrics) CountChanges(services, slices func() uint64) {
+// EndpointSlices were seen, from a function that tells. Those that came while
+// the kernel was programmed count as being in it a moment too early.
+func (m *Metrics) CountChanges(seen func() (services, slices uint64)) {
+	m.changes = seen
+	for _, c := range []struct {
+		name, of string
+		seen     func() uint64
+		inForce  *atomic.Uint64
+	}{
+		{"sync_proxy_rules_service_changes", "Services", func() uint64 { n, _ := seen(); return n }, &m.servicesInForce},
+		{"sync_proxy_rules_endpoint_changes", "EndpointSlices", func() uint64 { _, n := seen(); return n }, &m.slicesInForce},
+	} {
+		m.registry.MustRegister(
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: c.name + "_total", Help: "Changes of " + c.of + " seen."},
+				func() float64 { return float64(c.seen()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: c.name + "_pending", Help: "Changes of " + c.of + " that are not in the kernel yet."},
+				func() float64 { return float64(c.seen() - min(c.seen(), c.inForce.Load())) }))
+	}
+}
+
+// CountDrift makes the metrics of what comparisons of the kernel with what is
+// wanted found, from a function that tells.
+func (m *Metrics) CountDrift(drift func() dataplane.Drift) {
 	for _, c := range []struct {
 		name, help string
-		count      func() uint64
+		count      func(dataplane.Drift) uint64
 	}{
-		{"sync_proxy_rules_service_changes_total", "Changes of Services seen.", services},
-		{"sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices seen.", slices},
+		{"drift_checks_total", "Comparisons of the kernel with what is wanted.", func(d dataplane.Drift) uint64 { return d.Checks }},
+		{"drift_found_total", "Differences that they found.", func(d dataplane.Drift) uint64 { return d.Found }},
+		{"drift_repairs_total", "Comparisons after which the kernel was repaired.", func(d dataplane.Drift) uint64 { return d.Repairs }},
 	} {
-		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: c.name, Help: c.help},
-			func() float64 { return float64(c.count()) }))
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: ownNamespace, Name: c.name, Help: c.help},
+			func() float64 { return float64(c.count(drift())) }))
 	}
 }
 
@@ -115,8 +172,14 @@ func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
 			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
 		}
 	}
+	m.ownDuration.WithLabelValues(backend, strconv.FormatBool(r.Audit)).Observe(r.Took.Seconds())
 	if r.Err == nil && r.Want != nil {
 		m.latency.inForce(r.Want.Revision, m.families)
+		if m.changes != nil {
+			services, slices := m.changes()
+			m.servicesInForce.Store(services)
+			m.slicesInForce.Store(slices)
+		}
 	}
 	if r.Err != nil {
 		m.syncErrors.WithLabelValues(backend).Inc()

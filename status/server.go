@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // retryListen is how long to wait before another try at an address in use.
@@ -25,15 +23,6 @@ func HealthMux(h *Health, m *Metrics) http.Handler {
 	return mux
 }
 
-// MetricsMux serves the metrics paths (kube-proxy's port 10249).
-func MetricsMux(m *Metrics, backend string) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/healthz", text("ok"))
-	mux.HandleFunc("/proxyMode", text(backend))
-	return mux
-}
-
 func text(s string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -45,14 +34,32 @@ func text(s string) http.HandlerFunc {
 // Server is one address that answers HTTP.
 type Server struct {
 	Name     string // for messages: "health", "metrics"
-	Addr     string // host:port
+	Addr     string // host:port; "": nowhere
 	Handler  http.Handler
 	HardFail bool // an address that cannot be had ends Run with an error, instead of another try
 	Log      *slog.Logger
+
+	listener net.Listener // of Listen
+}
+
+// Listen takes the address before Run, where one that cannot be had must end
+// the agent before it does anything.
+func (s *Server) Listen(ctx context.Context) error {
+	if s.Addr == "" {
+		return nil
+	}
+	var err error
+	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", s.Addr); err != nil {
+		return fmt.Errorf("the %s server cannot listen on %s: %w", s.Name, s.Addr, err)
+	}
+	return nil
 }
 
 // Run serves until ctx ends. Without HardFail it returns nil then, and only then.
 func (s *Server) Run(ctx context.Context) error {
+	if s.Addr == "" {
+		return nil
+	}
 	for {
 		err := s.serve(ctx)
 		if err == nil || s.HardFail {
@@ -69,10 +76,13 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serve answers until ctx ends, which is no error.
 func (s *Server) serve(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Addr)
-	if err != nil {
-		return fmt.Errorf("the %s server cannot listen on %s: %w", s.Name, s.Addr, err)
+	if s.listener == nil {
+		if err := s.Listen(ctx); err != nil {
+			return err
+		}
 	}
+	l := s.listener
+	s.listener = nil // Serve closes it
 	srv := &http.Server{Handler: s.Handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()

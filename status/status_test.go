@@ -14,6 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
@@ -42,6 +46,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := &Health{
 				Families:     both,
+				BehindLimit:  time.Minute,
 				Sync:         func() dataplane.SyncStatus { return c.sync },
 				NodeEligible: func() bool { return c.eligible },
 				Waiting:      func() string { return "waiting for Services" },
@@ -66,6 +71,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 func TestHealthzBody(t *testing.T) {
 	h := &Health{
 		Families:     both,
+		BehindLimit:  time.Minute,
 		Sync:         func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1} },
 		NodeEligible: func() bool { return true },
 		Waiting:      func() string { return "" },
@@ -101,7 +107,11 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.Queued()
 	m.Programming(1, []time.Time{time.Now(), time.Now().Add(-time.Hour)}) // the older is from before the start
 	m.Programming(2, []time.Time{time.Now()})
-	m.CountChanges(func() uint64 { return 1 }, func() uint64 { return 2 })
+	changes := [2]uint64{1, 2}
+	m.CountChanges(func() (uint64, uint64) { return changes[0], changes[1] })
+	m.CountBackend(slog.New(slog.DiscardHandler), counter{})
+	m.CountAPIRequests()
+	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
 	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
 		ID: dataplane.PortID{Service: "a", Family: dataplane.IPv4},
@@ -110,10 +120,12 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 			{Kind: dataplane.NodePort, Addr: addr, Pool: &dataplane.Pool{IfEmpty: dataplane.Reject}},
 		},
 	})}})
+	changes[1] = 5
 	m.Synced("iptables", dataplane.SyncReport{Err: errors.New("fault")})
+	askAPIServer(t)
 
 	w := httptest.NewRecorder()
-	MetricsMux(m, "iptables").ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	MetricsMux(Pages{Metrics: m}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, line := range []string{
 		`kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} 2`,
 		`kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1`,
@@ -123,16 +135,93 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1`,
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.25"} 1`,
 		`kubeproxy_sync_proxy_rules_service_changes_total 1`,
-		`kubeproxy_sync_proxy_rules_endpoint_changes_total 2`,
+		`kubeproxy_sync_proxy_rules_endpoint_changes_total 5`,
+		`kubeproxy_sync_proxy_rules_service_changes_pending 0`,
+		`kubeproxy_sync_proxy_rules_endpoint_changes_pending 3`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 1`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0`,
 		`kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 3`,
 		`switchyard_sync_errors_total{backend="iptables"} 1`,
+		`switchyard_sync_duration_seconds_count{audit="true",backend="iptables"} 1`,
+		`switchyard_drift_checks_total 9`,
+		`switchyard_drift_found_total 4`,
+		`switchyard_drift_repairs_total 2`,
+		`switchyard_map_entries{map="frontends"} 7`,
+		`switchyard_dropped_total{reason="no_route"} 3`,
+		`kubernetes_build_info{build_date="`,
+		`rest_client_requests_total{code="418",host="`,
+		`rest_client_request_duration_seconds_bucket{host="`,
+		// What dashboards/proxy.libsonnet of kubernetes-mixin asks for, beside up:
+		`kubeproxy_sync_proxy_rules_duration_seconds_count{`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{`,
+		`kubeproxy_network_programming_duration_seconds_count{`,
+		`kubeproxy_network_programming_duration_seconds_bucket{`,
 		`process_resident_memory_bytes`,
+		`process_cpu_seconds_total`,
 		`go_goroutines`,
 	} {
 		if !strings.Contains(w.Body.String(), line) {
 			t.Errorf("no %s", line)
+		}
+	}
+}
+
+// counter is a backend that counts.
+type counter struct{}
+
+func (counter) Counts() ([]dataplane.Count, error) {
+	return []dataplane.Count{
+		{Name: "switchyard_map_entries", Labels: []dataplane.Label{{Name: "map", Value: "frontends"}}, Value: 7},
+		{Name: "switchyard_dropped_total", Grows: true, Labels: []dataplane.Label{{Name: "reason", Value: "no_route"}}, Value: 3},
+	}, nil
+}
+
+// askAPIServer makes a request with client-go.
+func askAPIServer(t *testing.T) {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	defer s.Close()
+	client, err := rest.UnversionedRESTClientFor(&rest.Config{Host: s.URL, ContentConfig: rest.ContentConfig{NegotiatedSerializer: serializer.NewCodecFactory(runtime.NewScheme())}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Get().AbsPath("/tea").Do(t.Context()).Error(); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestPages: what stands beside the metrics (KUBE-PROXY §2.3).
+func TestPages(t *testing.T) {
+	h := &Health{Sync: func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1} }, NodeEligible: func() bool { return false }, Now: time.Now}
+	p := Pages{
+		Metrics: NewMetrics("v1", "fake", both), Health: h, Backend: "fake", Version: "v1", Started: time.Now(),
+		Config: func() map[string]any {
+			return map[string]any{"kubeproxy.config.k8s.io": map[string]string{"mode": "fake"}}
+		},
+		Flags:   map[string]string{"config": "/x"},
+		Statusz: true, Profiling: true,
+	}
+	for path, want := range map[string]string{
+		"/healthz":             "ok",
+		"/proxyMode":           "fake",
+		"/configz":             `{"kubeproxy.config.k8s.io":{"mode":"fake"}}`,
+		"/flagz":               "config=/x",
+		"/statusz":             "/metrics/slis",
+		"/metrics/slis":        `kubernetes_healthcheck{name="kernel",type="healthz"} 0`,
+		"/debug/pprof/cmdline": "",
+	} {
+		w := httptest.NewRecorder()
+		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d: %s; want %s", path, w.Code, w.Body, want)
+		}
+	}
+	p.Flags, p.Statusz, p.Profiling = nil, false, false
+	for _, path := range []string{"/flagz", "/statusz", "/debug/pprof/"} {
+		w := httptest.NewRecorder()
+		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != http.StatusNotFound {
+			t.Errorf("%s: %d though it is off", path, w.Code)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/watcher/facts"
 	"github.com/switchyard-io/switchyard/watcher/policy"
 )
 
@@ -29,8 +30,9 @@ func (c Conflict) String() string {
 // two Services have the same ClusterIP or node port, but it does let them have
 // the same external or load balancer address, and manifests can say anything.
 type claims struct {
-	log *slog.Logger
-	by  map[address][]claimant // the holder first
+	log  *slog.Logger
+	tell func(service facts.Name, uid, why string) // nil: nobody is told, beside the log
+	by   map[address][]claimant                    // the holder first
 	// contested are the addresses with more than one claimant, with what the
 	// log was told of them.
 	contested map[address]string
@@ -48,8 +50,8 @@ type claimant struct {
 	kind    dataplane.Kind
 }
 
-func newClaims(log *slog.Logger) claims {
-	return claims{log: log, by: map[address][]claimant{}, contested: map[address]string{}, untold: map[address]struct{}{}}
+func newClaims(log *slog.Logger, tell func(facts.Name, string, string)) claims {
+	return claims{log: log, tell: tell, by: map[address][]claimant{}, contested: map[address]string{}, untold: map[address]struct{}{}}
 }
 
 // compare orders claimants: whose is a ClusterIP before others, because the API
@@ -144,10 +146,22 @@ func (c *claims) report() {
 			c.log.Warn("several Services want the same address and port", "address", a.addr.String(),
 				"protocol", a.protocol.String(), "holder", conflict.Holder, "without", conflict.Without)
 			c.contested[a] = said
+			c.tellLosers(a, conflict)
 		}
 	}
 	if len(c.untold) > 0 {
 		c.untold = map[address]struct{}{}
+	}
+}
+
+// tellLosers tells each Service that is without an address.
+func (c *claims) tellLosers(a address, conflict Conflict) {
+	if c.tell == nil {
+		return
+	}
+	for _, loser := range c.by[a][1:] {
+		s := loser.service
+		c.tell(s.name, s.facts.UID, fmt.Sprintf("%s %s is %s's, so that %s is without it", a.protocol, a.addr, conflict.Holder, loser.name()))
 	}
 }
 

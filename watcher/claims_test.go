@@ -124,3 +124,28 @@ func TestTheLoserGetsItWhenTheWinnerGoes(t *testing.T) {
 	w.Apply(put(claim("c", 3, 5, ip, 0))) // made anew under its name, it is told as older
 	holder("c")
 }
+
+// TestLosersAreTold: each Service that is without what it wants is told of,
+// when that begins, with the UID that Events need.
+func TestLosersAreTold(t *testing.T) {
+	var told []string
+	w := watch(t, func(o *Options) {
+		o.Conflict = func(s facts.Name, uid, why string) { told = append(told, s.String()+" "+uid+": "+why) }
+	})
+	const ip = "198.51.100.1"
+	loser := claim("a", 1, 20, ip, 0)
+	loser.UID = "0123"
+	w.SetAddresses(nil)
+	w.Apply(known([]*facts.Service{loser, claim("b", 2, 10, ip, 0)}, nil, hereNode()))
+	want := []string{"shop/a 0123: TCP 198.51.100.1:80 is shop/b's, so that shop/a is without it"}
+	if !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+	w.Apply(put(claim("c", 3, 30, "", 0)))
+	if !slices.Equal(told, want) {
+		t.Errorf("told again: %q", told)
+	}
+	if w.ServiceUID("shop", "a") != "0123" || w.ServiceUID("shop", "none") != "" {
+		t.Errorf("UIDs %q and %q", w.ServiceUID("shop", "a"), w.ServiceUID("shop", "none"))
+	}
+}

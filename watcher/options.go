@@ -49,6 +49,9 @@ type Options struct {
 	// brings happened, as their EndpointSlices tell, for the metric
 	// network_programming_duration_seconds. Called like publish.
 	Programming func(revision uint64, triggers []time.Time)
+	// Conflict, if set, is told once of each Service that does not get what it
+	// wants because another one has it. Called like publish.
+	Conflict func(service facts.Name, uid, why string)
 }
 
 // DetectLocalMode is how packets from this node's pods are told (KUBE-PROXY

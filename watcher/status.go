@@ -1,5 +1,7 @@
 package watcher
 
+import "github.com/switchyard-io/switchyard/watcher/facts"
+
 // Status is what there is to know of a Watcher, for health and status pages.
 type Status struct {
 	// Synced: a Snapshot has been published. Until then Waiting says for what.
@@ -33,6 +35,16 @@ func (w *Watcher) Status() Status {
 		s.Waiting = w.waitingFor()
 	}
 	return s
+}
+
+// ServiceUID is the UID of a Service; "": not known.
+func (w *Watcher) ServiceUID(namespace, name string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s := w.services[facts.Name{Namespace: namespace, Name: name}]; s != nil && s.facts != nil {
+		return s.facts.UID
+	}
+	return ""
 }
 
 func (w *Watcher) waitingFor() string {

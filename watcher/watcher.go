@@ -98,7 +98,7 @@ func New(o Options, publish func(*dataplane.Snapshot)) (*Watcher, error) {
 		services: map[facts.Name]*service{},
 		slices:   map[facts.Name]*facts.Slice{},
 		cidrs:    map[facts.Name]*facts.ServiceCIDR{},
-		claims:   newClaims(set.Log),
+		claims:   newClaims(set.Log, set.Conflict),
 	}, nil
 }
 

@@ -3,10 +3,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -21,7 +23,17 @@ func main() {
 	// second one ends it at once.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop)
-	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(execute(ctx, commandLine(os.Args), os.Stdout, os.Stderr))
+}
+
+// commandLine is the arguments of a call. Under the name of kube-proxy, which
+// has no subcommands, the agent runs: a DaemonSet of kube-proxy's needs another
+// image and no change.
+func commandLine(args []string) []string {
+	if filepath.Base(args[0]) == "kube-proxy" {
+		return append([]string{"run"}, args[1:]...)
+	}
+	return args[1:]
 }
 
 // execute runs a command line and returns the exit status.
@@ -37,10 +49,14 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		},
 	}
 	root.AddCommand(runCommand(), cleanupCommand(), versionCommand())
+	root.AddCommand(inspectCommands()...)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	if err := root.ExecuteContext(ctx); err != nil {
+		if errors.Is(err, errDiffers) || errors.Is(err, errNoBackend) { // it is printed already
+			return 1
+		}
 		// One line, whatever the error is joined of.
 		_, _ = fmt.Fprintf(stderr, "switchyard: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return 1

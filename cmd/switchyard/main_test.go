@@ -20,14 +20,14 @@ func TestWrongInput(t *testing.T) {
 		want string // in stderr
 	}{
 		{"run --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables, ipvs`},
-		{"run --proxy-mode userspace", `--backend is "userspace"; it can be auto, ebpf, iptables, ipvs`},
+		{"run --proxy-mode userspace", `--proxy-mode is "userspace"; it can be auto, ebpf, iptables, ipvs`},
 		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables, ipvs`},
 		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
 		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
 		{"run --ebpf-max-endpoints 0", `--ebpf-max-endpoints is "0"; it can be 1 to 134217728`},
 		{"run --ipvs-scheduler random", `--ipvs-scheduler is "random"; it can be rr, wrr, lc`},
 		{"run --ipvs-exclude-cidrs 10.0.0.1", `--ipvs-exclude-cidrs is "10.0.0.1"; it must be an address range`},
-		{"run --ipvs-tcp-timeout 1500ms", `--ipvs-tcp-timeout is "1.5s"; it must be whole seconds, or 0`},
+		{"run --ipvs-tcp-timeout 1500ms", `--ipvs-tcp-timeout is "1.5s"; it must be whole seconds`},
 		{"run --ipvs-drain-timeout 0s", `--ipvs-drain-timeout is "0s"; it must be more than 0`},
 		{"run --cluster-cidr 10.244.0.0", `--cluster-cidr is "10.244.0.0"; it must be an address range`},
 		{"run --nodeport-addresses 10.0.0.0/33", "10.0.0.0/33"},
@@ -35,15 +35,33 @@ func TestWrongInput(t *testing.T) {
 		{"run --detect-local-mode BridgeInterface", "BridgeInterface needs the name of an interface"},
 		{"run --healthz-bind-address 10256", `--healthz-bind-address is "10256"; it must be an IP address and a port`},
 		{"run --metrics-bind-address localhost:10249", `--metrics-bind-address is "localhost:10249"; it must be an IP address and a port`},
-		{"run --audit-interval 0s", `--audit-interval is "0s"; it must be more than 0`},
+		{"run --verify-interval 0s", `--verify-interval is "0s"; it must be more than 0`},
 		{"run --logging-format xml", `--logging-format is "xml"; it can be text or json`},
 		{"run --manifests " + file, `it must be a directory that is there`},
 		{"run --manifests /nowhere", `--manifests is "/nowhere"; it must be a directory that is there`},
 		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig and --master"},
 		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
-		{"run --backend nftables --audit-interval 0s", "--audit-interval"}, // the second fault is told too
+		{"run --backend nftables --verify-interval 0s", "--verify-interval"}, // the second fault is told too
+		{"run --config /nowhere/config.conf", "/nowhere/config.conf: no such file or directory"},
+		{"run --config " + file, "there is no document; it must have a KubeProxyConfiguration or a SwitchyardConfiguration"},
+		{"run --config .", "read .: is a directory"},
+		{"run --feature-gates Frob=true", "--feature-gates: unrecognized feature gate: Frob"},
+		{"run --feature-gates Frob", `"Frob" must be NAME=true or NAME=false`},
+		{"run --proxy-mode nftables", `--proxy-mode is "nftables"; this mode of kube-proxy has no backend here yet`},
+		{"run --bind-address node-1", `--bind-address is "node-1"; it must be an IP address`},
+		{"run --write-config-to /nowhere/x", "/nowhere/x: no such file or directory"},
 		{"run --frob", "unknown flag: --frob"},
 		{"run something", "unknown command"},
+		{"status --socket /nowhere/agent.sock", "no agent answers on socket /nowhere/agent.sock: start `switchyard run` on this node, or give the --socket"},
+		{"status -o xml", `--output is "xml"; it can be table, json, yaml`},
+		{"get services -o xml", `--output is "xml"; it can be table, wide, json, yaml`},
+		{"get pods", `unknown command "pods" for "switchyard get"`},
+		{"explain", "explain takes one address and port, as in 10.96.0.1:443"},
+		{"explain web:80", `"web:80" is no address and port, as in 10.96.0.1:443`},
+		{"explain 10.0.0.1:80/icmp", `protocol "icmp"; it can be TCP, UDP or SCTP`},
+		{"explain --from me 10.0.0.1:80", `--from is "me"; it must be an IP address`},
+		{"verify now", `unknown command "now" for "switchyard verify"`},
+		{"doctor --backend userspace", `--backend is "userspace"; it can be auto`},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var out, errs bytes.Buffer
@@ -61,5 +79,35 @@ func TestVersion(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := execute(t.Context(), []string{"version"}, &out, &errs); code != 0 || out.String() != version+"\n" {
 		t.Errorf("status %d, stdout %q, stderr %q", code, out.String(), errs.String())
+	}
+}
+
+// TestNameOfTheCall: a DaemonSet of kube-proxy's calls the binary by that name.
+func TestNameOfTheCall(t *testing.T) {
+	for call, want := range map[string]string{
+		"/usr/local/bin/kube-proxy --config=x": "run --config=x",
+		"bin/switchyard run --config=x":        "run --config=x",
+		"switchyard":                           "",
+	} {
+		if got := strings.Join(commandLine(strings.Fields(call)), " "); got != want {
+			t.Errorf("%s: %q, want %q", call, got, want)
+		}
+	}
+}
+
+func TestWritesItsConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.conf")
+	var out, errs bytes.Buffer
+	if code := execute(t.Context(), []string{"run", "--cluster-cidr=10.0.0.0/8", "--write-config-to", file}, &out, &errs); code != 0 {
+		t.Fatalf("status %d, stderr %q", code, errs.String())
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"clusterCIDR: 10.0.0.0/8", "kind: SwitchyardConfiguration", "healthzBindAddress: 0.0.0.0:10256"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %s in %s", want, text)
+		}
 	}
 }

@@ -4,115 +4,196 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/dataplane/healthcheck"
+	"github.com/switchyard-io/switchyard/events"
 	"github.com/switchyard-io/switchyard/status"
 	"github.com/switchyard-io/switchyard/watcher"
+	"github.com/switchyard-io/switchyard/watcher/facts"
 	"github.com/switchyard-io/switchyard/watcher/kube"
 	"github.com/switchyard-io/switchyard/watcher/manifests"
 )
 
 func runCommand() *cobra.Command {
-	f := &runFlags{}
+	o, askedVersion := options(), false
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent on this node",
 		Long: `Run the agent on this node.
 
 It watches Services and EndpointSlices and makes this node's kernel forward
-them. When it ends, forwarding stays as it is.`,
-		Example: `  switchyard run --kubeconfig /etc/kubernetes/kubelet.conf --cluster-cidr 10.244.0.0/16
+them. When it ends, forwarding stays as it is. It takes kube-proxy's flags and
+configuration; docs/kube-proxy.md tells what becomes of each.`,
+		Example: `  switchyard run --config /var/lib/kube-proxy/config.conf --hostname-override node-1
+  switchyard run --kubeconfig /etc/kubernetes/kubelet.conf --cluster-cidr 10.244.0.0/16
   switchyard run --manifests ./manifests --backend iptables`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.run(cmd.Context())
+			// Not cobra's own: its template keeps the linker from dropping methods
+			// that nobody calls, 6 MB of them.
+			if askedVersion {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+				return err
+			}
+			return run(cmd.Context(), o)
 		},
 	}
-	f.add(cmd.Flags())
+	o.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&askedVersion, "version", false, "print the version and end")
 	return cmd
 }
 
-// run is the agent's life. All is checked before anything in the kernel changes.
-func (f *runFlags) run(ctx context.Context) error {
-	if err := f.check(); err != nil {
-		return err
+// options are the flags of a command that takes a configuration.
+func options() *config.Options {
+	return &config.Options{Backends: catalog.Names(catalog.Drivers(config.Default().Backends()))}
+}
+
+// load reads the configuration, and finds all that is wrong with it.
+func load(o *config.Options) (*config.Config, error) {
+	c, err := o.Complete()
+	if err != nil {
+		return nil, err
 	}
-	log, err := f.log.logger()
+	return c, c.Validate(o.Backends)
+}
+
+// run does what the flags ask for. All is checked before anything in the kernel
+// changes.
+func run(ctx context.Context, o *config.Options) error {
+	c, err := load(o)
 	if err != nil {
 		return err
 	}
-	a := &agent{log: log, flags: f, families: dataplane.HostFamilies()}
-	opts, err := f.watcherOptions(log, a.families)
+	if o.WriteTo != "" {
+		return c.Write(o.WriteTo)
+	}
+	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), started: time.Now()}
+	a.log = c.Logger(os.Stderr, &a.verbosity)
+	for _, w := range c.Warnings {
+		a.log.Warn(w)
+	}
+	for _, u := range c.Unheeded() {
+		a.log.Info("a setting has no meaning here", "setting", u)
+	}
+	if o.Cleanup {
+		return cleanup(ctx, a.log, catalog.Drivers(c.Backends()), catalog.Auto, true)
+	}
+	return a.run(ctx)
+}
+
+// run is the agent's life.
+func (a *agent) run(ctx context.Context) error {
+	opts, err := a.config.Watcher(a.log, a.families)
 	if err != nil {
 		return err
 	}
-	opts.Programming = a.programming
+	opts.Programming, opts.Conflict = a.programming, a.conflict
 	if a.watcher, err = watcher.New(opts, a.publish); err != nil {
 		return err
 	}
-	if a.source, err = f.source(log, opts.NodeName); err != nil {
+	if err = a.newSource(opts.NodeName); err != nil {
+		return err
+	}
+	if err := a.listen(ctx); err != nil {
 		return err
 	}
 	backend, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
-	conntrack.Tune(log, f.conntrack)
+	a.opened = backend
+	conntrack.Tune(a.log, a.config.Conntrack())
+	a.config.ProtectFromOOM(a.log)
+	if a.options.InitOnly {
+		a.log.Info("what needs full root privileges is done; ending, as --init-only asks for")
+		return backend.Close()
+	}
+	a.inForce.Store(a.config)
 	a.wire(backend)
-	log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
+	a.log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
 	err = a.serve(ctx)
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
 	}
-	log.Info("stopped; forwarding stays in place")
+	a.log.Info("stopped; forwarding stays in place")
 	return err
 }
 
-// source is where Services come from.
-func (f *runFlags) source(log *slog.Logger, node string) (watcher.Source, error) {
-	if f.manifests != "" {
-		return manifests.New(f.manifests, node, log), nil
+// newSource makes where Services come from, and where Events go.
+func (a *agent) newSource(node string) error {
+	if dir := a.config.Switchyard.Manifests; dir != "" {
+		a.source, a.events = manifests.New(dir, node, a.log), events.New(a.log, node, nil)
+		return nil
 	}
-	return kube.New(kube.Options{Kubeconfig: f.kubeconfig, Master: f.master, NodeName: node, Log: log})
+	opts := a.config.API(a.log, node)
+	opts.Malformed = a.malformed
+	source, err := kube.New(opts)
+	if err != nil {
+		return err
+	}
+	a.source, a.events = source, events.New(a.log, node, source.SendEvent)
+	return nil
+}
+
+// conflict and malformed say what is wrong with a Service.
+func (a *agent) conflict(s facts.Name, uid, why string) {
+	a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Conflict, why)
+}
+
+func (a *agent) malformed(s facts.Name, uid string, err error) {
+	a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Malformed, err.Error())
+}
+
+// unchecked says that a Service's health check cannot be answered.
+func (a *agent) unchecked(f healthcheck.Failure) {
+	s := events.Service{Namespace: f.Namespace, Name: f.Service, UID: a.watcher.ServiceUID(f.Namespace, f.Service)}
+	a.events.Wrong(s, events.HealthCheck, fmt.Sprintf("node %s cannot answer the health check at %s: %v", a.events.Node, f.Addr, f.Err))
 }
 
 // agent is the parts of a running agent.
 type agent struct {
-	log      *slog.Logger
-	flags    *runFlags
-	families []dataplane.Family
-	backend  string
+	options   *config.Options
+	config    *config.Config                // at the start
+	inForce   atomic.Pointer[config.Config] // what of it can change is taken up
+	log       *slog.Logger
+	verbosity slog.LevelVar
+	families  []dataplane.Family
+	backend   string
+	choice    catalog.Choice
+	opened    dataplane.Backend
+	started   time.Time
 
 	watcher     *watcher.Watcher
 	source      watcher.Source
+	events      *events.Recorder
 	syncer      *dataplane.Syncer
 	conntrack   *conntrack.Cleaner
 	healthcheck *healthcheck.Server
 	metrics     *status.Metrics
-	health      *status.Health
-	programmed  bool // the kernel held all that was wanted, once
+
+	healthServer, metricsServer *status.Server
+	health                      *status.Health
+	programmed                  bool // the kernel held all that was wanted, once
 }
 
 // open chooses the backend and readies it.
 func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
-	cfg := dataplane.Config{
-		Log:                a.log,
-		Families:           a.families,
-		MasqueradeBit:      a.flags.backend.masqueradeBit,
-		LocalhostNodePorts: a.flags.localhostNodePorts,
-	}
-	driver, err := catalog.Choose(ctx, a.flags.backend.name, a.flags.backend.drivers(), cfg)
+	cfg := a.config.Dataplane(a.log, a.families)
+	driver, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(a.config.Backends()), cfg)
 	if err != nil {
 		return nil, err
 	}
-	a.backend = driver.Name
+	a.backend, a.choice = driver.Name, driver
 	backend, err := driver.Open(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening backend %s: %w", a.backend, err)
@@ -123,14 +204,19 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 // wire makes the parts that follow the Syncer.
 func (a *agent) wire(backend dataplane.Backend) {
 	a.metrics = status.NewMetrics(version, a.backend, a.families)
-	a.metrics.CountChanges(
-		func() uint64 { return a.watcher.Status().Stats.ServiceChanges },
-		func() uint64 { return a.watcher.Status().Stats.SliceChanges })
-	a.syncer = dataplane.NewSyncer(backend, dataplane.SyncerConfig{
-		Log: a.log, MinInterval: a.flags.minInterval, AuditInterval: a.flags.audit, Report: a.synced,
+	a.metrics.CountAPIRequests()
+	a.metrics.CountBackend(a.log, backend)
+	a.metrics.CountChanges(func() (services, slices uint64) {
+		s := a.watcher.Status().Stats
+		return s.ServiceChanges, s.SliceChanges
 	})
+	a.syncer = dataplane.NewSyncer(backend, dataplane.SyncerConfig{
+		Log: a.log, MinInterval: a.config.MinInterval(), AuditInterval: a.config.Switchyard.VerifyInterval.Duration, Report: a.synced,
+	})
+	a.metrics.CountDrift(a.syncer.Drift)
 	a.health = &status.Health{
 		Families:     a.families,
+		BehindLimit:  a.config.BehindLimit(),
 		Sync:         a.syncer.Status,
 		NodeEligible: func() bool { return a.watcher.Status().NodeEligible },
 		Waiting:      a.waiting,
@@ -139,6 +225,7 @@ func (a *agent) wire(backend dataplane.Backend) {
 	a.conntrack = conntrack.New(a.log, a.families...)
 	a.conntrack.Report = func(p conntrack.Pass) { a.metrics.ConntrackCleaned(p.Family, p.Deleted, p.Took) }
 	a.healthcheck = healthcheck.New(a.log, a.health.Healthy)
+	a.healthcheck.OnFailure = a.unchecked
 }
 
 // waiting is what the first Snapshot waits for, or what is wrong with the manifests.
@@ -165,6 +252,7 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 // synced tells those who follow the kernel.
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
+	a.events.Synced(r, a.watcher.ServiceUID)
 	if r.Err == nil && !a.programmed {
 		a.programmed = true
 		a.log.Info("the kernel forwards all Services; ready", "ports", r.Want.Ports.Len(), "took", r.Took)
@@ -175,22 +263,61 @@ func (a *agent) synced(r dataplane.SyncReport) {
 	}
 }
 
+// retune takes up what a running agent can of a changed configuration.
+func (a *agent) retune(c *config.Config) {
+	a.inForce.Store(c)
+	c.SetVerbosity(&a.verbosity)
+	conntrack.Tune(a.log, c.Conntrack())
+	c.ProtectFromOOM(a.log)
+}
+
 // serve runs all parts until ctx ends or one of them cannot go on.
 func (a *agent) serve(ctx context.Context) error {
+	a.healthServer.Handler = status.HealthMux(a.health, a.metrics)
+	a.metricsServer.Handler = status.MetricsMux(a.pages())
 	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range []*status.Server{a.healthServer, a.metricsServer} {
+		g.Go(func() error { return s.Run(ctx) })
+	}
+	g.Go(func() error { a.events.Run(ctx); return nil })
+	a.events.Starting()
 	g.Go(func() error { return a.watcher.Run(ctx, a.source) })
 	g.Go(func() error { a.syncer.Run(ctx); return nil })
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
-	for _, s := range []*status.Server{
-		{Name: "health", Addr: a.flags.healthz, Handler: status.HealthMux(a.health, a.metrics)},
-		{Name: "metrics", Addr: a.flags.metrics, Handler: status.MetricsMux(a.metrics, a.backend)},
-	} {
-		if s.Addr == "" {
-			continue
-		}
-		s.HardFail, s.Log = a.flags.hardFail, a.log
-		g.Go(func() error { return s.Run(ctx) })
-	}
+	a.serveInspector(ctx, g)
+	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
+	g.Go(func() error { return follower.Run(ctx, a.config) })
 	return g.Wait()
+}
+
+// pages is what the metrics server shows.
+func (a *agent) pages() status.Pages {
+	p := status.Pages{
+		Metrics: a.metrics, Health: a.health, Backend: a.backend, Version: version, Started: a.started,
+		Config:    func() map[string]any { return a.inForce.Load().Documents() },
+		Statusz:   a.config.Gate(config.GateStatusz),
+		Profiling: a.config.KubeProxy.EnableProfiling,
+	}
+	if a.config.Gate(config.GateFlagz) {
+		p.Flags = a.options.Flags()
+	}
+	return p
+}
+
+// listen readies the servers. Where an address must be had, they have it.
+func (a *agent) listen(ctx context.Context) error {
+	k := &a.config.KubeProxy
+	a.healthServer = &status.Server{Name: "health", Addr: k.HealthzBindAddress, HardFail: k.BindAddressHardFail, Log: a.log}
+	a.metricsServer = &status.Server{Name: "metrics", Addr: k.MetricsBindAddress, HardFail: k.BindAddressHardFail, Log: a.log}
+	if !k.BindAddressHardFail || a.options.InitOnly {
+		return nil
+	}
+	for _, s := range []*status.Server{a.healthServer, a.metricsServer} {
+		if err := s.Listen(ctx); err != nil {
+			a.events.CannotServe(ctx, s.Name, err)
+			return err
+		}
+	}
+	return nil
 }

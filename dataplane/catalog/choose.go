@@ -12,10 +12,25 @@ import (
 // Auto is the name that stands for the first backend which works here.
 const Auto = "auto"
 
+// Choice is the backend that was chosen, and why.
+type Choice struct {
+	dataplane.Driver
+	Asked      string // the name that was asked for
+	PassedOver []PassedOver
+}
+
+// PassedOver is a backend that is preferred to the one chosen, and why it does
+// not work here.
+type PassedOver struct {
+	Name   string
+	Reason error
+}
+
 // Choose finds the backend of a name and probes it. For Auto it takes the
-// first of drivers whose probe passes, and logs why it passed over those
+// first of drivers whose probe passes, and tells why it passed over those
 // before.
-func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (dataplane.Driver, error) {
+func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
+	choice := Choice{Asked: name}
 	var passed []error
 	for _, d := range drivers {
 		if name != Auto && name != d.Name {
@@ -24,19 +39,21 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 		err := d.Probe(ctx, cfg)
 		if err == nil {
 			cfg.Log.Info("backend chosen", "backend", d.Name, "asked", name)
-			return d, nil
+			choice.Driver = d
+			return choice, nil
 		}
+		choice.PassedOver = append(choice.PassedOver, PassedOver{d.Name, err})
 		err = fmt.Errorf("backend %s: %w", d.Name, err)
 		if name == d.Name {
-			return dataplane.Driver{}, err
+			return Choice{}, err
 		}
 		cfg.Log.Info("backend passed over", "backend", d.Name, "reason", err)
 		passed = append(passed, err)
 	}
 	if name != Auto {
-		return dataplane.Driver{}, fmt.Errorf("there is no backend %q; there is %s", name, strings.Join(Names(drivers), ", "))
+		return Choice{}, fmt.Errorf("there is no backend %q; there is %s", name, strings.Join(Names(drivers), ", "))
 	}
-	return dataplane.Driver{}, fmt.Errorf("no backend works here: %w", errors.Join(passed...))
+	return Choice{}, fmt.Errorf("no backend works here: %w", errors.Join(passed...))
 }
 
 // Names is what --backend takes.

@@ -45,6 +45,18 @@ func balanceCases() []testCase {
 		}},
 		{"§1.13", "a host that drops what it forwards lets masqueraded Service traffic and its answers pass", droppingHost},
 		{"§1.13", "masqueraded connections keep off the ports that the node itself uses to the same endpoint", ownPorts},
+		{"§1.13", "masqueraded connections keep off the numbers of NodePorts", func(r *run) {
+			// A socket hook may take an endpoint's answer to such a port of its node
+			// for a request to the NodePort.
+			r.sync(many(150, "a1"))
+			for _, family := range families {
+				req := r.request(from("outside").toNodePort("bulk-0", "node-a"), dataplane.UDP, family)
+				req.Timeout = answerTime
+				if sum, err := r.host("outside").AskMany(req, 3000, 4); err != nil || sum.Failed > 0 {
+					r.Errorf("%s: %s, %v", family, sum, err)
+				}
+			}
+		}},
 		{"§1.5", "an endpoint on the host network serves pods, nodes and outside", func(r *run) {
 			r.sync(world{services: []service{{name: "host", frontends: frontendsOf(kinds, frontend{pool: on("node-a"), snat: dataplane.SNATNonPods})}}})
 			var probes []probe

@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 
@@ -27,6 +28,9 @@ type column struct {
 	state func(r *run, n *netlab.Node) []string
 	// damage are things that another program may do to our state.
 	damage []act
+	// remove removes one random piece of our state and tells which; nil: damage is
+	// all that there is to try.
+	remove func(*run, *netlab.Node, *rand.Rand) string
 	// foreign are what another program sets up beside ours; withoutForeign undoes it.
 	foreign        []act
 	withoutForeign func(r *run, n *netlab.Node)
@@ -49,9 +53,10 @@ type column struct {
 // site is what a backend is told about the node that it runs on: several nodes
 // live on one kernel here.
 type site struct {
-	PinDir       string // of eBPF maps and links
-	Cgroup       string // of the node's processes and its pods'
-	MaxEndpoints int    // 0: the default
+	PinDir string // of eBPF maps and links
+	Cgroup string // of the node's processes and its pods'
+	// Sizes of maps; 0: the default.
+	MaxEndpoints, MaxConnections int
 	// Excluded are addresses that the IPVS backend leaves to another program.
 	Excluded []netip.Prefix
 }
@@ -96,6 +101,7 @@ func iptablesColumn(mode string) column {
 		}
 		return v6
 	}
+	c.remove = removeRule(mode)
 	dump := []string{"nft list tables"}
 	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
 		dump = append(dump, v4+"-save -t "+table, v6+"-save -t "+table)

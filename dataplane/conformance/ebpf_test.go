@@ -29,12 +29,13 @@ import (
 
 func ebpfColumn(name string, sockets bool) column {
 	driver := func(at site) dataplane.Driver {
-		return ebpf.Driver(ebpf.Options{SocketLB: sockets, PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints})
+		return ebpf.Driver(ebpf.Options{SocketLB: sockets, PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints, MaxConnections: at.MaxConnections})
 	}
 	return column{
 		name: name, backend: "ebpf", driver: driver, sockets: sockets,
 		state:   ebpfState,
 		damage:  ebpfDamage(),
+		remove:  removeEntry,
 		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{{"another program on eth0 and in the cgroup", foreignPrograms}}),
 		withoutForeign: func(r *run, n *netlab.Node) {
 			withoutForeignRules(r, n)
@@ -239,6 +240,49 @@ func programsOn(r *run, d net.Interface, side tcSide) []string {
 func hasTCX() bool {
 	_, err := link.QueryPrograms(link.QueryOptions{Target: 1<<31 - 1, Attach: bpf.AttachTCXIngress})
 	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, bpf.ErrNotSupported)
+}
+
+// programs are the ids of those on node-a's eth0.
+func (r *run) programs() []uint32 {
+	r.Helper()
+	var ids []uint32
+	r.must(r.node("node-a").Do(func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		for _, side := range tcSides() {
+			if hasTCX() {
+				found, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: side.tcx})
+				if err != nil {
+					return err
+				}
+				for _, p := range found.Programs {
+					ids = append(ids, uint32(p.ID))
+				}
+				continue
+			}
+			filters, err := netlink.FilterList(l, side.clsact)
+			if err != nil {
+				return err
+			}
+			for _, f := range filters {
+				if b, ok := f.(*netlink.BpfFilter); ok {
+					ids = append(ids, uint32(b.Id))
+				}
+			}
+		}
+		return nil
+	}))
+	return ids
+}
+
+// entriesOf is how many entries a pinned map of node-a has room for.
+func (r *run) entriesOf(name string) int {
+	r.Helper()
+	m := openPinned(r, r.node("node-a"), name)
+	defer func() { _ = m.Close() }()
+	return int(m.MaxEntries())
 }
 
 func programsAt(r *run, where string, target int, at bpf.AttachType) []string {

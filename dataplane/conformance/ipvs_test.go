@@ -12,6 +12,9 @@ import (
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
+// Commands have their whole path where a small machine has another program of that
+// name.
+
 // The IPVS column. It needs ip_vs, which not every kernel has: `make test-vm`
 // runs it on kernels that do.
 
@@ -23,7 +26,7 @@ func ipvsColumn() column {
 		damage: []act{
 			shellAct("ipvsadm -C"),
 			shellAct("nft delete table ip switchyard-ipvs; nft delete table ip6 switchyard-ipvs; true"),
-			shellAct("ip route flush table local proto 83; ip -6 route flush table local proto 83"),
+			shellAct("/sbin/ip route flush table local proto 83; /sbin/ip -6 route flush table local proto 83"),
 			shellAct("nft flush chain ip switchyard-ipvs services; nft flush chain ip6 switchyard-ipvs services; true"),
 			shellAct("nft flush set ip switchyard-ipvs plain-masq-all; nft flush set ip6 switchyard-ipvs vips; true"),
 			shellAct("nft delete chain ip switchyard-ipvs postrouting; nft 'flush chain ip6 switchyard-ipvs postrouting; delete chain ip6 switchyard-ipvs postrouting'; true"),
@@ -32,11 +35,11 @@ func ipvsColumn() column {
 			shellAct("ipvsadm -A -t 10.99.0.1:80 -s rr -p 300"),
 			shellAct("ipvsadm -a -t 10.99.0.1:80 -r 10.99.0.2:8080 -m"),
 			shellAct("ipvsadm -A -u [fd99::1]:53 -s wlc"),
-			shellAct("ip route add local 10.99.0.1 dev lo"),
+			shellAct("/sbin/ip route add local 10.99.0.1 dev lo"),
 		}),
 		withoutForeign: func(r *run, n *netlab.Node) {
 			withoutForeignRules(r, n)
-			r.shell(n, "ipvsadm -C; ip route del local 10.99.0.1 dev lo")
+			r.shell(n, "ipvsadm -C; /sbin/ip route del local 10.99.0.1 dev lo")
 		},
 		left:    func(site) error { return nil },
 		faults:  newCallFaults,
@@ -48,7 +51,7 @@ func ipvsColumn() column {
 func ipvsState(r *run, n *netlab.Node) []string {
 	r.Helper()
 	lines := slices.Concat(ipvsServices(r.shell(n, "cat /proc/net/ip_vs")), nftLines(r.shell(n, "nft -s list ruleset")))
-	for line := range strings.Lines(r.shell(n, "ip route show table local type local; ip -6 route show table local type local")) {
+	for line := range strings.Lines(r.shell(n, "/sbin/ip route show table local type local; /sbin/ip -6 route show table local type local")) {
 		if !strings.Contains(line, "proto kernel") {
 			lines = append(lines, "route "+strings.TrimSpace(line))
 		}

@@ -117,7 +117,7 @@ type testCase struct {
 func allCases() []testCase {
 	return slices.Concat(
 		matrixCases(), verdictCases(), sourceRangeCases(), nodePortCases(),
-		affinityCases(), balanceCases(), clauseCases(), crashCases(),
+		affinityCases(), balanceCases(), packetCases(), clauseCases(), driftCases(), crashCases(),
 	)
 }
 

@@ -131,7 +131,24 @@ func matrixCases() []testCase {
 			}})
 		}
 	}
-	return cases
+	return append(cases, testCase{"§1.5", "external policy Local keeps the client's address where the ClusterIP has the same pool", func(r *run) {
+		s := service{name: "web", frontends: []frontend{{kind: clusterIP, pool: on("a1 a2"), snat: dataplane.SNATNonPods}}}
+		for _, kind := range []dataplane.Kind{externalIP, loadBalancer, nodePort} {
+			s.frontends = append(s.frontends, frontend{kind: kind, pool: on("a1 a2"), snat: dataplane.SNATNode})
+		}
+		r.sync(world{services: []service{s}})
+		probes := []probe{
+			from("outside").to(clusterIP, "web").reaches("a1 a2").seenAs("node-a"),
+			from("a3").to(clusterIP, "web").reaches("a1 a2").seenAs("a3"),
+			from("outside").toNodePort("web", "node-a").reaches("a1 a2").seenAs("outside"),
+			from("a3").toNodePort("web", "node-a").reaches("a1 a2").seenAs("a3"),
+			from("node-a").toNodePort("web", "node-a").reaches("a1 a2").seenAs("node-a"),
+		}
+		for _, kind := range []dataplane.Kind{externalIP, loadBalancer} {
+			probes = append(probes, from("outside").to(kind, "web").reaches("a1 a2").seenAs("outside"))
+		}
+		r.check(probes...)
+	}})
 }
 
 // probe is a row's sentence for one cell.

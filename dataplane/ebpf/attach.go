@@ -136,6 +136,9 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	if b.path != nil && !check {
 		return b.setNode(node)
 	}
+	if b.path == nil {
+		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
+	}
 	if b.opts.SocketLB {
 		if err := b.attachSockets(); err != nil {
 			return err
@@ -151,12 +154,13 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	}
 	path, err := packet.Start(ctx, packet.Config{
 		Collection: b.packets, PinDir: b.dirs.root, Log: b.cfg.Log,
-		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections",
+		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections", Connections: &b.connections,
 	}, node)
 	if err != nil {
 		return fmt.Errorf("starting the packet path: %w", err)
 	}
 	b.path, b.pathNode = path, node
+	b.flows.Store(path)
 	return b.adoptMaps()
 }
 
@@ -177,14 +181,13 @@ func (b *backend) checkAttached() error {
 	if b.path == nil {
 		return nil
 	}
+	var errs []error
 	if b.opts.SocketLB {
 		for _, h := range hooks() {
-			if err := b.checkHook(h); err != nil {
-				return err
-			}
+			errs = append(errs, b.checkHook(h))
 		}
 	}
-	return b.path.Check()
+	return errors.Join(append(errs, b.path.Check())...)
 }
 
 func (b *backend) checkHook(h hook) error {

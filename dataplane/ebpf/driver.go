@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -88,14 +89,19 @@ type backend struct {
 
 	all      map[string]*ebpf.Map // every map, by name
 	maps     *tables              // those that Sync writes
-	toAdopt  []string             // maps to be pinned in place of older ones
+	toAdopt  map[string]*ebpf.Map // older maps that ours are to be pinned in place of
 	sock     *ebpf.Collection     // nil: no socket hooks
 	packets  *ebpf.Collection
 	ender    *ender // nil: no socket hooks
 	cgroupID uint64
-	path     *packet.Path    // nil: this process has attached nothing yet
-	pathNode *dataplane.Node // what path knows
+	path     *packet.Path                // nil: this process has attached nothing yet
+	pathNode *dataplane.Node             // what path knows
+	flows    atomic.Pointer[packet.Path] // path, for Flows
 	closed   bool
+
+	// For Counts, which other goroutines call.
+	told        atomic.Pointer[usage] // used, after the last Sync
+	connections atomic.Int64
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
@@ -147,7 +153,7 @@ func prepare(o Options, cfg dataplane.Config) (*backend, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	b := &backend{opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), all: map[string]*ebpf.Map{}}
+	b := &backend{opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}}
 	if !o.SocketLB {
 		return b, nil
 	}
@@ -280,6 +286,9 @@ func (b *backend) Close() error {
 	for _, m := range b.all {
 		errs = append(errs, m.Close())
 	}
+	for _, m := range b.toAdopt {
+		errs = append(errs, m.Close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -310,4 +319,14 @@ func cleanup(o Options) error {
 		return fmt.Errorf("removing the directory of pins: %w", err)
 	}
 	return nil
+}
+
+// Flows calls visit with each connection that the packet path translates; those
+// of sockets are in no table. It may be called at any time before Close.
+func (b *backend) Flows(visit func(dataplane.Flow)) error {
+	path := b.flows.Load()
+	if path == nil { // nothing is attached yet
+		return nil
+	}
+	return path.Flows(visit)
 }

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -430,6 +432,43 @@ func TestRestartWithOtherSizesMovesToNewMaps(t *testing.T) {
 	}
 }
 
+// What the old programs note on the old maps until they are replaced is not lost.
+func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	mustSync(t, b, nil, snapshot())
+	_ = b.Close()
+	old, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, "connections"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = old.Close() }()
+	entry := func(n byte) (key, value []byte) {
+		key, value = make([]byte, old.KeySize()), make([]byte, old.ValueSize())
+		key[0], value[0] = n, n
+		return key, value
+	}
+	o.MaxConnections = 1000
+	note := func(n byte) {
+		if err := old.Put(entry(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note(1)
+	b = openBackend(t, o)
+	note(2) // a connection that begins before the first Sync
+	mustSync(t, b, nil, snapshot())
+	for n := byte(1); n <= 2; n++ {
+		key, want := entry(n)
+		if have, err := b.all["connections"].LookupBytes(key); err != nil || !bytes.Equal(have, want) {
+			t.Errorf("entry %d: the new map has %x, %v", n, have, err)
+		}
+	}
+	if b.all["connections"].MaxEntries() == old.MaxEntries() {
+		t.Error("the map was not replaced")
+	}
+}
+
 func TestAuditPutsBackADetachedHook(t *testing.T) {
 	o := testOptions(t)
 	b := openBackend(t, o)
@@ -443,8 +482,8 @@ func TestAuditPutsBackADetachedHook(t *testing.T) {
 	if err := errors.Join(l.Detach(), l.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Observe(t.Context()); err == nil {
-		t.Error("Observe says nothing of a detached hook")
+	if o, err := b.Observe(t.Context()); err != nil || len(o.Other) == 0 {
+		t.Errorf("Observe says nothing of a detached hook: %v", err)
 	}
 	mustSync(t, b, nil, want)
 	if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.1:53")); err != nil || got != "10.40.1.1:80" {
@@ -478,4 +517,56 @@ func TestProbe(t *testing.T) {
 	if err := Driver(o).Probe(t.Context(), testConfig()); !errors.Is(err, dataplane.ErrUnsupported) {
 		t.Errorf("a pin directory that is no bpf file system: %v", err)
 	}
+}
+
+// TestVerifyFindsEachMissingElement removes elements of every map that says what
+// to forward, one at a time: each is found and put back.
+func TestVerifyFindsEachMissingElement(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	random := rand.New(rand.NewPCG(7, 8))
+	want := randomSnapshot(random)
+	want.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	want.Node = &dataplane.Node{
+		NodePorts: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
+		LocalPods: dataplane.LocalPods{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.40.0.0/16")}},
+	}
+	mustSync(t, b, nil, want)
+	checkHolds(t, b, want)
+	for name, m := range map[string]*ebpf.Map{
+		"frontends": b.maps.frontends, "services": b.maps.services, "slots": b.maps.slots, "sources": b.maps.sources,
+		"node_addresses": b.maps.addresses, "pod_ranges": b.maps.podRanges, "service_ranges": b.maps.serviceRanges,
+		"devices": b.packets.Maps["devices"],
+	} {
+		for range 3 {
+			keys := keysIn(t, m)
+			if len(keys) == 0 {
+				t.Fatalf("map %s is empty", name)
+			}
+			if err := m.Delete(keys[random.IntN(len(keys))]); err != nil {
+				t.Fatal(err)
+			}
+			o, err := b.Observe(t.Context())
+			if err != nil || len(o.Other) == 0 || !o.Whole {
+				t.Errorf("map %s lacks an element, and Observe says %+v, %v", name, o, err)
+			}
+			mustSync(t, b, nil, want)
+			checkHolds(t, b, want)
+		}
+	}
+}
+
+// keysIn are all keys of a map, as bytes.
+func keysIn(t *testing.T, m *ebpf.Map) [][]byte {
+	t.Helper()
+	var keys [][]byte
+	var key, value []byte
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		keys = append(keys, slices.Clone(key))
+	}
+	if err := all.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }

@@ -101,9 +101,10 @@ func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
 		b.all[name] = m
 		if old != nil {
 			b.cfg.Log.Info("a pinned map has another shape than is wanted now; a new one takes its place", "map", name)
-			b.toAdopt = append(b.toAdopt, name)
-			moveEntries(old, m)
-			_ = old.Close()
+			b.toAdopt[name] = old
+			if slices.Contains(ruled(), name) {
+				moveEntries(old, m, ebpf.UpdateAny)
+			}
 			continue
 		}
 		if err := m.Pin(filepath.Join(b.dirs.maps, name)); err != nil {
@@ -113,9 +114,9 @@ func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
 	return nil
 }
 
-// moveEntries copies what the programs noted themselves (affinity, flows) where
-// keys and values are alike. What does not fit or cannot be read is left out.
-func moveEntries(from, to *ebpf.Map) {
+// moveEntries copies what is alike in key and value. What does not fit or cannot
+// be read is left out.
+func moveEntries(from, to *ebpf.Map, how ebpf.MapUpdateFlags) {
 	if from.KeySize() != to.KeySize() || from.ValueSize() != to.ValueSize() || from.Type() != to.Type() {
 		return
 	}
@@ -126,15 +127,26 @@ func moveEntries(from, to *ebpf.Map) {
 	}
 	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
 	for entries := from.Iterate(); entries.Next(&key, &value); {
-		_ = to.Put(key, value)
+		_ = to.Update(key, value, how)
+	}
+}
+
+// moveNotes copies what the programs noted themselves (connections, affinity,
+// flows) to the maps that take over.
+func (b *backend) moveNotes(how ebpf.MapUpdateFlags) {
+	for name, old := range b.toAdopt {
+		if !slices.Contains(ruled(), name) {
+			moveEntries(old, b.all[name], how)
+		}
 	}
 }
 
 // adoptMaps pins the maps that replace others, now that no program of ours uses
-// those. A crash in between leaves the kernel forwarding and makes the next
-// start do this again.
+// those, and takes along what was noted last. A crash in between leaves the
+// kernel forwarding and makes the next start do this again.
 func (b *backend) adoptMaps() error {
-	for _, name := range b.toAdopt {
+	b.moveNotes(ebpf.UpdateNoExist)
+	for name, old := range b.toAdopt {
 		path := filepath.Join(b.dirs.maps, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("unpinning the old %s map: %w", name, err)
@@ -142,8 +154,9 @@ func (b *backend) adoptMaps() error {
 		if err := b.all[name].Pin(path); err != nil {
 			return fmt.Errorf("pinning the %s map: %w", name, err)
 		}
+		_ = old.Close()
+		delete(b.toAdopt, name)
 	}
-	b.toAdopt = nil
 	return nil
 }
 

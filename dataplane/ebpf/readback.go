@@ -179,16 +179,21 @@ func (h *held) claim(port *dataplane.ServicePort) *record {
 	return r
 }
 
-// Observe implements dataplane.Backend.
+// Observe implements dataplane.Backend. Where it is known what the maps should
+// hold, every element is compared with that.
 func (b *backend) Observe(context.Context) (*dataplane.Observation, error) {
-	if err := b.checkAttached(); err != nil {
-		return nil, err
-	}
 	h, err := b.readBack()
 	if err != nil {
 		return nil, err
 	}
-	o := &dataplane.Observation{}
+	o := &dataplane.Observation{Other: problems(b.checkAttached())}
+	if b.records != nil {
+		drift, err := b.drift(h)
+		if err != nil {
+			return nil, err
+		}
+		o.Other, o.Whole = append(o.Other, drift...), true
+	}
 	for _, r := range h.records {
 		for _, e := range r.frontends {
 			o.Frontends = append(o.Frontends, dataplane.ObservedFrontend{

@@ -21,8 +21,8 @@ type lostEndpoint struct {
 
 // lostEndpoints are the endpoints whose connected UDP sockets must learn that
 // they are gone (KUBE-PROXY §1.15), and those that are there again. TCP
-// connections live on as with kube-proxy: a Snapshot does not tell a pod that is
-// gone from one that is not ready.
+// connections live on as with kube-proxy: a pod that left its Service, or all
+// EndpointSlices, may live on to finish what it has.
 func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndpoint, back []terminate.Endpoint) {
 	if b.ender == nil {
 		return nil, nil

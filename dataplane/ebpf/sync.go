@@ -60,6 +60,8 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return err
 	}
 	b.endSockets(lost, back, s.failed)
+	used := b.used
+	b.told.Store(&used)
 	if len(s.failed) > 0 {
 		slices.SortFunc(s.failed, func(a, b dataplane.PortError) int { return a.ID.Compare(b.ID) })
 		return &dataplane.PartialError{Failed: s.failed}

@@ -30,6 +30,15 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return err
 	}
 	defer unlock()
+	err = b.sync(ctx, prev, want)
+	if b.known && b.clearOthers(ctx) {
+		// The other variant had switched on what we then found on.
+		err = b.sync(ctx, nil, want)
+	}
+	return err
+}
+
+func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	if prev != nil && !b.holds(prev) {
 		prev = nil
 	}
@@ -54,13 +63,14 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return errors.Join(errs...)
 	}
 	b.keep(want, bad)
-	b.clearOthers(ctx)
 	return partial(bad)
 }
 
 // clearOthers removes what an earlier Switchyard wrote with the other variant,
-// now that its rules are no longer needed.
-func (b *backend) clearOthers(ctx context.Context) {
+// now that its rules are no longer needed. It tells whether
+// route_localnet went with it.
+func (b *backend) clearOthers(ctx context.Context) bool {
+	on, _ := routesLocalnet()
 	b.others = slices.DeleteFunc(b.others, func(h *half) bool {
 		err := clean(ctx, h.commands, h.family)
 		if err != nil {
@@ -68,6 +78,8 @@ func (b *backend) clearOthers(ctx context.Context) {
 		}
 		return err == nil
 	})
+	still, _ := routesLocalnet()
+	return on && !still
 }
 
 // work is one family's share of a Sync.

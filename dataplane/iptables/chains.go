@@ -12,6 +12,7 @@ import (
 const (
 	tableNAT    = "nat"
 	tableFilter = "filter"
+	tableMangle = "mangle" // never written, but where another's chains are removed
 )
 
 // Chains of the nat table whose names and number are fixed.
@@ -77,8 +78,11 @@ func recentList(id dataplane.PortID, e dataplane.Endpoint) string {
 	return prefixRecent + hash(id.Namespace, id.Service, id.Port, id.Protocol.String(), e.Addr.String())
 }
 
+// hashLen is the length of a hash.
+const hashLen = 16
+
 // hash makes 16 letters and digits of some words: 80 bits.
 func hash(words ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(words, "\x00")))
-	return base32.StdEncoding.EncodeToString(sum[:])[:16]
+	return base32.StdEncoding.EncodeToString(sum[:])[:hashLen]
 }

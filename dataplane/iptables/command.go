@@ -216,6 +216,11 @@ func (c *commands) scan(ctx context.Context, line func(table string, line []byte
 // read reads back what is ours, by table.
 func (c *commands) read(ctx context.Context) (map[string]*saved, error) {
 	out := map[string]*saved{tableFilter: newSaved(), tableNAT: newSaved()}
+	return out, c.readInto(ctx, out)
+}
+
+// readInto reads tables back.
+func (c *commands) readInto(ctx context.Context, out map[string]*saved) error {
 	var strange error
 	err := c.scan(ctx, func(table string, line []byte) {
 		if bytes.HasPrefix(line, []byte("# Table `")) && (bytes.Contains(line, []byte("`nat'")) || bytes.Contains(line, []byte("`filter'"))) {
@@ -228,7 +233,7 @@ func (c *commands) read(ctx context.Context) (map[string]*saved, error) {
 	for _, s := range out {
 		s.end()
 	}
-	return out, errors.Join(err, strange)
+	return errors.Join(err, strange)
 }
 
 // legacyTables are the tables that legacy iptables has in this network

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -113,6 +114,12 @@ func checkThread() error {
 
 // cleanup removes our rules of both variants and both families.
 func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
+	return everyVariant(ctx, o, cfg.Log, clean)
+}
+
+// everyVariant runs do for both variants and both families, as far as they are
+// installed, under the lock.
+func everyVariant(ctx context.Context, o Options, log *slog.Logger, do func(context.Context, *commands, dataplane.Family) error) error {
 	if err := checkThread(); err != nil {
 		return err
 	}
@@ -131,12 +138,12 @@ func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
 		for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
 			cmds, err := findCommands(v, f, o.lockWait())
 			if errors.Is(err, dataplane.ErrUnsupported) {
-				cfg.Log.Debug("nothing to remove where iptables is not installed", "variant", string(v), "family", f.String(), "reason", err)
+				log.Debug("nothing to remove where iptables is not installed", "variant", string(v), "family", f.String(), "reason", err)
 				continue
 			}
 			if err == nil {
 				cmds.lock = lock
-				err = clean(ctx, cmds, f)
+				err = do(ctx, cmds, f)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("removing the rules of iptables-%s, %s: %w", v, f, err))

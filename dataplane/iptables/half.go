@@ -23,6 +23,8 @@ type half struct {
 	localnet     localnet // before the Sync that goes on
 	rulesWritten int      // since the start
 	warned       bool     // that route_localnet cannot be set
+	stale        []string // chains that are no longer needed and could not be removed
+	tally        tally
 }
 
 // refused are the ServicePorts that could not be programmed, and why.
@@ -34,7 +36,8 @@ type attempt func([]change) (tx *transaction, undo func())
 // full makes the tables hold what want says, whatever they hold now. held is
 // what a ServicePort that is refused falls back to, if anything.
 func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
-	h.model = nil
+	h.model, h.stale = nil, nil
+	h.tally.partial = false
 	have, err := h.commands.read(ctx)
 	if err != nil {
 		return nil, err
@@ -45,22 +48,8 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 		return nil, err
 	}
 	plan := func(changes []change) (*transaction, func()) {
-		h.model = newModel(next)
-		wanted := map[string]map[string]bool{tableFilter: {}, tableNAT: {}}
-		d := newDelta()
-		d.keep = func(table string, c *chain) bool {
-			wanted[table][c.name] = true
-			differs, there := have[table].differs(*c)
-			c.fresh = !there
-			return differs
-		}
-		h.model.start(changes, d)
-		clear(d.remove) // only what was read back is there to be removed
-		tx := newTransaction(d)
-		for table, s := range have {
-			s.repair(table, wanted[table], tx.table(table))
-		}
-		tx.trim()
+		var tx *transaction
+		h.model, tx = mend(have, next, changes)
 		return tx, func() { h.model = nil }
 	}
 	changes := make([]change, 0, len(ports))
@@ -78,6 +67,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 // step makes the tables hold what want says, knowing what they hold.
 func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []change) (refused, error) {
 	h.localnet = h.model.env.localnet
+	h.tally.partial = true
 	next, err := h.env(want)
 	if err != nil {
 		return nil, err
@@ -178,6 +168,7 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 		}
 		chains, rules := tx.size()
 		h.rulesWritten += rules
+		h.tally.written.Add(uint64(rules))
 		h.log.Debug("rules written", "chains", chains, "rules", rules)
 	}
 	if next.localnet != localnetOff {
@@ -195,6 +186,7 @@ func (h *half) write(ctx context.Context, tx *transaction) error {
 	}
 	for _, stage := range stages {
 		if err := h.commands.restore(ctx, stage.text()); err != nil {
+			h.tally.failed()
 			return err
 		}
 	}
@@ -204,12 +196,14 @@ func (h *half) write(ctx context.Context, tx *transaction) error {
 // commitKeepingStale tries once more without the removal of chains: a foreign
 // rule that leads to one of them must not hold up all else.
 func (h *half) commitKeepingStale(ctx context.Context, tx *transaction, next *env, cause error) error {
-	if !tx.keepStale() {
+	stale := tx.keepStale()
+	if len(stale) == 0 {
 		return cause
 	}
 	if err := h.commit(ctx, tx, next); err != nil {
 		return cause
 	}
+	h.stale = append(h.stale, stale...)
 	h.log.Warn("chains that are no longer needed cannot be removed; another program's rule may lead to them", "error", cause)
 	return nil
 }

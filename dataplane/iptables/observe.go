@@ -13,24 +13,35 @@ import (
 )
 
 // Observe implements dataplane.Backend. It follows the chains from the hooks as
-// a packet would, so what nothing leads to is not seen.
+// a packet would, so what nothing leads to is not seen. Where it is known what
+// the tables should hold, all of them is compared with that.
 func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
-	o := &dataplane.Observation{}
+	o := &dataplane.Observation{Whole: true}
 	for _, h := range b.halves {
 		have, err := h.commands.read(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
+		if b.known && h.model != nil {
+			drift, err := h.drift(have, b.held)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", h.family, err)
+			}
+			o.Other = append(o.Other, drift...)
+			o.Whole = o.Whole && len(h.stale) == 0
+		} else {
+			o.Whole = false
+		}
 		w := walker{family: h.family, saved: have[tableNAT], pools: map[string]way{}}
 		if err := w.walk(); err != nil {
-			return nil, fmt.Errorf("%s: %w", h.family, err)
+			o.Other = append(o.Other, fmt.Sprintf("%s: %v", h.family, err))
 		}
 		o.Frontends = append(o.Frontends, w.frontends...)
 		if len(w.frontends) == 0 {
 			continue
 		}
 		if err := have[tableFilter].enforces(); err != nil {
-			return nil, fmt.Errorf("%s: %w", h.family, err)
+			o.Other = append(o.Other, fmt.Sprintf("%s: %v", h.family, err))
 		}
 	}
 	o.Sort()

@@ -102,10 +102,9 @@ const (
 	clientsInside          // the node and its pods
 )
 
-// use notes that a frontend leads some clients to a pool. The choices of SNAT
-// are in order: each masquerades all whom the one before it does. A frontend
-// that parts its clients has an entry chain, which masquerades for itself and
-// only bounds what the pool's chain may do.
+// use notes that a frontend leads some clients to a pool. A frontend that parts
+// its clients has an entry chain, which masquerades for itself and only bounds
+// what the pool's chain may do.
 func (r *portRenderer) use(pool *dataplane.Pool, most dataplane.SNAT, who clients) {
 	switch {
 	case who == clientsInside && most == dataplane.SNATNode:
@@ -120,8 +119,16 @@ func (r *portRenderer) use(pool *dataplane.Pool, most dataplane.SNAT, who client
 		i = len(r.pools)
 		r.pools = append(r.pools, poolUse{pool: pool, snat: most})
 	}
-	r.pools[i].snat = min(r.pools[i].snat, most)
+	if width(most) < width(r.pools[i].snat) {
+		r.pools[i].snat = most
+	}
 	r.pools[i].direct = r.pools[i].direct || who == clientsAll
+}
+
+// width orders the choices of SNAT: each masquerades all whom one of less width
+// does.
+func width(s dataplane.SNAT) int {
+	return slices.Index([]dataplane.SNAT{dataplane.SNATNone, dataplane.SNATNode, dataplane.SNATNonPods, dataplane.SNATAll}, s)
 }
 
 // name is the i-th chain of one kind of this ServicePort.

@@ -37,6 +37,9 @@ func TestRules(t *testing.T) {
 			frontend(dataplane.ClusterIP, "10.96.0.10:80", both, dataplane.SNATNonPods),
 			inside(both, frontend(dataplane.LoadBalancer, "203.0.113.7:80", pool(a), dataplane.SNATNode)),
 			inside(both, frontend(dataplane.NodePort, "0.0.0.0:30080", pool(a), dataplane.SNATNode)))},
+		{"external-local-all-here", byCIDR(), port("shop/web:http", dataplane.TCP, // one pool for all frontends
+			frontend(dataplane.ClusterIP, "10.96.0.10:80", both, dataplane.SNATNonPods),
+			frontend(dataplane.NodePort, "0.0.0.0:30080", both, dataplane.SNATNode))},
 		{"source-ranges", byCIDR(), port("shop/web:http", dataplane.TCP,
 			frontend(dataplane.ClusterIP, "10.96.0.10:80", both, dataplane.SNATNonPods),
 			sources(frontend(dataplane.LoadBalancer, "203.0.113.7:80", both, dataplane.SNATAll), "198.51.100.0/24", "203.0.113.7/32"))},

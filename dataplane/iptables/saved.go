@@ -9,6 +9,7 @@ import (
 
 // saved is a table as iptables-save printed it, as far as it is ours.
 type saved struct {
+	owns   func(chain string) bool
 	chains map[string]string // our chains: their rules, as in chain
 	jumps  []builtinRule     // rules of other chains that lead to ours
 
@@ -22,28 +23,28 @@ type builtinRule struct {
 	rule  string
 }
 
-func newSaved() *saved { return &saved{chains: map[string]string{}} }
+func newSaved() *saved { return &saved{owns: isOwn, chains: map[string]string{}} }
 
 // line takes one line of the table.
 func (s *saved) line(line []byte) {
 	switch {
 	case bytes.HasPrefix(line, []byte(":")):
 		chain, _, _ := bytes.Cut(line[1:], []byte(" "))
-		if isOwn(string(chain)) {
+		if s.owns(string(chain)) {
 			s.chains[string(chain)] = ""
 		}
 	case bytes.HasPrefix(line, []byte("-A ")):
 		chain, rule, _ := bytes.Cut(line[3:], []byte(" "))
 		if string(chain) != s.name {
 			s.end()
-			if isOwn(string(chain)) {
+			if s.owns(string(chain)) {
 				s.name = string(chain)
 			}
 		}
 		if s.name != "" {
 			s.body.Write(rule)
 			s.body.WriteByte('\n')
-		} else if target := targetOf(string(rule)); isOwn(target) {
+		} else if target := targetOf(string(rule)); s.owns(target) {
 			s.jumps = append(s.jumps, builtinRule{string(chain), string(rule)})
 		}
 	}
@@ -141,8 +142,8 @@ func equalRules(want, have string) bool {
 	return want == have
 }
 
-// plain is a rule's words without what says nothing: quotes, the prefix length
-// of a whole address, the mask of one, and protocols by number.
+// plain is a rule's words without what says nothing: quotes, how a prefix is
+// spelled, the mask of one, and protocols by number.
 func plain(rule string) []string {
 	var out []string
 	words := strings.Fields(rule)
@@ -152,14 +153,14 @@ func plain(rule string) []string {
 		case w == "--mask" && i+1 < len(words):
 			i++
 			continue
-		case strings.HasSuffix(w, "/32") && !strings.Contains(w, ":"):
-			w = strings.TrimSuffix(w, "/32")
+		case i > 0 && (words[i-1] == "-d" || words[i-1] == "-s"):
+			if p, err := parsePrefix(w); err == nil { // one address has many spellings
+				w = p.String()
+			}
 		case i > 0 && words[i-1] == "-p":
 			if p := parseProtocol(w); p != 0 {
 				w = strings.ToLower(p.String())
 			}
-		default:
-			w = strings.TrimSuffix(w, "/128")
 		}
 		out = append(out, w)
 	}

@@ -49,7 +49,7 @@ func (tx *transaction) empty() bool { return len(tx.tables) == 0 }
 // The kernel sees a table's changes at once.
 func (tx *transaction) text() []byte {
 	var b bytes.Buffer
-	for _, name := range []string{tableFilter, tableNAT} {
+	for _, name := range []string{tableFilter, tableNAT, tableMangle} {
 		if t, ok := tx.tables[name]; ok {
 			t.text(&b, name)
 		}
@@ -121,15 +121,15 @@ func (tx *transaction) trim() {
 	})
 }
 
-// keepStale takes the removal of chains out; false: there was none.
-func (tx *transaction) keepStale() bool {
-	found := false
+// keepStale takes the removal of chains out, and tells of which.
+func (tx *transaction) keepStale() []string {
+	var stale []string
 	for _, t := range tx.tables {
-		found = found || len(t.remove) > 0
+		stale = append(stale, t.remove...)
 		t.remove = nil
 	}
 	tx.trim()
-	return found
+	return stale
 }
 
 // stageSize is about how many chains go into one stage. iptables-nft 1.8.9

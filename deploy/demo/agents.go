@@ -62,6 +62,7 @@ func (a *agents) start(node *netlab.Node, manifests string) error {
 	}
 	p.cmd = exec.Command(a.binary, append([]string{"run", "--backend=" + a.backend, "--manifests=" + manifests,
 		"--hostname-override=" + node.Name, "--cluster-cidr=" + strings.Join(cidrs, ","),
+		"--socket=" + filepath.Join(a.dir, node.Name+".sock"),
 		"--healthz-bind-address=" + healthAddr, "--metrics-bind-address=" + metricsAddr}, ebpfFlags(node)...)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which stops its agents

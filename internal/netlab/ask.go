@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -112,6 +113,11 @@ func setOptions(fd int, r Request) error {
 		// two sockets have the same port.
 		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	case UDP:
+		if r.Shared {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+				return err
+			}
+		}
 		return reportAllErrors(fd, r)
 	}
 	return nil
@@ -203,8 +209,33 @@ func (s *tcpSession) Close() error { return s.conn.Close() }
 
 // fetch has a server stream bytes over a connection of its own.
 func fetch(r Request, n int64) Answer {
+	return transfer(r, func(s *tcpSession) error {
+		if _, err := fmt.Fprintf(s.conn, "%s %d\n", wordStream, n); err != nil {
+			return err
+		}
+		_, err := io.CopyN(io.Discard, s.reader, n)
+		return err
+	})
+}
+
+// push sends a server bytes over a connection of its own.
+func push(r Request, n int64) Answer {
+	return transfer(r, func(s *tcpSession) error {
+		if _, err := fmt.Fprintf(s.conn, "%s %d\n", wordTake, n); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(s.conn, zeros{}, n); err != nil {
+			return err
+		}
+		_, err := s.reader.ReadString('\n')
+		return err
+	})
+}
+
+// transfer does something over a TCP connection after the first greeting.
+func transfer(r Request, do func(*tcpSession) error) Answer {
 	start := time.Now()
-	a, err := fetchOnce(r, n, start.Add(r.Timeout))
+	a, err := transferOnce(r, do, start.Add(r.Timeout))
 	a.Took = time.Since(start)
 	if err != nil {
 		a.Outcome, a.Detail = outcomeOf(err), err.Error()
@@ -214,7 +245,7 @@ func fetch(r Request, n int64) Answer {
 	return a
 }
 
-func fetchOnce(r Request, n int64, deadline time.Time) (Answer, error) {
+func transferOnce(r Request, do func(*tcpSession) error, deadline time.Time) (Answer, error) {
 	s, err := openTCP(r, deadline)
 	if err != nil {
 		return Answer{}, err
@@ -224,11 +255,7 @@ func fetchOnce(r Request, n int64, deadline time.Time) (Answer, error) {
 	if a.Server, a.Source, err = s.ask(deadline); err != nil {
 		return a, err
 	}
-	if _, err := fmt.Fprintf(s.conn, "%s %d\n", wordStream, n); err != nil {
-		return a, err
-	}
-	_, err = io.CopyN(io.Discard, s.reader, n)
-	return a, err
+	return a, do(s)
 }
 
 // filtered tells that a rule of this host's own took the packet on its way out.
@@ -236,7 +263,10 @@ func fetchOnce(r Request, n int64, deadline time.Time) (Answer, error) {
 func filtered(err error) bool { return errors.Is(err, unix.EPERM) }
 
 // udpSession is a connected UDP socket, so that ICMP errors reach it.
-type udpSession struct{ conn *net.UDPConn }
+type udpSession struct {
+	conn *net.UDPConn
+	size int // of a question
+}
 
 func openUDP(r Request, deadline time.Time) (*udpSession, error) {
 	d := dialer(r, deadline)
@@ -244,18 +274,18 @@ func openUDP(r Request, deadline time.Time) (*udpSession, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &udpSession{c.(*net.UDPConn)}, nil
+	return &udpSession{c.(*net.UDPConn), r.Size}, nil
 }
 
 func (s *udpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
 	if err := s.conn.SetDeadline(deadline); err != nil {
 		return "", netip.AddrPort{}, err
 	}
-	question := []byte(rand.Text())
+	question := []byte(strings.Repeat(" ", max(s.size-len(rand.Text()), 0)) + rand.Text())
 	if _, err := s.conn.Write(question); err != nil && !filtered(err) {
 		return "", netip.AddrPort{}, err
 	}
-	buf := make([]byte, 2048)
+	buf := make([]byte, mostDatagram)
 	for {
 		n, err := s.conn.Read(buf)
 		if err != nil {

@@ -129,7 +129,11 @@ func (l *Lab) begin() error {
 		if l.Name, err = labName(os.Getpid(), n+1); err != nil {
 			return err
 		}
-		if l.router, err = l.newHost("router", ""); err == nil || !errors.Is(err, os.ErrExist) {
+		l.router, err = l.newHost("router", "")
+		if err == nil {
+			return l.routeLikeOutside("lo") // what the router itself sends: ICMP errors
+		}
+		if !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
@@ -217,6 +221,9 @@ func (l *Lab) Hosts() []*Host {
 	}
 	return append(hosts, l.Clients...)
 }
+
+// Router is what connects nodes and clients. Its devices have their names.
+func (l *Lab) Router() *Host { return l.router }
 
 // Host finds a host by name; nil: there is none.
 func (l *Lab) Host(name string) *Host {

@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -149,6 +150,9 @@ func TestLoad(t *testing.T) {
 	if a, err := client.Fetch(r, 1<<20); err != nil || a.Outcome != Answered {
 		t.Errorf("fetching 1 MiB: %s, %v", a, err)
 	}
+	if a, err := client.Push(r, 1<<20); err != nil || a.Outcome != Answered {
+		t.Errorf("pushing 1 MiB: %s, %v", a, err)
+	}
 	load, err := client.Load(r, 2, 5*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
@@ -176,6 +180,33 @@ func TestLoad(t *testing.T) {
 }
 
 // A lost SYN shows in a load, though TCP gets over it.
+// Datagrams of any size come back, also where a way is too narrow for them.
+func TestLargeDatagrams(t *testing.T) {
+	l := newLab(t, Config{Pods: 1})
+	server, client := l.Host("b1"), l.Host("outside")
+	if _, err := server.Serve(UDP, 53); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Router().SetMTU("node-b", 1300), l.Host("node-b").SetMTU("eth0", 1300)); err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []int{4, 6} {
+		for _, size := range []int{0, 1000, 4000, 60000} {
+			r := Request{Protocol: UDP, To: netip.AddrPortFrom(server.Addr(version), 53), Size: size, Timeout: time.Second}
+			var a Answer
+			for try := 0; try < 3 && a.Outcome != Answered; try++ { // each side may lose one that teaches it the path's MTU
+				var err error
+				if a, err = client.Ask(r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if a.Outcome != Answered {
+				t.Errorf("datagrams of %d bytes over IPv%d: %s", size, version, a)
+			}
+		}
+	}
+}
+
 func TestLostSYN(t *testing.T) {
 	l := newLab(t, Config{Nodes: 1, Pods: 2})
 	server, client := l.Host("a1"), l.Host("a2")

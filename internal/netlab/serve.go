@@ -15,15 +15,20 @@ import (
 
 // The line protocol of the servers. On TCP the server greets first, "NAME
 // ADDRESS"; then each line "ask" is answered by the greeting again, and a line
-// "stream N" by N bytes. On UDP each datagram is answered by the greeting and,
+// "stream N" by N bytes; what follows a line "take N" is N bytes, which the
+// greeting answers. On UDP each datagram is answered by the greeting and,
 // after one more space, the datagram.
 const (
 	wordAsk    = "ask"
 	wordStream = "stream"
+	wordTake   = "take"
 )
 
-// mostStream bounds what one "stream" line asks for, in bytes.
+// mostStream bounds what one "stream" or "take" line is about, in bytes.
 const mostStream = 1 << 40
+
+// mostDatagram is as large as a datagram can be.
+const mostDatagram = 1 << 16
 
 func greeting(name string, client netip.AddrPort) string {
 	return name + " " + netip.AddrPortFrom(client.Addr().Unmap(), client.Port()).String()
@@ -143,29 +148,36 @@ func (s *tcpServer) converse(name string, c *net.TCPConn) {
 	if _, err := io.WriteString(c, hello); err != nil {
 		return
 	}
-	lines := bufio.NewScanner(c)
-	for lines.Scan() {
-		var err error
-		switch word, number, _ := strings.Cut(lines.Text(), " "); word {
-		case wordAsk:
-			_, err = io.WriteString(c, hello)
-		case wordStream:
-			err = stream(c, number)
-		default:
-			return
-		}
-		if err != nil {
+	from := bufio.NewReader(c)
+	for {
+		line, err := from.ReadString('\n')
+		if err != nil || answerLine(c, from, hello, strings.TrimSuffix(line, "\n")) != nil {
 			return
 		}
 	}
 }
 
-func stream(w io.Writer, number string) error {
+// answerLine does what one line asks for.
+func answerLine(c io.Writer, from io.Reader, hello, line string) error {
+	word, number, _ := strings.Cut(line, " ")
+	if word == wordAsk {
+		_, err := io.WriteString(c, hello)
+		return err
+	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || n < 0 || n > mostStream {
-		return fmt.Errorf("cannot stream %q bytes", number)
+		return fmt.Errorf("cannot %s %q bytes", word, number)
 	}
-	_, err = io.CopyN(w, zeros{}, n)
+	switch word {
+	case wordStream:
+		_, err = io.CopyN(c, zeros{}, n)
+	case wordTake:
+		if _, err = io.CopyN(io.Discard, from, n); err == nil {
+			_, err = io.WriteString(c, hello)
+		}
+	default:
+		err = fmt.Errorf("there is no word %q", word)
+	}
 	return err
 }
 
@@ -184,7 +196,7 @@ func serveUDP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, e
 		return nil, fmt.Errorf("listening: %w", err)
 	}
 	go func() {
-		buf := make([]byte, 2048)
+		buf := make([]byte, mostDatagram)
 		for {
 			n, from, err := c.ReadFromUDPAddrPort(buf)
 			if errors.Is(err, net.ErrClosed) {

@@ -28,7 +28,7 @@ type (
 		N       int
 		AtATime int
 	}
-	// FetchArgs is a stream to fetch.
+	// FetchArgs is a stream to fetch or push.
 	FetchArgs struct {
 		Request Request
 		Bytes   int64
@@ -153,6 +153,12 @@ func (s *hostService) AskMany(args AskManyArgs, t *Tally) error {
 // Fetch fetches a stream.
 func (s *hostService) Fetch(args FetchArgs, a *Answer) error {
 	*a = fetch(args.Request, args.Bytes)
+	return nil
+}
+
+// Push sends a stream.
+func (s *hostService) Push(args FetchArgs, a *Answer) error {
+	*a = push(args.Request, args.Bytes)
 	return nil
 }
 

@@ -21,6 +21,8 @@ type Request struct {
 	To       netip.AddrPort // where to
 	From     netip.AddrPort // source; zero address or port: the kernel's choice
 	Timeout  time.Duration  // for all of it; 0: one second
+	Size     int            // UDP: bytes of the question, and of the answer at least; 0: some 26
+	Shared   bool           // UDP: other sockets may have the same source port
 }
 
 // Outcome is how a Request ended.
@@ -138,6 +140,14 @@ func (h *Host) AskMany(r Request, n, atATime int) (Tally, error) {
 func (h *Host) Fetch(r Request, bytes int64) (Answer, error) {
 	var a Answer
 	err := h.process.Call("Host.Fetch", FetchArgs{r, bytes}, &a)
+	return a, err
+}
+
+// Push opens a TCP connection, sends so many bytes over it and reports how that
+// went; the server tells when it has them all.
+func (h *Host) Push(r Request, bytes int64) (Answer, error) {
+	var a Answer
+	err := h.process.Call("Host.Push", FetchArgs{r, bytes}, &a)
 	return a, err
 }
 

@@ -141,11 +141,17 @@ func (l *Lab) wireClient(c *Host, i int) error {
 	if err := l.wireToRouter(c, c.Name, clientSegment(i)); err != nil {
 		return err
 	}
+	return l.routeLikeOutside(c.Name)
+}
+
+// routeLikeOutside makes the router send what came in by a device where packets
+// from outside go.
+func (l *Lab) routeLikeOutside(device string) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rule := netlink.NewRule()
-		rule.Family, rule.IifName, rule.Table, rule.Priority = family, c.Name, outsideTable, 100
+		rule.Family, rule.IifName, rule.Table, rule.Priority = family, device, outsideTable, 100
 		if err := l.router.link.RuleAdd(rule); err != nil {
-			return fmt.Errorf("adding the router's rule for %s: %w", c.Name, err)
+			return fmt.Errorf("adding the router's rule for %s: %w", device, err)
 		}
 	}
 	return nil
@@ -277,6 +283,18 @@ func (h *Host) AddAddress(device string, p netip.Prefix) error {
 	}
 	if err := h.link.AddrReplace(link, address(p)); err != nil {
 		return fmt.Errorf("adding %s to %s of %s: %w", p, device, h.Name, err)
+	}
+	return nil
+}
+
+// SetMTU sets how large the packets are that a host's device sends.
+func (h *Host) SetMTU(device string, mtu int) error {
+	link, err := h.link.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("finding %s of %s: %w", device, h.Name, err)
+	}
+	if err := h.link.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("setting the MTU of %s of %s to %d: %w", device, h.Name, mtu, err)
 	}
 	return nil
 }

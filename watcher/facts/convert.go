@@ -52,6 +52,7 @@ func FromService(s *corev1.Service) (*Service, []error) {
 	}
 	f := &Service{
 		Name:          Name{s.Namespace, s.Name},
+		UID:           string(s.UID),
 		ClusterIPs:    p.addrs("spec.clusterIPs", ips),
 		ExternalIPs:   p.addrs("spec.externalIPs", s.Spec.ExternalIPs),
 		Ports:         p.servicePorts(s.Spec.Ports),
@@ -135,6 +136,9 @@ func endpoint(e *discoveryv1.Endpoint, addr netip.Addr, node string) Endpoint {
 		Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
 		Local:       e.NodeName != nil && *e.NodeName == node && node != "",
 	}
+	if e.NodeName != nil || e.Zone != nil {
+		f.Place = MakePlace(deref(e.NodeName), deref(e.Zone))
+	}
 	if e.Hints != nil {
 		for _, z := range e.Hints.ForZones {
 			f.Zones = append(f.Zones, z.Name)
@@ -143,6 +147,13 @@ func endpoint(e *discoveryv1.Endpoint, addr netip.Addr, node string) Endpoint {
 		f.ForThisNode = slices.ContainsFunc(e.Hints.ForNodes, func(n discoveryv1.ForNode) bool { return n.Name == node })
 	}
 	return f
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // shareZones lets the last of the endpoints have an equal list of zones of one

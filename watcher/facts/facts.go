@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -36,7 +37,8 @@ func (n Name) String() string {
 // Service is a Service that has something to forward. Immutable.
 type Service struct {
 	Name    Name
-	Created int64 // creationTimestamp, Unix seconds; 0: unknown
+	UID     string // for Events about it; "": unknown
+	Created int64  // creationTimestamp, Unix seconds; 0: unknown
 	Ports   []ServicePort
 	// Addresses of both families, without duplicates, in the order of the object.
 	ClusterIPs      []netip.Addr // at least one
@@ -62,7 +64,7 @@ type ServicePort struct {
 
 // Equal reports whether two Services are the same.
 func (s *Service) Equal(t *Service) bool {
-	return s.Name == t.Name && s.Created == t.Created && slices.Equal(s.Ports, t.Ports) &&
+	return s.Name == t.Name && s.UID == t.UID && s.Created == t.Created && slices.Equal(s.Ports, t.Ports) &&
 		slices.Equal(s.ClusterIPs, t.ClusterIPs) && slices.Equal(s.ExternalIPs, t.ExternalIPs) &&
 		slices.Equal(s.LoadBalancerIPs, t.LoadBalancerIPs) && slices.Equal(s.SourceRanges, t.SourceRanges) &&
 		s.InternalLocal == t.InternalLocal && s.ExternalLocal == t.ExternalLocal &&
@@ -89,9 +91,10 @@ type SlicePort struct {
 }
 
 // Endpoint is one endpoint of a Slice (KUBE-PROXY §1.2). What it says of nodes
-// is said of this node only.
+// is said of this node only, but for Place, which is for people.
 type Endpoint struct {
 	Addr        netip.Addr
+	Place       Place
 	Zones       []string // hints: the zones that should use it
 	Ready       bool
 	Serving     bool
@@ -101,8 +104,30 @@ type Endpoint struct {
 	ForThisNode bool // and this one is among them
 }
 
+// Place is where an endpoint is. There are few of them for many endpoints, so
+// that each is kept once.
+type Place struct{ handle unique.Handle[place] }
+
+type place struct{ node, zone string }
+
+// MakePlace makes the Place of a node and a zone; "" is unknown.
+func MakePlace(node, zone string) Place { return Place{unique.Make(place{node, zone})} }
+
+// Node is the name of the Node, or "".
+func (p Place) Node() string { return p.get().node }
+
+// Zone is the zone, or "".
+func (p Place) Zone() string { return p.get().zone }
+
+func (p Place) get() place {
+	if p == (Place{}) {
+		return place{}
+	}
+	return p.handle.Value()
+}
+
 func (e Endpoint) equal(f Endpoint) bool {
-	return e.Addr == f.Addr && e.Ready == f.Ready && e.Serving == f.Serving && e.Terminating == f.Terminating &&
+	return e.Addr == f.Addr && e.Place == f.Place && e.Ready == f.Ready && e.Serving == f.Serving && e.Terminating == f.Terminating &&
 		e.Local == f.Local && e.NodeHinted == f.NodeHinted && e.ForThisNode == f.ForThisNode &&
 		slices.Equal(e.Zones, f.Zones)
 }

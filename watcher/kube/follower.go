@@ -26,6 +26,7 @@ type follower[O, F any] struct {
 	log      *slog.Logger
 	convert  func(*O) (*F, []error)
 	apply    func(facts.Delta[F])
+	problem  func(*O, error) // nil: nobody is told of what makes no sense, beside the log
 }
 
 // converted is what becomes of an object before all of a list is together, so
@@ -130,6 +131,9 @@ func (f *follower[O, F]) transform(obj any) (*converted[F], error) {
 		fact, problems := f.convert(obj)
 		for _, p := range problems {
 			f.log.Warn("an object of "+f.what+" has a part that makes no sense and is left out", "object", nameOf(obj), "err", p)
+			if f.problem != nil {
+				f.problem(obj, p)
+			}
 		}
 		return &converted[F]{fact}, nil
 	}

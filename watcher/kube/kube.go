@@ -16,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -52,11 +53,15 @@ type Options struct {
 	Master     string // URL that replaces the kubeconfig's server; ""
 	NodeName   string // this node
 	Log        *slog.Logger
-	// ContentType of answers; "": protobuf. JSON is always understood.
-	ContentType string
+	// ContentType of what is sent and asked for; "": protobuf. JSON is always
+	// understood. AcceptContentTypes, if set, is asked for instead.
+	ContentType, AcceptContentTypes string
 	// QPS and Burst limit requests; 0: client-go's default.
 	QPS   float32
 	Burst int
+	// Malformed, if set, is told of parts of a Service that make no sense and are
+	// left out, each time that the Service comes.
+	Malformed func(service facts.Name, uid string, err error)
 }
 
 // Source is an API server. It implements watcher.Source.
@@ -64,7 +69,8 @@ type Source struct {
 	node string
 	log  *slog.Logger
 	core, discovery,
-	networking rest.Interface
+	networking, events rest.Interface
+	malformed func(facts.Name, string, error)
 }
 
 // Config finds the API server and how to log in to it.
@@ -82,7 +88,10 @@ func Config(o Options) (*rest.Config, error) {
 	if c.ContentType == "" {
 		c.ContentType = protobuf
 	}
-	c.AcceptContentTypes = c.ContentType + "," + runtime.ContentTypeJSON
+	c.AcceptContentTypes = o.AcceptContentTypes
+	if c.AcceptContentTypes == "" {
+		c.AcceptContentTypes = c.ContentType + "," + runtime.ContentTypeJSON
+	}
 	c.QPS, c.Burst = o.QPS, o.Burst
 	return c, nil
 }
@@ -94,13 +103,13 @@ func New(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{node: strings.ToLower(strings.TrimSpace(o.NodeName)), log: o.Log}
+	s := &Source{node: strings.ToLower(strings.TrimSpace(o.NodeName)), log: o.Log, malformed: o.Malformed}
 	if s.node == "" {
 		return nil, errors.New("kube: no node name")
 	}
 	// Of the API just these groups are known: the whole of it costs megabytes.
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, eventsv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("registering the API's types: %w", err)
 		}
@@ -115,6 +124,7 @@ func New(o Options) (*Source, error) {
 		{&s.core, corev1.SchemeGroupVersion, "/api"},
 		{&s.discovery, discoveryv1.SchemeGroupVersion, "/apis"},
 		{&s.networking, networkingv1.SchemeGroupVersion, "/apis"},
+		{&s.events, eventsv1.SchemeGroupVersion, "/apis"},
 	} {
 		gc := rest.CopyConfig(c)
 		gc.GroupVersion, gc.APIPath, gc.NegotiatedSerializer = &g.version, g.path, codecs
@@ -136,6 +146,11 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	services := follower[corev1.Service, facts.Service]{
 		what: "Services", log: s.log, convert: facts.FromService,
 		apply: func(d facts.Delta[facts.Service]) { apply(facts.Change{Services: d}) },
+	}
+	if s.malformed != nil {
+		services.problem = func(o *corev1.Service, err error) {
+			s.malformed(facts.Name{Namespace: o.Namespace, Name: o.Name}, string(o.UID), err)
+		}
 	}
 	follow(services.reflector(s.core, "services", &corev1.Service{}, selection{
 		labels: "!" + facts.ProxyNameLabel,
@@ -163,6 +178,14 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	follow(cidrs.reflector(s.networking, "servicecidrs", &networkingv1.ServiceCIDR{}, selection{}))
 	all.Wait()
 	return ctx.Err()
+}
+
+// SendEvent writes an Event.
+func (s *Source) SendEvent(ctx context.Context, e *eventsv1.Event) error {
+	if err := s.events.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("writing an Event: %w", err)
+	}
+	return nil
 }
 
 // selection is which objects the API server sends, as selectors are written; "":

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -21,11 +22,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/watcher"
+	"github.com/switchyard-io/switchyard/watcher/facts"
 	"github.com/switchyard-io/switchyard/watcher/kube"
 )
 
@@ -315,6 +318,58 @@ func (a *agent) endpoints() int {
 		return -1
 	}
 	return len(p.Frontends[0].Pool.Endpoints)
+}
+
+func TestWritesEvents(t *testing.T) {
+	var path, kind string
+	var body []byte
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		path, kind = r.Method+" "+r.URL.Path, r.Header.Get("Content-Type")
+		body, _ = io.ReadAll(r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"apiVersion":"events.k8s.io/v1","kind":"Event"}`)
+	}))
+	defer h.Close()
+	source, err := kube.New(kube.Options{Master: h.URL, NodeName: "node-a", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &eventsv1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web.1"}, Reason: "AddressInUse"}
+	if err := source.SendEvent(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if path != "POST /apis/events.k8s.io/v1/namespaces/shop/events" || kind != "application/vnd.kubernetes.protobuf" || !bytes.Contains(body, []byte("AddressInUse")) {
+		t.Errorf("asked %s, %s: %q", path, kind, body)
+	}
+}
+
+func TestTellsOfMalformedServices(t *testing.T) {
+	api := newAPIServer()
+	api.shop()
+	bad := &corev1.Service{Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.9", ClusterIPs: []string{"10.96.0.9", "10.96.0"}, Ports: []corev1.ServicePort{{Port: 80}}}}
+	bad.TypeMeta, bad.ObjectMeta = meta(servicesPath, "bad")
+	bad.UID = "0123"
+	api.set(servicesPath, bad)
+	told := make(chan string, 9)
+	source, err := kube.New(kube.Options{
+		Master: serve(t, api).URL, NodeName: "node-a", Log: slog.New(slog.DiscardHandler),
+		Malformed: func(s facts.Name, uid string, err error) { told <- fmt.Sprintf("%s %s %v", s, uid, err) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _ = source.Run(ctx, func(facts.Change) {}) }()
+	select {
+	case got := <-told:
+		if !strings.HasPrefix(got, "shop/bad 0123 ") || !strings.Contains(got, "10.96.0") {
+			t.Errorf("told %q", got)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("never told")
+	}
 }
 
 func TestSelectors(t *testing.T) { // KUBE-PROXY §0

@@ -18,6 +18,25 @@ type endpoint struct {
 // lingering: it ends, and still answers until it has.
 func (e endpoint) lingering() bool { return e.Serving && e.Terminating }
 
+// lingers judges an endpoint where none is ready.
+func (e endpoint) lingers() Reason {
+	if e.lingering() {
+		return Chosen
+	}
+	return e.unready()
+}
+
+// unready is why an endpoint that is not ready gets nothing.
+func (e endpoint) unready() Reason {
+	switch {
+	case e.lingering():
+		return Terminating
+	case e.Terminating:
+		return Stopped
+	}
+	return NotReady
+}
+
 // endpoints gathers the endpoints of a port in a family, sorted by address. The
 // number of a named port is each EndpointSlice's own.
 //
@@ -76,11 +95,11 @@ func serving(known []endpoint) []netip.AddrPort {
 	return out
 }
 
-// choose is the Endpoints that a test passes, in a slice of just their number.
-func choose(known []endpoint, test func(endpoint) bool) []dataplane.Endpoint {
+// choose is the Endpoints that a rule leaves in, in a slice of just their number.
+func choose(known []endpoint, rule func(endpoint) Reason) []dataplane.Endpoint {
 	n := 0
 	for _, e := range known {
-		if test(e) {
+		if rule(e) == Chosen {
 			n++
 		}
 	}
@@ -89,7 +108,7 @@ func choose(known []endpoint, test func(endpoint) bool) []dataplane.Endpoint {
 	}
 	out := make([]dataplane.Endpoint, 0, n)
 	for _, e := range known {
-		if test(e) {
+		if rule(e) == Chosen {
 			out = append(out, dataplane.Endpoint{Addr: e.addr, Local: e.Local})
 		}
 	}
@@ -97,24 +116,37 @@ func choose(known []endpoint, test func(endpoint) bool) []dataplane.Endpoint {
 }
 
 // clusterSet is who answers under the traffic policy Cluster: the ready
-// endpoints that topology leaves; where there are none, those that linger,
+// endpoints that topology leaves; where none is ready, those that linger,
 // wherever they are (§1.3).
-func clusterSet(known []endpoint, zone string) []dataplane.Endpoint {
-	near := topology(known, zone)
-	if set := choose(known, func(e endpoint) bool { return e.Ready && near(e) }); len(set) > 0 {
-		return set
+func clusterSet(known []endpoint, zone string) func(endpoint) Reason {
+	if !slices.ContainsFunc(known, func(e endpoint) bool { return e.Ready }) {
+		return endpoint.lingers
 	}
-	return choose(known, endpoint.lingering)
+	near := topology(known, zone)
+	return func(e endpoint) Reason {
+		if !e.Ready {
+			return e.unready()
+		}
+		return near(e)
+	}
 }
 
 // localSet is who answers under the traffic policy Local: the ready endpoints
 // of this node; where there are none, those that linger on it. Topology has no
 // part in it (§1.3).
-func localSet(known []endpoint) []dataplane.Endpoint {
-	if set := choose(known, func(e endpoint) bool { return e.Local && e.Ready }); len(set) > 0 {
-		return set
+func localSet(known []endpoint) func(endpoint) Reason {
+	ready := slices.ContainsFunc(known, func(e endpoint) bool { return e.Local && e.Ready })
+	return func(e endpoint) Reason {
+		switch {
+		case !e.Ready && !e.lingering():
+			return e.unready() // it would be, wherever it is
+		case !e.Local:
+			return NotLocal
+		case ready && !e.Ready:
+			return Terminating
+		}
+		return Chosen
 	}
-	return choose(known, func(e endpoint) bool { return e.Local && e.lingering() })
 }
 
 // reachable: an endpoint anywhere could answer, were it not for a policy. It
@@ -127,7 +159,7 @@ func reachable(known []endpoint) bool {
 // where every ready endpoint has a hint for nodes and one is for this node,
 // else by zone in the same way, else all. So one endpoint without hints, or
 // none for this zone, means that all serve.
-func topology(known []endpoint, zone string) func(endpoint) bool {
+func topology(known []endpoint, zone string) func(endpoint) Reason {
 	allNodes, thisNode, allZones, thisZone := true, false, true, false
 	inZone := func(e endpoint) bool { return zone != "" && slices.Contains(e.Zones, zone) }
 	for _, e := range known {
@@ -139,11 +171,17 @@ func topology(known []endpoint, zone string) func(endpoint) bool {
 		allZones = allZones && len(e.Zones) > 0
 		thisZone = thisZone || inZone(e)
 	}
+	unless := func(in bool, why Reason) Reason {
+		if in {
+			return Chosen
+		}
+		return why
+	}
 	switch {
 	case allNodes && thisNode:
-		return func(e endpoint) bool { return e.ForThisNode }
+		return func(e endpoint) Reason { return unless(e.ForThisNode, OtherNode) }
 	case allZones && thisZone:
-		return inZone
+		return func(e endpoint) Reason { return unless(inZone(e), OtherZone) }
 	}
-	return func(endpoint) bool { return true }
+	return func(endpoint) Reason { return Chosen }
 }

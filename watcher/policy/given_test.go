@@ -150,7 +150,48 @@ func build(t *testing.T, s *corev1.Service, env policy.Env, eps ...*discoveryv1.
 			sets = append(sets, set)
 		}
 	}
-	return policy.Ports(svc, policy.Frontends(svc, env.Families, env.ExternalIPs), sets, env)
+	ports := policy.Ports(svc, policy.Frontends(svc, env.Families, env.ExternalIPs), sets, env)
+	for _, p := range ports {
+		checkExplained(t, p, svc, sets, env)
+	}
+	return ports
+}
+
+// checkExplained sees that Explain chooses for each frontend just who is in its
+// pools, whatever a test is about.
+func checkExplained(t *testing.T, p *dataplane.ServicePort, svc *facts.Service, sets []*facts.Slice, env policy.Env) {
+	t.Helper()
+	for _, port := range svc.Ports {
+		if port.Name != p.ID.Port || port.Protocol != p.ID.Protocol {
+			continue
+		}
+		x := policy.Explain(svc, port, p.ID.Family, sets, env)
+		if x.ID != p.ID {
+			t.Errorf("%s is explained as %s", p.ID, x.ID)
+		}
+		chosen := func(local bool) string {
+			var words []string
+			for _, e := range x.Endpoints {
+				if e.In(local) == policy.Chosen {
+					words = append(words, e.Addr.String())
+				}
+			}
+			return strings.Join(words, " ")
+		}
+		for _, f := range p.Frontends {
+			outside, inside := policy.LocalOnly(svc, f.Kind)
+			for who, c := range map[string]struct{ said, is string }{
+				"outside": {chosen(outside), poolOf(f.Pool)}, "inside": {chosen(inside), insideOf(f)},
+			} {
+				if c.is == "reject" || c.is == "drop" {
+					c.is = ""
+				}
+				if c.said != c.is {
+					t.Errorf("%s %s for clients %s: explained as %q, built as %q", p.ID, f.Kind, who, c.said, c.is)
+				}
+			}
+		}
+	}
 }
 
 // one is the only ServicePort of a family.

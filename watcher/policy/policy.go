@@ -57,8 +57,7 @@ func servicePort(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, 
 	port, family := svc.Ports[frontends[0].port], frontends[0].family
 	known := endpoints(sets, port, family)
 	sp := &dataplane.ServicePort{
-		ID: dataplane.PortID{Namespace: svc.Name.Namespace, Service: svc.Name.Name,
-			Port: port.Name, Protocol: port.Protocol, Family: family},
+		ID:          portID(svc, port, family),
 		Frontends:   make([]dataplane.Frontend, 0, len(frontends)),
 		Affinity:    svc.Affinity.Truncate(time.Second),
 		Scheduler:   svc.Scheduler,
@@ -80,6 +79,10 @@ func servicePort(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, 
 		sp.Frontends = append(sp.Frontends, df)
 	}
 	return sp
+}
+
+func portID(svc *facts.Service, port facts.ServicePort, family dataplane.Family) dataplane.PortID {
+	return dataplane.PortID{Namespace: svc.Name.Namespace, Service: svc.Name.Name, Port: port.Name, Protocol: port.Protocol, Family: family}
 }
 
 // internalSNAT is who is masqueraded on the way to a ClusterIP (§1.13).

@@ -87,6 +87,42 @@ func TestSets(t *testing.T) {
 	})
 }
 
+// TestReasons is what keeps each endpoint out: of the Cluster set, of the Local set.
+func TestReasons(t *testing.T) {
+	const in = "in use"
+	for _, tc := range []struct {
+		name      string
+		endpoints []string
+		want      []string // "cluster / local", sorted by address
+	}{
+		{"not ready", []string{l1 + " local ready", l2 + " local unready", r1 + " unready"},
+			[]string{in + " / " + in, "not ready / not ready", "not ready / not ready"}},
+		{"terminating beside ready ones", []string{l1 + " local ready", l2 + " local terminating", r1 + " terminating", r2 + " stopped"},
+			[]string{in + " / " + in, "terminating, and others are ready / terminating, and others are ready",
+				"terminating, and others are ready / on another node, and the traffic policy is Local",
+				"terminating and not serving / terminating and not serving"}},
+		{"ready ones elsewhere alone", []string{l1 + " local terminating", r1 + " ready"},
+			[]string{"terminating, and others are ready / " + in, in + " / on another node, and the traffic policy is Local"}},
+		{"hints for zones", []string{l1 + " local zone:z2", r1 + " zone:z1"},
+			[]string{"topology hints give it to other zones / " + in, in + " / on another node, and the traffic policy is Local"}},
+		{"hints for nodes", []string{l1 + " local node:here", r1 + " node:elsewhere"},
+			[]string{in + " / " + in, "topology hints give it to other nodes / on another node, and the traffic policy is Local"}},
+		{"published though unready", []string{l1 + " local published"}, []string{in + " / " + in}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			svc, _ := facts.FromService(service(nil))
+			set, _ := facts.FromSlice(slice("a", tc.endpoints...), here)
+			var got []string
+			for _, e := range policy.Explain(svc, svc.Ports[0], dataplane.IPv4, []*facts.Slice{set}, env()).Endpoints {
+				got = append(got, fmt.Sprintf("%s / %s", e.Cluster, e.Local))
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
 // TestSlices is how slices come together: KUBE-PROXY §1.2.
 func TestSlices(t *testing.T) {
 	port := func(s *discoveryv1.EndpointSlice, change func(*discoveryv1.EndpointPort)) *discoveryv1.EndpointSlice {

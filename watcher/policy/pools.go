@@ -24,12 +24,12 @@ type poolSet struct {
 //	external Cluster   Cluster   -         all        reject
 //	external Local     Local     Cluster   node       as internal Local
 func pools(svc *facts.Service, known []endpoint, zone string) poolSet {
-	cluster := &dataplane.Pool{Endpoints: clusterSet(known, zone), IfEmpty: dataplane.Reject}
+	cluster := &dataplane.Pool{Endpoints: choose(known, clusterSet(known, zone)), IfEmpty: dataplane.Reject}
 	p := poolSet{internal: cluster, external: cluster, externalSNAT: dataplane.SNATAll}
 	if !svc.InternalLocal && !svc.ExternalLocal {
 		return p
 	}
-	local := &dataplane.Pool{Endpoints: localSet(known), IfEmpty: dataplane.Reject}
+	local := &dataplane.Pool{Endpoints: choose(known, localSet(known)), IfEmpty: dataplane.Reject}
 	if len(local.Endpoints) == 0 && reachable(known) {
 		local.IfEmpty = dataplane.Drop
 	}

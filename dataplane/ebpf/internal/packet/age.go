@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -129,7 +130,8 @@ type collector struct {
 	stats       *ebpf.Map
 	log         *slog.Logger
 	flag        string
-	refused     uint64 // connections, at the last pass
+	refused     uint64        // connections, at the last pass
+	entries     *atomic.Int64 // nil: nobody asks
 	now         func() time.Duration
 	keys        []tuple
 	values      []conn
@@ -139,7 +141,7 @@ type collector struct {
 
 func newCollector(cfg Config) *collector {
 	return &collector{
-		connections: cfg.Collection.Maps[mapConnections], stats: cfg.Collection.Maps["stats"], log: cfg.Log, flag: cfg.ConnectionsFlag, now: monotonic,
+		connections: cfg.Collection.Maps[mapConnections], stats: cfg.Collection.Maps["stats"], log: cfg.Log, flag: cfg.ConnectionsFlag, entries: cfg.Connections, now: monotonic,
 		keys: make([]tuple, batchSize), values: make([]conn, batchSize),
 	}
 }
@@ -176,6 +178,7 @@ func (c *collector) run(ctx context.Context) {
 // collect walks the table once and removes what is over.
 func (c *collector) collect(ctx context.Context) (removed int, err error) {
 	c.suspects, c.suspected = map[tuple]bool{}, c.suspects
+	var seen int64
 	var cursor ebpf.MapBatchCursor
 	for range mostBatches {
 		n, err := c.connections.BatchLookup(&cursor, c.keys, c.values, nil)
@@ -188,6 +191,7 @@ func (c *collector) collect(ctx context.Context) (removed int, err error) {
 			return removed, err
 		}
 		now := c.now()
+		seen += int64(n)
 		for i := range n {
 			if c.over(c.keys[i], c.values[i], now) {
 				c.remove(c.keys[i], c.values[i])
@@ -195,6 +199,9 @@ func (c *collector) collect(ctx context.Context) (removed int, err error) {
 			}
 		}
 		if last {
+			if c.entries != nil {
+				c.entries.Store(max(seen-int64(removed), 0))
+			}
 			return removed, nil
 		}
 		select {

@@ -19,6 +19,10 @@ import (
 const (
 	devicePods  = 1
 	deviceNoMAC = 2
+
+	// deviceUnwritten marks one that has a program and is not in the map; it is
+	// never written.
+	deviceUnwritten = 1 << 7
 )
 
 // device is struct device of bpf/conn.h.
@@ -157,7 +161,7 @@ func (p *Path) readDevices() error {
 		}
 		for _, n := range pinned {
 			if _, ok := p.written[uint32(n)]; !ok {
-				p.written[uint32(n)] = device{}
+				p.written[uint32(n)] = device{Flags: deviceUnwritten}
 			}
 		}
 	}

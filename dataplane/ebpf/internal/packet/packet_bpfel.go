@@ -124,7 +124,8 @@ type packetScratch struct {
 		Opens      uint8
 		Ends       uint8
 		Inner      uint8
-		Pad        [3]uint8
+		Whole      uint8
+		Pad        [2]uint8
 	}
 	Inner struct {
 		_          structs.HostLayout
@@ -138,7 +139,8 @@ type packetScratch struct {
 		Opens      uint8
 		Ends       uint8
 		Inner      uint8
-		Pad        [3]uint8
+		Whole      uint8
+		Pad        [2]uint8
 	}
 	Request struct {
 		_              structs.HostLayout

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -52,6 +53,9 @@ type Config struct {
 	// ConnectionsFlag is how warnings name the setting of the size of the
 	// connection table.
 	ConnectionsFlag string
+	// Connections, if set, is told now and then how many entries the connection
+	// table has.
+	Connections *atomic.Int64
 }
 
 // Path is the packet path at work.
@@ -111,21 +115,31 @@ func (p *Path) SetNode(node *dataplane.Node) error {
 	return p.update()
 }
 
-// Repair puts the programs back where somebody took them away.
+// Repair puts back what somebody took away: programs, and what is noted of
+// devices.
 func (p *Path) Repair() error {
+	if err := openLoopback(p.cfg); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	clear(p.attached)
+	clear(p.written)
+	err := p.readDevices()
 	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	return p.update()
 }
 
-// Check is an error that names a device without our programs.
+// Check is an error that names each device without our programs, or of which is
+// noted something else than was written.
 func (p *Path) Check() error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("listing devices: %w", err)
 	}
-	var errs []error
+	errs := []error{checkLoopback(p.cfg), p.checkDevices()}
 	for _, l := range links {
 		if err := p.hooks.check(l); err != nil && !isGone(l.Attrs().Index) {
 			errs = append(errs, err)
@@ -171,16 +185,50 @@ func (p *Path) follow(ctx context.Context, changes <-chan struct{}) {
 	}
 }
 
-// openLoopback lets the stack take from lo what the node's own connections get
-// as answers from a Service: the node's own address, or 127.0.0.1, as source.
-// Both settings are of lo alone, which nobody else can send to.
-func openLoopback(cfg Config) error {
+func loopbackSettings(cfg Config) []string {
 	names := []string{"net/ipv4/conf/lo/accept_local"}
 	if cfg.LocalhostNodePorts {
 		names = append(names, "net/ipv4/conf/lo/route_localnet")
 	}
+	return names
+}
+
+func checkLoopback(cfg Config) error {
 	var errs []error
-	for _, name := range names {
+	for _, name := range loopbackSettings(cfg) {
+		if on, err := sysctl.Proc.Int(name); err == nil && on == 0 {
+			errs = append(errs, fmt.Errorf("sysctl %s is 0, so that the node does not reach its own NodePorts", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkDevices compares what is noted of devices with what was written.
+func (p *Path) checkDevices() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for index, want := range p.written {
+		var have device
+		err := p.devices.Lookup(index, &have)
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			errs = append(errs, fmt.Errorf("map %s: device %d is missing", mapDevices, index))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("reading map %s: %w", mapDevices, err))
+		case have != want:
+			errs = append(errs, fmt.Errorf("map %s: device %d is not as it was written", mapDevices, index))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// openLoopback lets the stack take from lo what the node's own connections get
+// as answers from a Service: the node's own address, or 127.0.0.1, as source.
+// Both settings are of lo alone, which nobody else can send to.
+func openLoopback(cfg Config) error {
+	var errs []error
+	for _, name := range loopbackSettings(cfg) {
 		if err := sysctl.Proc.SetInt(name, 1); err != nil {
 			errs = append(errs, fmt.Errorf("so that the node reaches its own NodePorts: %w", err))
 		}

@@ -20,6 +20,9 @@ import (
 // passed is TC_ACT_UNSPEC: on to the stack.
 const passed = 0xffffffff
 
+// shot is TC_ACT_SHOT: dropped.
+const shot = 2
+
 // The Service of these tests: port 80 at each of frontends is served by port
 // 8080 at the endpoint of its family.
 var (
@@ -327,29 +330,3 @@ func takeAllPorts(t *testing.T, connections *ebpf.Map, ends [2]uint8) {
 		t.Fatal(err)
 	}
 }
-
-// BenchmarkPrograms times one packet in a program.
-func BenchmarkPrograms(b *testing.B) {
-	c := programs(b)
-	first := frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_UDP)
-	run(b, c.Programs[progIn], first)
-	for _, bc := range []struct {
-		name string
-		prog string
-		in   []byte
-	}{
-		{"not to a Service", progIn, frame(client4, strangerAddr(), clientPort, 53, unix.IPPROTO_UDP)},
-		{"answer of a known connection", progOut, frame(endpoint4, client4, endpointPort, clientPort, unix.IPPROTO_UDP)},
-	} {
-		b.Run(bc.name, func(b *testing.B) {
-			_, took, err := c.Programs[bc.prog].Benchmark(bc.in, b.N, b.ResetTimer)
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
-		})
-	}
-}
-
-// strangerAddr is an address that nothing is known of.
-func strangerAddr() netip.Addr { return netip.MustParseAddr("192.88.99.1") }

@@ -1,0 +1,367 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
+	"sigs.k8s.io/yaml"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/conntrack"
+	"github.com/switchyard-io/switchyard/inspect"
+	"github.com/switchyard-io/switchyard/inspect/show"
+)
+
+// Errors that a command has printed as its answer already.
+var (
+	errDiffers   = errors.New("the kernel differs from what is wanted")
+	errNoBackend = errors.New("no backend works here")
+)
+
+// wrong is the error of a flag's value.
+func wrong(flag string, value any, allowed string) error {
+	return fmt.Errorf("--%s is %q; %s", flag, fmt.Sprint(value), allowed)
+}
+
+func addSocketFlag(fs *pflag.FlagSet, socket *string, usage string) {
+	fs.StringVar(socket, "socket", inspect.DefaultSocket, usage)
+}
+
+// inspectCommands ask a running agent, and the machine.
+func inspectCommands() []*cobra.Command {
+	get := &cobra.Command{
+		Use:   "get",
+		Short: "List what the agent of this node knows",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	get.AddCommand(getServicesCommand())
+	return []*cobra.Command{statusCommand(), get, explainCommand(), verifyCommand(), doctorCommand()}
+}
+
+// asker is what the commands that ask an agent have in common.
+type asker struct {
+	client inspect.Client
+	format string
+	wide   bool // the command has the format wide
+}
+
+func (a *asker) add(cmd *cobra.Command) {
+	addSocketFlag(cmd.Flags(), &a.client.Socket, "Unix socket of the agent")
+	a.addOutput(cmd)
+}
+
+func (a *asker) addOutput(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&a.format, "output", "o", "table", "how to print: "+strings.Join(a.formats(), ", "))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(a.formats(), cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+}
+
+func (a *asker) formats() []string {
+	if a.wide {
+		return []string{"table", "wide", "json", "yaml"}
+	}
+	return []string{"table", "json", "yaml"}
+}
+
+func (a *asker) check() error {
+	for _, f := range a.formats() {
+		if a.format == f {
+			return nil
+		}
+	}
+	return wrong("output", a.format, "it can be "+strings.Join(a.formats(), ", "))
+}
+
+// print writes the answer as it came, or as tables.
+func (a *asker) print(cmd *cobra.Command, body []byte, tables func(*show.Printer) error) error {
+	return printAs(a.format, cmd.OutOrStdout(), body, tables)
+}
+
+func printAs(format string, out io.Writer, body []byte, tables func(*show.Printer) error) error {
+	switch format {
+	case "json":
+		_, err := out.Write(body)
+		return err
+	case "yaml":
+		y, err := yaml.JSONToYAML(body)
+		if err == nil {
+			_, err = out.Write(y)
+		}
+		return err
+	}
+	return tables(&show.Printer{Out: out, Colour: isTerminal(out), Now: time.Now()})
+}
+
+// isTerminal tells whether colours can be shown, and are wanted.
+func isTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+func statusCommand() *cobra.Command {
+	a := &asker{}
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how the agent and this node's kernel stand",
+		Long: `Show how the agent and this node's kernel stand: which backend is in use and
+why, what is wanted and what is in force, health, and what comparisons of the
+kernel with what is wanted found.`,
+		Example: `  switchyard status
+  switchyard status -o json | jq .sync`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.check(); err != nil {
+				return err
+			}
+			s, body, err := a.client.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, body, func(p *show.Printer) error { return p.Status(s) })
+		},
+	}
+	a.add(cmd)
+	return cmd
+}
+
+func getServicesCommand() *cobra.Command {
+	a := &asker{wide: true}
+	var namespace string
+	cmd := &cobra.Command{
+		Use:     "services [[NAMESPACE/]NAME]",
+		Aliases: []string{"service", "svc"},
+		Short:   "List Services: where they answer, and which endpoints are in use on this node",
+		Long: `List Services: where they answer, and which endpoints are in use on this node.
+
+With a NAME or -o wide, each endpoint is told with its node, zone and state,
+who uses it on this node, and the rule that keeps it from others: clients of the
+ClusterIP; and of NodePorts, load balancer and external addresses, clients from
+outside, and those inside (this node and its pods). CONNS and BYTES are those of
+connections through the Service that stand now, "-" where nothing counts them.
+Bytes need the sysctl net.netfilter.nf_conntrack_acct=1, and the eBPF backend
+counts none.`,
+		Example: `  switchyard get services
+  switchyard get services -n shop
+  switchyard get services shop/web
+  switchyard get services -o wide`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.check(); err != nil {
+				return err
+			}
+			name := ""
+			if len(args) > 0 {
+				name = args[0]
+				if ns, rest, ok := strings.Cut(name, "/"); ok {
+					namespace, name = ns, rest
+				}
+			}
+			s, body, err := a.client.Services(cmd.Context(), namespace, name)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, body, func(p *show.Printer) error {
+				if name != "" || a.format == "wide" {
+					return p.ServicesWide(s)
+				}
+				return p.Services(s)
+			})
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return a.names(cmd, namespace, args)
+		},
+	}
+	a.add(cmd)
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "just the Services of this namespace")
+	return cmd
+}
+
+// names completes the name of a Service.
+func (a *asker) names(cmd *cobra.Command, namespace string, args []string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	s, _, err := a.client.Services(cmd.Context(), namespace, "")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, svc := range s.Services {
+		if namespace != "" {
+			names = append(names, svc.Name)
+		} else {
+			names = append(names, svc.Namespace+"/"+svc.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func explainCommand() *cobra.Command {
+	a := &asker{}
+	var from string
+	var kernel bool
+	cmd := &cobra.Command{
+		Use:   "explain ADDRESS:PORT[/PROTOCOL]",
+		Short: "Tell what becomes of connections to an address, and why",
+		Long: `Tell what becomes of connections to an address, and why: which Service answers
+there, the rules that apply to the client, the endpoints that may answer, each
+one that is left out with the rule that left it out, whether the endpoint sees
+the client's address or the node's, and what the kernel really holds. For an
+address that is no Service's it says what happens instead.
+
+Without --from it tells of each kind of client: pods of this node, the node
+itself, and clients from outside. PROTOCOL is TCP (the default), UDP or SCTP.`,
+		Example: `  switchyard explain 10.96.0.10:53/UDP
+  switchyard explain --from 10.244.1.7 10.96.0.10:53/UDP
+  switchyard explain --from 203.0.113.9 192.0.2.1:30080
+  switchyard explain '[fd96::a]:443'`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("explain takes one address and port, as in 10.96.0.1:443 or 10.96.0.10:53/UDP, and was given %d", len(args))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.check(); err != nil {
+				return err
+			}
+			to, protocol, given := strings.Cut(args[0], "/")
+			if !given {
+				protocol = "TCP"
+			}
+			x, body, err := a.client.Explain(cmd.Context(), to, protocol, from, kernel)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, body, func(p *show.Printer) error { return p.Explanation(x) })
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	a.add(cmd)
+	cmd.Flags().StringVar(&from, "from", "", "address of the client; default: each kind of client")
+	cmd.Flags().BoolVar(&kernel, "kernel", true, "read back what the kernel holds; with many thousands of Services that takes seconds")
+	return cmd
+}
+
+func verifyCommand() *cobra.Command {
+	a := &asker{}
+	var repair bool
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Compare the kernel with what is wanted, and repair it if asked to",
+		Long: `Compare the kernel with what is wanted: everything that Switchyard programs is
+read back, and each difference is listed.
+
+The exit status is 0 where the kernel is as wanted or --repair made it so, and 1
+where it is not. The agent does the same by itself every --verify-interval.`,
+		Example: `  switchyard verify
+  switchyard verify --repair`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.check(); err != nil {
+				return err
+			}
+			v, body, err := a.client.Verify(cmd.Context(), repair)
+			if err != nil {
+				return err
+			}
+			if err := a.print(cmd, body, func(p *show.Printer) error { return p.Verification(v) }); err != nil {
+				return err
+			}
+			if len(v.Differences) > 0 && (!v.Repaired || len(v.Left) > 0) {
+				return errDiffers
+			}
+			return nil
+		},
+	}
+	a.add(cmd)
+	cmd.Flags().BoolVar(&repair, "repair", false, "make the kernel as wanted where it is not")
+	return cmd
+}
+
+// serveInspector answers those commands in a running agent.
+func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
+	if a.config.Switchyard.Socket == "" {
+		return
+	}
+	backend := inspect.Backend{Name: a.backend, Asked: a.choice.Asked}
+	for _, p := range a.choice.PassedOver {
+		backend.PassedOver = append(backend.PassedOver, inspect.PassedOver{Name: p.Name, Reason: p.Reason.Error()})
+	}
+	s := &inspect.Server{
+		Socket: a.config.Switchyard.Socket, HardFail: a.config.KubeProxy.BindAddressHardFail, Log: a.log,
+		Inspector: inspect.Inspector{
+			Version: version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
+			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, VerifyInterval: a.config.Switchyard.VerifyInterval.Duration,
+			Flows: a.flows, Counted: a.counted(), Sockets: a.backend == "ebpf" && *a.config.Switchyard.EBPF.SocketLB, Device: deviceTo,
+		},
+	}
+	g.Go(func() error { return s.Run(ctx) })
+}
+
+// flower is a backend with a connection table of its own.
+type flower interface {
+	Flows(visit func(dataplane.Flow)) error
+}
+
+// flows are the connections through Services: of the backend's own table, or of
+// conntrack's.
+func (a *agent) flows(ctx context.Context, visit func(dataplane.Flow)) error {
+	if b, ok := a.opened.(flower); ok {
+		return b.Flows(visit)
+	}
+	for _, family := range a.families {
+		if err := conntrack.Flows(ctx, family, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// counted says which connections those are.
+func (a *agent) counted() string {
+	_, own := a.opened.(flower)
+	switch {
+	case !own:
+		return "all"
+	case *a.config.Switchyard.EBPF.SocketLB:
+		return "those translated packet by packet, so not those of this node's processes and pods"
+	}
+	return "all"
+}
+
+// healthNow is what the health paths say.
+func (a *agent) healthNow() inspect.Health {
+	s := a.syncer.Status()
+	h := inspect.Health{Healthy: a.health.Healthy(), Reason: a.waiting()}
+	h.Ready = h.Healthy && s.InForce > 0
+	if s.Err != nil && !h.Ready {
+		h.Reason = s.Err.Error()
+	}
+	return h
+}
+
+// deviceTo names the device through which an address is reached.
+func deviceTo(addr netip.Addr) (string, error) {
+	routes, err := netlink.RouteGet(addr.AsSlice())
+	if err != nil {
+		return "", fmt.Errorf("looking for the route to %s: %w", addr, err)
+	}
+	for _, r := range routes {
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+			return l.Attrs().Name, nil
+		}
+	}
+	return "", fmt.Errorf("there is no route to %s", addr)
+}

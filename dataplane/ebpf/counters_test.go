@@ -1,0 +1,69 @@
+package ebpf
+
+import (
+	"net/netip"
+	"os"
+	"regexp"
+	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// TestEveryCounterHasAWord: in the order of bpf/stats.h.
+func TestEveryCounterHasAWord(t *testing.T) {
+	text, err := os.ReadFile("../../bpf/stats.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`(?m)^\tSTAT_([A-Z_]+), `).FindAllStringSubmatch(string(text), -1)
+	words := stats()
+	if len(names) != len(words) {
+		t.Fatalf("bpf/stats.h has %d counters, stats() %d", len(names), len(words))
+	}
+	for i, n := range names {
+		dropped := regexp.MustCompile(`STAT_` + n[1] + `,[^\n]*(: dropped \*/|policy drops|outside the Service's|that no Service has|updates overtook)`).MatchString(string(text))
+		if dropped != (words[i].metric == "switchyard_dropped_total") {
+			t.Errorf("%s is told as %s{%s=%q}", n[1], words[i].metric, words[i].label, words[i].value)
+		}
+	}
+}
+
+// TestCounts: what sockets did, and how full the maps are. Counters outlive an
+// agent, so that they may start anywhere.
+func TestCounts(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	counted := func() map[string]float64 {
+		all, err := b.Counts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]float64{}
+		for _, c := range all {
+			out[c.Name+" "+c.Labels[0].Value] = c.Value
+		}
+		return out
+	}
+	mustSync(t, b, nil, snapshot(
+		portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080", "10.40.1.2:8080"))),
+		portOf("none", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.2:53", poolOf())),
+	))
+	before := counted()
+	for range 3 {
+		if _, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.1:53")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _ = connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.2:53")) // refused, or left to packets by older kernels
+	after := counted()
+	if got := after["switchyard_ebpf_events_total socket_connect"] - before["switchyard_ebpf_events_total socket_connect"]; got != 3 {
+		t.Errorf("%v sockets connected, want 3", got)
+	}
+	for name, want := range map[string]float64{"frontends": 2, "services": 2, "endpoints": 2} {
+		if got := after["switchyard_map_entries "+name]; got != want {
+			t.Errorf("%s: %v entries, want %v", name, got, want)
+		}
+		if after["switchyard_map_capacity "+name] < 64 {
+			t.Errorf("%s: room for %v", name, after["switchyard_map_capacity "+name])
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package ipvs
+
+import (
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// TestRoutes: the node connects to a Service address from its own, whatever
+// came and went before; nobody else's local route is touched.
+func TestRoutes(t *testing.T) {
+	inNetns(t, func() {
+		n := newNode(t)
+		before := localRoutes(t)
+		for range 3 {
+			for _, tc := range []struct {
+				family   dataplane.Family
+				vip, own string
+			}{{dataplane.IPv4, "10.96.0.1", "198.51.100.1"}, {dataplane.IPv6, "fd96::1", "2001:db8:1::1"}} {
+				vip := netip.MustParseAddr(tc.vip)
+				n.routes.findSource(tc.family)
+				if got := n.routes.sources[tc.family]; got.IsValid() && got.String() != tc.own {
+					t.Fatalf("the node is said to send from %s; its address is %s", got, tc.own)
+				}
+				for range 2 { // the second time it is there
+					if err := n.routes.add(vip); err != nil {
+						t.Fatal(err)
+					}
+				}
+				have, err := n.routes.read(tc.family)
+				if err != nil || len(have) != 1 || !have[vip] {
+					t.Fatalf("read back: %v, %v", have, err)
+				}
+				to, err := n.routes.netlink.RouteGet(vip.AsSlice())
+				if err != nil || len(to) != 1 || to[0].Src.String() != tc.own {
+					t.Errorf("to %s the node sends by %v, %v; wanted from %s", vip, to, err, tc.own)
+				}
+			}
+			if err := cleanupRoutes(n.routes); err != nil {
+				t.Fatal(err)
+			}
+			if after := localRoutes(t); after != before {
+				t.Fatalf("local routes were\n%s\nand are\n%s", before, after)
+			}
+		}
+	})
+}
+
+func localRoutes(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", "ip route show table local; ip -6 route show table local").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(out), "linkdown ", "")
+}

@@ -1,0 +1,158 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Verification is one comparison of the kernel with what it must hold.
+type Verification struct {
+	At          time.Time
+	Took        time.Duration
+	Revision    uint64   // of the Snapshot that the kernel was compared with
+	Differences []string // in plain words; none: the kernel is as wanted
+	// Repaired says that a repair followed, and Left what it left.
+	Repaired bool
+	Left     []string
+}
+
+// Drift counts what verifications found. All but LastFound only grow.
+type Drift struct {
+	Checks    uint64 // comparisons made, those that failed not among them
+	Found     uint64 // differences that were then repaired
+	Repairs   uint64
+	LastCheck time.Time
+	LastFound Verification // the last that found something; zero: none did
+}
+
+// errNothingYet is Verify's before the first Snapshot.
+var errNothingYet = errors.New("nothing is wanted yet: Services are not known")
+
+// Drift tells what verifications have found so far: those of the schedule
+// (SyncerConfig.AuditInterval) and those that Verify was asked for.
+func (s *Syncer) Drift() Drift {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drift
+}
+
+// Verify compares the kernel with the newest Snapshot; with repair it also
+// makes the kernel as wanted where it is not, and compares again. It waits for a
+// Sync that goes on.
+func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) {
+	var v Verification
+	err := s.between(ctx, func(ctx context.Context) error {
+		want := s.settled(ctx)
+		if want == nil {
+			return errNothingYet
+		}
+		var err error
+		if v, _, err = s.compare(ctx, want); err != nil || !repair || len(v.Differences) == 0 {
+			return err
+		}
+		s.inForce = nil
+		if err := s.syncOnce(ctx); s.inForce == nil { // not even in part
+			return err
+		}
+		after, _, err := s.compare(ctx, want)
+		v.Repaired, v.Left = err == nil, after.Differences
+		if v.Repaired {
+			s.noteRepair(v)
+		}
+		return err
+	})
+	return v, err
+}
+
+// Observe reads the kernel back and tells what it should hold.
+func (s *Syncer) Observe(ctx context.Context) (have *Observation, want *Snapshot, err error) {
+	err = s.between(ctx, func(ctx context.Context) error {
+		if want = s.settled(ctx); want == nil {
+			return errNothingYet
+		}
+		have, err = s.backend.Observe(ctx)
+		return err
+	})
+	return have, want, err
+}
+
+// settled is the newest Snapshot, after the Sync that it waits for, if it does:
+// what is on its way is no difference.
+func (s *Syncer) settled(ctx context.Context) *Snapshot {
+	want := s.newest()
+	if want != nil && s.inForce != nil && s.Status().InForce != want.Revision && len(s.refused) == 0 {
+		_ = s.syncOnce(ctx) // it is logged, and in the status
+	}
+	return s.newest()
+}
+
+func (s *Syncer) newest() *Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.want
+}
+
+// between has Run's goroutine do something between two Syncs. do gets Run's
+// context, because nobody who stops waiting may leave a Sync half done.
+func (s *Syncer) between(ctx context.Context, do func(context.Context) error) error {
+	done := make(chan error, 1)
+	select {
+	case s.asks <- func(run context.Context) { done <- do(run) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// compare reads the kernel back and counts what differs. whole: it sees all
+// that a repair would mend.
+func (s *Syncer) compare(ctx context.Context, want *Snapshot) (v Verification, whole bool, err error) {
+	v = Verification{At: time.Now(), Revision: want.Revision}
+	have, err := s.backend.Observe(ctx)
+	if err != nil {
+		return v, false, err
+	}
+	v.Differences = have.Differences(Expect(want))
+	v.Took = time.Since(v.At)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drift.Checks++
+	s.drift.LastCheck = v.At
+	if len(v.Differences) > 0 {
+		s.drift.LastFound = v
+	}
+	return v, have.Whole, nil
+}
+
+// audit compares the kernel with what it was last known to hold, and tells
+// whether a repair is due: for what was found, or because not all can be seen.
+func (s *Syncer) audit(ctx context.Context) (found Verification, repair bool) {
+	found, whole, err := s.compare(ctx, s.inForce)
+	if ctx.Err() != nil {
+		return found, true
+	}
+	if err != nil {
+		s.cfg.Log.Error("the kernel cannot be read back; it is programmed anew", "error", err)
+		return found, true
+	}
+	if n := len(found.Differences); n > 0 {
+		const most = 5
+		s.cfg.Log.Warn("the kernel is not as it was programmed; repairing it", "differences", n, "first", found.Differences[:min(n, most)])
+	}
+	return found, !whole || len(found.Differences) > 0
+}
+
+// noteRepair notes that the kernel was repaired after v.
+func (s *Syncer) noteRepair(v Verification) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drift.Repairs++
+	s.drift.Found += uint64(len(v.Differences))
+	s.drift.LastFound = v
+}
