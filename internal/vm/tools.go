@@ -123,7 +123,7 @@ func (c *copier) program(path string) error {
 	c.done["elf:"+real] = true
 	f, err := elf.Open(real)
 	if err != nil {
-		return nil //nolint:nilerr // a script
+		return nil // a script
 	}
 	defer func() { _ = f.Close() }()
 	for _, s := range f.Progs {
