@@ -13,7 +13,7 @@ PACKAGES_TEST := iptables nftables ipset iproute2 ethtool strace kmod
 # The compiler is pinned: the generated objects are committed and must come out the same.
 PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
 # The virtual machines have this machine's tools.
-PACKAGES_VM    := $(PACKAGES_TEST) nftables ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
+PACKAGES_VM    := $(PACKAGES_TEST) ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
 PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
 
 .PHONY: help

@@ -61,7 +61,8 @@ func (f *Follower) Run(ctx context.Context, now *Config) error {
 		case <-notify.Events:
 			timer.Reset(settle)
 			continue
-		case <-notify.Errors: // an overflow, say: look
+		case err := <-notify.Errors: // an overflow, say: look
+			f.Log.Debug("following configuration files", "error", err)
 		case <-timer.C:
 		}
 		timer.Reset(look)

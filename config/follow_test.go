@@ -107,7 +107,7 @@ func TestFollowsAConfigMap(t *testing.T) {
 			}
 		}
 	})
-	t.Run("what says the same", func(t *testing.T) {
+	t.Run("what says the same", func(*testing.T) {
 		m.set("# another word\n" + kubeProxyHead + "conntrack: {maxPerCore: 7}\nlogging: {verbosity: 4}\n")
 		time.Sleep(3 * settle)
 	})

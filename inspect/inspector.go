@@ -38,7 +38,9 @@ type Inspector struct {
 
 // Status answers how all stands.
 func (i *Inspector) Status() Status {
-	sync, drift, watch, around := i.Syncer.Status(), i.Syncer.Drift(), i.Watcher.Status(), i.Watcher.Around()
+	// In this order, so that a Snapshot which is counted is also in Sync.Wanted.
+	around, watch := i.Watcher.Around(), i.Watcher.Status()
+	sync, drift := i.Syncer.Status(), i.Syncer.Drift()
 	s := Status{
 		Version: i.Version,
 		Started: i.Started,

@@ -35,7 +35,7 @@ func TestDriftIsRepairedInTime(t *testing.T) {
 			svc := r.service(i)
 			objects = append(append(objects, svc), r.slices(svc)...)
 		}
-		s.write("objects.yaml", objects...)
+		s.write(objects...)
 		s.waitFor(services)
 		for range removals {
 			removed, err := remove(s, r.Rand)
@@ -74,7 +74,7 @@ func TestVerifyRepairsOnRequest(t *testing.T) {
 		s := newSite(t, backend, []any{serviceCIDR()}, "--verify-interval=1h")
 		r := randomObjects{rand.New(rand.NewPCG(23, 24)), s.lab}
 		svc := r.service(0)
-		s.write("objects.yaml", append([]any{serviceCIDR(), s.nodeObject(), svc}, r.slices(svc)...)...)
+		s.write(append([]any{serviceCIDR(), s.nodeObject(), svc}, r.slices(svc)...)...)
 		s.waitFor(1)
 		removed, err := remove(s, r.Rand)
 		if err != nil {

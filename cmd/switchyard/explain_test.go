@@ -188,7 +188,7 @@ func TestExplainTellsWherePacketsGo(t *testing.T) {
 				trips = append(trips, trip{client, client.Addrs[family], at[r.IntN(len(at))], []string{netlab.TCP, netlab.UDP}[port]})
 			}
 		}
-		s.write("objects.yaml", objects...)
+		s.write(objects...)
 		s.waitFor(*randomServices)
 
 		outcomes := map[string]int{}

@@ -97,7 +97,7 @@ func newSite(t *testing.T, backend string, objects []any, flags ...string) *site
 			}
 		}
 	}
-	s.write("objects.yaml", append(objects, s.nodeObject())...)
+	s.write(append(objects, s.nodeObject())...)
 	s.start(backend, flags...)
 	return s
 }
@@ -156,7 +156,8 @@ func (s *site) shell(command string) (string, error) {
 	return s.node.Run(ctx, "env", s.env[len(s.env)-1], "sh", "-c", command)
 }
 
-func (s *site) write(name string, objects ...any) {
+// write makes these all objects that there are.
+func (s *site) write(objects ...any) {
 	s.t.Helper()
 	var docs [][]byte
 	for _, o := range objects {
@@ -166,11 +167,11 @@ func (s *site) write(name string, objects ...any) {
 		}
 		docs = append(docs, doc)
 	}
-	draft := filepath.Join(s.dir, "."+name)
+	draft := filepath.Join(s.dir, ".objects.yaml")
 	if err := os.WriteFile(draft, bytes.Join(docs, []byte("---\n")), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	if err := os.Rename(draft, filepath.Join(s.dir, name)); err != nil {
+	if err := os.Rename(draft, filepath.Join(s.dir, "objects.yaml")); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -19,7 +19,7 @@ func TestGetServicesCountsConnections(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		s := newSite(t, backend, []any{serviceCIDR()})
 		pod := s.node.Pods[0]
-		s.write("objects.yaml", serviceCIDR(), s.nodeObject(), &corev1.Service{
+		s.write(serviceCIDR(), s.nodeObject(), &corev1.Service{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80, NodePort: 30080}}},

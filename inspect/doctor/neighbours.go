@@ -12,8 +12,8 @@ import (
 // neighbours are other programs that balance Services, and what they left.
 func (s System) neighbours(ctx context.Context) []Check {
 	var out []Check
-	found := func(state State, name, what, advice string, isFor ...string) {
-		out = append(out, Check{Group: groupNeighbours, Name: name, State: state, Found: what, Advice: advice, For: isFor})
+	found := func(state State, name, what, advice string) {
+		out = append(out, Check{Group: groupNeighbours, Name: name, State: state, Found: what, Advice: advice})
 	}
 	if pids := s.processes("kube-proxy"); len(pids) > 0 {
 		found(Problem, "kube-proxy", "it runs (process "+strings.Join(pids, ", ")+")",

@@ -126,8 +126,8 @@ func TestParse(t *testing.T) {
 	}
 	o, err := parse([]string{"-run", "//hairpin", "-backend", "ebpf", "./dataplane/conformance/", "./dataplane/ipvs"}, io.Discard)
 	want := []job{
-		{dir: "dataplane/conformance", args: []string{"-test.run=//hairpin", "-backend=ebpf"}},
-		{dir: "dataplane/ipvs", args: []string{"-test.run=//hairpin"}},
+		{dir: "dataplane/conformance", args: []string{"-test.timeout=18m0s", "-test.run=//hairpin", "-backend=ebpf"}},
+		{dir: "dataplane/ipvs", args: []string{"-test.timeout=18m0s", "-test.run=//hairpin"}},
 	}
 	if err != nil || !reflect.DeepEqual(o.jobs, want) || o.limit != 20*time.Minute {
 		t.Errorf("%+v, %v; want the jobs %+v", o, err, want)
