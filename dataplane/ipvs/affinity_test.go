@@ -21,9 +21,8 @@ func TestPicksAndAffinity(t *testing.T) {
 		for _, a := range four {
 			n.serve(a)
 		}
-		const vip = "10.96.0.10:53"
 		service := func(affinity time.Duration, endpoints ...string) *dataplane.ServicePort {
-			f := frontend(dataplane.LoadBalancer, vip, pool("drop"), dataplane.SNATNode)
+			f := frontend(dataplane.LoadBalancer, affinityVIP, pool("drop"), dataplane.SNATNode)
 			f.Inside = pool(endpoints...)
 			p := port("web", f)
 			p.ID.Protocol, p.Affinity = dataplane.UDP, affinity
@@ -32,31 +31,31 @@ func TestPicksAndAffinity(t *testing.T) {
 		n.sync(service(0, four...))
 		seen := map[string]bool{}
 		for range 60 {
-			seen[n.ask(vip)] = true
+			seen[n.ask()] = true
 		}
 		if len(seen) != len(four) {
 			t.Errorf("without affinity 60 flows reached %v", seen)
 		}
 
 		n.sync(service(2*time.Second, four...))
-		first := n.ask(vip)
+		first := n.ask()
 		for range 20 { // the last of them after more than the timeout
 			time.Sleep(150 * time.Millisecond)
-			if got := n.ask(vip); got != first {
+			if got := n.ask(); got != first {
 				t.Fatalf("a client of %q got %q", first, got)
 			}
 		}
 		moved := false
 		for range 4 { // by chance it is the same again, with a probability of 1/256
 			time.Sleep(2200 * time.Millisecond)
-			moved = moved || n.ask(vip) != first
+			moved = moved || n.ask() != first
 		}
 		if !moved {
 			t.Error("affinity does not end")
 		}
 
 		n.sync(service(time.Hour, four...))
-		first = n.ask(vip)
+		first = n.ask()
 		var others []string
 		for _, a := range four {
 			if a != first {
@@ -64,17 +63,17 @@ func TestPicksAndAffinity(t *testing.T) {
 			}
 		}
 		n.sync(service(time.Hour, others...))
-		second := n.ask(vip)
+		second := n.ask()
 		if second == first || second == "" {
 			t.Errorf("without its endpoint %s a client got %q", first, second)
 		}
 		for range 10 {
-			if got := n.ask(vip); got != second {
+			if got := n.ask(); got != second {
 				t.Fatalf("a client of %q got %q", second, got)
 			}
 		}
 		n.sync(service(time.Hour, four...))
-		if got := n.ask(vip); got != second {
+		if got := n.ask(); got != second {
 			t.Errorf("when its first endpoint came back, a client of %q got %q", second, got)
 		}
 	})
@@ -195,10 +194,13 @@ func (n *node) serve(addr string) {
 	}()
 }
 
-// ask sends one packet from a new socket and gives the answer, or "".
-func (n *node) ask(to string) string {
+// affinityVIP is the Service that these tests ask.
+const affinityVIP = "10.96.0.10:53"
+
+// ask sends it one packet from a new socket and gives the answer, or "".
+func (n *node) ask() string {
 	n.t.Helper()
-	conn, err := net.Dial("udp", to)
+	conn, err := net.Dial("udp", affinityVIP)
 	if err != nil {
 		n.t.Fatal(err)
 	}

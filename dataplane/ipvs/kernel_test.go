@@ -170,6 +170,7 @@ func TestDrain(t *testing.T) {
 		if server, err = net.Listen("tcp4", one); err != nil {
 			t.Fatal(err)
 		}
+		defer func() { _ = server.Close() }()
 		with := snapshotOf(port("web", frontend(dataplane.ClusterIP, vip, pool(one), dataplane.SNATNone)))
 		without := snapshotOf(port("web", frontend(dataplane.ClusterIP, vip, pool("192.0.2.9:80"), dataplane.SNATNone)))
 		if err := b.Sync(t.Context(), nil, with); err != nil {

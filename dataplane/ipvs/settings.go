@@ -35,7 +35,7 @@ func (o Options) settings() []setting {
 func (b *backend) applySettings() error {
 	for _, s := range b.options.settings() {
 		err := sysctl.Proc.SetInt(s.name, s.value)
-		if err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
+		if err != nil && (!s.optional || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
 	}

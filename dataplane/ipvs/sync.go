@@ -186,7 +186,7 @@ func (b *backend) full(ctx context.Context, next *env, want *dataplane.Snapshot)
 		}
 	}
 	b.refs = all.refs
-	return b.write(ctx, next, &w)
+	return b.write(ctx, &w)
 }
 
 // compareTable finds what a table lacks and what is too much in it.
@@ -284,7 +284,7 @@ func (b *backend) change(ctx context.Context, next *env, prev, want *dataplane.S
 	if err != nil {
 		return err
 	}
-	return b.write(ctx, next, w)
+	return b.write(ctx, w)
 }
 
 // difference is what change writes. It takes over who wants what is shared.
@@ -478,7 +478,7 @@ func addrOf(bytes string) netip.Addr {
 	return a
 }
 
-func (b *backend) write(ctx context.Context, next *env, w *writes) error {
+func (b *backend) write(ctx context.Context, w *writes) error {
 	for _, c := range w.tables {
 		if err := b.writeFirst(&c); err != nil {
 			return err
