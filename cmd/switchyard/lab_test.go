@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -45,8 +46,26 @@ type site struct {
 	node   *netlab.Node
 	dir    string // of the manifests
 	socket string
-	log    bytes.Buffer
+	log    lockedBuffer
 	env    []string
+}
+
+// lockedBuffer is written by one goroutine and read by another.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // eachBackend runs a test on every backend of the binary that works here.
@@ -59,6 +78,9 @@ func eachBackend(t *testing.T, do func(t *testing.T, backend string)) {
 			err := netlab.RequireRoot()
 			if err == nil {
 				err = d.Probe(t.Context(), dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: 14})
+			}
+			if d.Name == "ipvs" && errors.Is(err, dataplane.ErrUnsupported) {
+				t.Skipf("%v; it runs where ip_vs is: make test-vm BACKEND=ipvs", err)
 			}
 			if err != nil && os.Getenv("REQUIRE_KERNEL") == "1" {
 				t.Fatalf("REQUIRE_KERNEL is set: %v", err)
