@@ -12,36 +12,38 @@ import (
 // drainCheck is how often endpoints that drain are looked at.
 const drainCheck = 2 * time.Second
 
+// udpGrace is how long the flows of UDP go on: they have no end to wait for, but
+// the kernel forgets all of an endpoint with it, those whose answer is on its
+// way too.
+const udpGrace = 2 * time.Second
+
 // draining is an endpoint that gets no new connections and keeps those it has.
 type draining struct {
 	service  serviceKey
 	endpoint netip.AddrPort
 }
 
-// retire takes endpoints out of a service. UDP has no end to wait for: its flows
-// are cut, and their next packet gets another endpoint.
+// retire takes endpoints out of a service: they get no new connections, and go
+// when they have none.
 func (b *backend) retire(key serviceKey, endpoints []netip.AddrPort) error {
 	if len(endpoints) == 0 {
 		return nil
 	}
 	for _, e := range endpoints {
-		var err error
-		if key.protocol == dataplane.UDP {
-			err = b.kernel.cut(key, e)
-		} else {
-			err = b.kernel.weigh(key, e, 0)
-		}
-		if err != nil {
+		if err := b.kernel.weigh(key, e, 0); err != nil {
 			return err
 		}
-		if key.protocol != dataplane.UDP {
-			b.drains[draining{key, e}] = time.Now().Add(b.options.drainTimeout())
-		}
-	}
-	if key.protocol == dataplane.UDP {
-		return nil
+		b.drains[draining{key, e}] = b.deadline(key)
 	}
 	return b.settle(key)
+}
+
+// deadline is when an endpoint that drains from now on is removed in any case.
+func (b *backend) deadline(key serviceKey) time.Time {
+	if key.protocol == dataplane.UDP {
+		return time.Now().Add(udpGrace)
+	}
+	return time.Now().Add(b.options.drainTimeout())
 }
 
 // settle removes the endpoints of a service that have drained, or had the time to.
@@ -61,7 +63,9 @@ func (b *backend) settle(key serviceKey) error {
 		case found.connections == 0:
 			errs = append(errs, b.kernel.cut(key, d.endpoint))
 		case time.Now().After(deadline):
-			b.log.Info("connections to a removed endpoint are cut: they had the time to end", "service", key.addr.String(), "endpoint", d.endpoint.String(), "connections", found.connections)
+			if key.protocol != dataplane.UDP {
+				b.log.Info("connections to a removed endpoint are cut: they had the time to end", "service", key.addr.String(), "endpoint", d.endpoint.String(), "connections", found.connections)
+			}
 			errs = append(errs, b.kernel.cut(key, d.endpoint))
 		default:
 			continue

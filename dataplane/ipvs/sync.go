@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -573,10 +572,10 @@ func (b *backend) writeService(s serviceChange) error {
 		if slices.ContainsFunc(s.want.endpoints, func(e dataplane.Endpoint) bool { return e.Addr == a }) {
 			continue
 		}
-		if d.weight > 0 || key.protocol == dataplane.UDP {
+		if d.weight > 0 {
 			old = append(old, a)
 		} else if _, known := b.drains[draining{key, a}]; !known { // an earlier process left it to drain
-			b.drains[draining{key, a}] = time.Now().Add(b.options.drainTimeout())
+			b.drains[draining{key, a}] = b.deadline(key)
 		}
 	}
 	slices.SortFunc(old, netip.AddrPort.Compare)
