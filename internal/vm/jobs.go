@@ -34,14 +34,14 @@ func matrix() []string {
 // each column and kernel under emulation; what is left out here depends less on
 // the kernel, and runs on this machine's own. "-run ." runs all.
 func chosenCases() string {
-	return "//" + strings.Join([]string{
+	return "//(" + strings.Join([]string{
 		"internal Cluster, external Cluster; pods told by ClusterCIDR", "internal Local, external Local; pods told by interface prefix",
 		"without endpoints every frontend rejects", "an undefined port of a ClusterIP", "no ClusterIP drops",
 		"source ranges: others are dropped", "NodePorts follow addresses", "a client stays with its endpoint",
 		"hairpin: an endpoint reaches itself", "TCP, UDP and SCTP on one port", "fragments", "checksums",
 		"repairs what another program broke", "writes nothing", "another program's rules stay", "Cleanup leaves nothing",
 		"survive a restart of the agent", "survive SIGKILL",
-	}, "|")
+	}, "|") + ")"
 }
 
 // jobs are the packages named, or the matrix.
