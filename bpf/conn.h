@@ -356,7 +356,7 @@ static __noinline bool has_socket(struct __sk_buff *skb, const struct tuple *t)
 /* not_added counts why an entry of a new connection could not be made. The
  * packet is dropped then; the client sends it again.
  */
-static __always_inline long not_added(long err)
+static __always_inline int not_added(int err)
 {
 	count(err == -E2BIG ? STAT_PACKET_CONNECTIONS_FULL : STAT_PACKET_NOT_ADDED);
 	return err;

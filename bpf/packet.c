@@ -204,7 +204,7 @@ __noinline int add_answers(struct __sk_buff *skb, int stage, int port)
 	struct scratch *s = scratch();
 	struct tuple key, *t;
 	bool keep, own;
-	long err;
+	int err; /* not long: before 6.4 the upper half of what a map's helpers give is 0 */
 
 	if (!s)
 		return -ENOMEM;
@@ -309,7 +309,7 @@ static __always_inline bool is_masqueraded(const struct answer *a, __u8 kind, co
  */
 static __always_inline struct conn *add_primary(const struct tuple *key, struct conn *c)
 {
-	long err;
+	int err;
 
 	c->seen = bpf_ktime_get_ns();
 	c->flags |= CONN_PRIMARY;
@@ -341,7 +341,7 @@ static __noinline struct conn *open_in(struct __sk_buff *skb, struct scratch *s,
 {
 	const struct tuple *key = &s->packet.tuple;
 	struct conn *c = &s->conn;
-	long err;
+	int err;
 
 	new_conn(skb, s, STAGE_OUT);
 	if (add_answers(skb, STAGE_OUT, PORT_KEEP))
