@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -56,22 +54,10 @@ func ownNetns(t *testing.T) bool {
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
-
-	mu   sync.Mutex
-	text bytes.Buffer // of stderr
+	text lockedBuffer // of stderr
 }
 
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.Write(b)
-}
-
-func (p *process) stderr() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.String()
-}
+func (p *process) stderr() string { return p.text.String() }
 
 // start starts `switchyard ARGS`; change, if not nil, may alter the command.
 func start(t *testing.T, change func(*exec.Cmd), args ...string) *process {
@@ -81,7 +67,7 @@ func start(t *testing.T, change func(*exec.Cmd), args ...string) *process {
 	}
 	p := &process{cmd: exec.Command("/proc/self/exe", args...), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), asSwitchyard+"=1")
-	p.cmd.Stderr = p
+	p.cmd.Stderr = &p.text
 	p.cmd.WaitDelay = time.Second
 	if change != nil {
 		change(p.cmd)
