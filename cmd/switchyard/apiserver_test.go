@@ -80,6 +80,13 @@ func (s *apiServer) said() string {
 	return strings.Join(s.events, "\n")
 }
 
+// serve ends after the agents that the test starts: it waits for their requests.
+func serve(t *testing.T, api *apiServer) *httptest.Server {
+	h := httptest.NewServer(api)
+	t.Cleanup(h.Close)
+	return h
+}
+
 // TestEvents: the agent says that it starts, and what is wrong with a Service,
 // once.
 func TestEvents(t *testing.T) {
@@ -87,9 +94,7 @@ func TestEvents(t *testing.T) {
 		return
 	}
 	api := &apiServer{}
-	h := httptest.NewServer(api)
-	defer h.Close()
-	defer h.CloseClientConnections()
+	h := serve(t, api)
 	p := start(t, nil, "run", "--backend=iptables", "--master="+h.URL, "--kube-api-content-type=application/json",
 		"--hostname-override=node-1", "--verify-interval=100ms")
 	const starting = "/apis/events.k8s.io/v1/namespaces/default/events Normal Node node-1 node-1 Starting"
@@ -119,8 +124,7 @@ func TestTheEventOfAnAddressInUse(t *testing.T) {
 		return
 	}
 	api := &apiServer{}
-	h := httptest.NewServer(api)
-	defer h.Close()
+	h := serve(t, api)
 	p := start(t, nil, "run", "--backend=iptables", "--master="+h.URL, "--kube-api-content-type=application/json",
 		"--hostname-override=node-1", "--bind-address-hard-fail", "--metrics-bind-address="+h.Listener.Addr().String())
 	if code, _ := p.ended(t, 20e9); code != 1 {
