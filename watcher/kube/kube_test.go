@@ -494,6 +494,7 @@ func TestAnUnreachableAPIServerIsTriedAgain(t *testing.T) {
 
 	// It goes away: nothing is taken back. It comes again: what changed meanwhile is there.
 	before := a.last()
+	_ = h.Listener.Close() // else a watch opened between the next two would be waited for
 	h.CloseClientConnections()
 	h.Close()
 	within(t, "the failure in the log again", func() bool { return a.log.count("does not give Services") > 1 })
