@@ -42,6 +42,8 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 	if err != nil {
 		return nil, err
 	}
+	h.tally.rules.begin()
+	h.tally.rules.read(have)
 	h.localnet = localnetOf(have[tableFilter].chains[chainInput])
 	next, err := h.env(want)
 	if err != nil {
@@ -68,6 +70,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []change) (refused, error) {
 	h.localnet = h.model.env.localnet
 	h.tally.partial = true
+	h.tally.rules.begin()
 	next, err := h.env(want)
 	if err != nil {
 		return nil, err
@@ -169,6 +172,7 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 		chains, rules := tx.size()
 		h.rulesWritten += rules
 		h.tally.written.Add(uint64(rules))
+		h.tally.rules.wrote(tx)
 		h.log.Debug("rules written", "chains", chains, "rules", rules)
 	}
 	if next.localnet != localnetOff {

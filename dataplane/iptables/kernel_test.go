@@ -720,3 +720,44 @@ func snapshot(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
 		Ports:        dataplane.MakePorts(ports...),
 	}
 }
+
+// TestCountsRules: the numbers of rules by table are those that are there,
+// without a look at them.
+func TestCountsRules(t *testing.T) {
+	eachVariant(t, func(t *testing.T, k *kernel) {
+		b := k.open()
+		few, many := snapshot(services(3, 2)...), mixed()
+		for i, s := range []struct{ prev, want *dataplane.Snapshot }{{nil, few}, {few, many}, {many, few}, {nil, many}, {many, many}} {
+			k.mustSync(b, s.prev, s.want)
+			counted := map[string]float64{}
+			all, err := b.Counts()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range all {
+				if c.Labels[0].Name == "table" {
+					counted[c.Name+" "+c.Labels[0].Value+" "+c.Labels[1].Value] = c.Value
+				}
+			}
+			for _, h := range b.halves {
+				have, err := h.commands.read(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for table, in := range have {
+					n := len(in.jumps)
+					for _, body := range in.chains {
+						n += strings.Count(body, "\n")
+					}
+					of := " " + table + " " + h.family.String()
+					if got := counted["kubeproxy_sync_proxy_rules_iptables_total"+of]; got != float64(n) {
+						t.Errorf("Sync %d,%s: counted %v rules, there are %d", i+1, of, got, n)
+					}
+					if got := counted["kubeproxy_sync_proxy_rules_iptables_last"+of]; s.prev == s.want && got != 0 {
+						t.Errorf("Sync %d,%s: a Sync of nothing wrote %v rules", i+1, of, got)
+					}
+				}
+			}
+		}
+	})
+}
