@@ -465,6 +465,17 @@ static __always_inline bool is_served(const struct packet *p)
 	return find_frontend(&key, &f);
 }
 
+/* may_begin is false while the first programs get onto one device after the
+ * other: a connection's answers might come in by one that has none yet.
+ */
+static __always_inline bool may_begin(void)
+{
+	__u32 zero = 0;
+	const struct settings *s = bpf_map_lookup_elem(&settings, &zero);
+
+	return s && s->flags & PACKETS_BEGIN;
+}
+
 /* begin finds an endpoint for a packet that no entry is for. Where *conn is
  * NULL afterwards, the packet's fate is the result.
  */
@@ -473,6 +484,8 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 	struct packet *p = &s->packet;
 	enum verdict v;
 
+	if (!may_begin())
+		return PASS;
 	if (p->fragment == FRAGMENT_LOST)
 		return unserved(&p->tuple.dst) == VERDICT_NONE ? PASS : drop(STAT_PACKET_FRAGMENT_LOST);
 	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6)

@@ -147,13 +147,13 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 		return err
 	}
 	if b.path != nil {
-		if err := b.path.Repair(); err != nil {
+		if err := errors.Join(b.path.Repair(), b.letBegin()); err != nil {
 			return err
 		}
 		return b.setNode(node)
 	}
 	path, err := packet.Start(ctx, packet.Config{
-		Collection: b.packets, PinDir: b.dirs.root, Log: b.cfg.Log,
+		Collection: b.packets, LoadBare: b.loadBare, PinDir: b.dirs.root, Log: b.cfg.Log,
 		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections", Connections: &b.connections,
 	}, node)
 	if err != nil {
@@ -161,7 +161,7 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	}
 	b.path, b.pathNode = path, node
 	b.flows.Store(path)
-	return b.adoptMaps()
+	return errors.Join(b.letBegin(), b.adoptMaps())
 }
 
 // setNode tells the packet path of another Node.

@@ -92,7 +92,9 @@ type backend struct {
 	toAdopt  map[string]*ebpf.Map // older maps that ours are to be pinned in place of
 	sock     *ebpf.Collection     // nil: no socket hooks
 	packets  *ebpf.Collection
-	ender    *ender // nil: no socket hooks
+	bareSpec *ebpf.CollectionSpec // the packet programs for devices without a link layer header
+	bare     *ebpf.Collection     // nil: no such device was met
+	ender    *ender               // nil: no socket hooks
 	cgroupID uint64
 	path     *packet.Path                // nil: this process has attached nothing yet
 	pathNode *dataplane.Node             // what path knows
@@ -250,6 +252,7 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 		serviceRanges: b.all[sockMapServiceRanges], settings: b.all[sockMapSettings],
 	}
 	b.node.addresses.kernel, b.node.podRanges.kernel, b.node.serviceRanges.kernel = b.maps.addresses, b.maps.podRanges, b.maps.serviceRanges
+	b.bareSpec = packet.SplitBare(specs["packet"])
 	if b.packets, err = b.load(specs["packet"]); err != nil {
 		return nil, fmt.Errorf("loading the packet programs: %w", err)
 	}
@@ -262,6 +265,12 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 		}
 	}
 	return b, nil
+}
+
+// loadBare loads what Config.LoadBare asks for.
+func (b *backend) loadBare() (c *ebpf.Collection, err error) {
+	b.bare, err = b.load(b.bareSpec)
+	return b.bare, err
 }
 
 // Close implements dataplane.Backend. Pins hold what forwards. A second call
@@ -278,7 +287,7 @@ func (b *backend) Close() error {
 	if b.ender != nil {
 		errs = append(errs, b.ender.close())
 	}
-	for _, c := range []*ebpf.Collection{b.sock, b.packets} {
+	for _, c := range []*ebpf.Collection{b.sock, b.packets, b.bare} {
 		if c != nil {
 			c.Close()
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -488,6 +489,28 @@ func TestAuditPutsBackADetachedHook(t *testing.T) {
 	mustSync(t, b, nil, want)
 	if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.1:53")); err != nil || got != "10.40.1.1:80" {
 		t.Errorf("after a repair connect got %q, %v", got, err)
+	}
+}
+
+// TestDeviceWithoutLinkLayerHeader: the programs for such are loaded when there
+// is one.
+func TestDeviceWithoutLinkLayerHeader(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	mustSync(t, b, nil, snapshot())
+	if b.bare != nil {
+		t.Error("there was no such device, and its programs are loaded")
+	}
+	tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun9"}, Mode: netlink.TUNTAP_MODE_TUN}
+	if err := netlink.LinkAdd(tun); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(tun) })
+	mustSync(t, b, nil, snapshot())
+	if err := b.path.Check(); err != nil {
+		t.Error(err)
+	}
+	if b.bare == nil {
+		t.Error("there is such a device, and its programs are not loaded")
 	}
 }
 

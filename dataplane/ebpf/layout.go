@@ -23,6 +23,7 @@ const (
 
 	detectsPodsV4 = 1
 	detectsPodsV6 = 2
+	packetsBegin  = 4
 )
 
 // Lengths of the parts of longest-prefix keys.

@@ -80,21 +80,38 @@ func (b *backend) syncNode(want *dataplane.Snapshot, unknown bool) error {
 	if err := n.serviceRanges.sync(toRanges(want.ServiceCIDRs)); err != nil {
 		return err
 	}
-	var settings sockSettings
+	settings := sockSettings{Flags: n.settings.Flags & packetsBegin}
 	if want.Node.LocalPods.Detects(dataplane.IPv4) {
 		settings.Flags |= detectsPodsV4
 	}
 	if want.Node.LocalPods.Detects(dataplane.IPv6) {
 		settings.Flags |= detectsPodsV6
 	}
-	if settings != n.settings {
-		if err := b.maps.settings.Put(uint32(0), settings); err != nil {
-			return fmt.Errorf("writing the settings map: %w", err)
-		}
-		n.settings = settings
+	if err := b.writeSettings(settings); err != nil {
+		return err
 	}
 	n.node, n.cidrs = want.Node, want.ServiceCIDRs
 	return nil
+}
+
+func (b *backend) writeSettings(s sockSettings) error {
+	if s == b.node.settings {
+		return nil
+	}
+	if err := b.maps.settings.Put(uint32(0), s); err != nil {
+		return fmt.Errorf("writing the settings map: %w", err)
+	}
+	b.node.settings = s
+	return nil
+}
+
+// letBegin lets packets begin connections, now that each device has its
+// programs. Whatever balanced them until then loses none to a device that had
+// not.
+func (b *backend) letBegin() error {
+	s := b.node.settings
+	s.Flags |= packetsBegin
+	return b.writeSettings(s)
 }
 
 func toRanges(prefixes []netip.Prefix) []sockRangeKey {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -40,26 +41,50 @@ func sides() []side {
 	}
 }
 
-// program is the program for one side of a device; nil: it needs none.
-func program(c *ebpf.Collection, s side, l netlink.Link) *ebpf.Program {
-	bare := isBare(l)
-	switch {
-	case s.name == "in" && isLoopback(l):
-		return nil // what comes in from lo went out to it
-	case s.name == "in" && bare:
-		return c.Programs[progInBare]
-	case s.name == "in":
-		return c.Programs[progIn]
-	case bare:
-		return c.Programs[progOutBare]
-	}
-	return c.Programs[progOut]
+// programSet is what hooks attach. Those for bare devices are loaded when the
+// first such device is met: few nodes have one, and the verifier takes as long
+// for them as for all others.
+type programSet struct {
+	usual    *ebpf.Collection
+	loadBare func() (*ebpf.Collection, error)
+
+	mu   sync.Mutex
+	bare *ebpf.Collection // nil: not loaded yet; its maker closes it
 }
 
-// isBare tells a device whose packets have no link layer header.
-func isBare(l netlink.Link) bool {
-	return len(l.Attrs().HardwareAddr) == 0 && l.Attrs().EncapType != "loopback"
+// of is the program for one side of a device; nil: it needs none.
+func (p *programSet) of(s side, l netlink.Link) (*ebpf.Program, error) {
+	if s.name == "in" && isLoopback(l) {
+		return nil, nil // what comes in from lo went out to it
+	}
+	if !isBare(l) {
+		return p.usual.Programs[map[string]string{"in": progIn, "out": progOut}[s.name]], nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bare == nil {
+		c, err := p.loadBare()
+		if err != nil {
+			return nil, fmt.Errorf("loading the programs for devices without a link layer header: %w", err)
+		}
+		p.bare = c
+	}
+	return p.bare.Programs[map[string]string{"in": progInBare, "out": progOutBare}[s.name]], nil
 }
+
+// isBare tells a device whose packets have no link layer header. The kernel
+// tells them by the same types (dev_is_mac_header_xmit); rtnetlink knows no name
+// for two of them.
+func isBare(l netlink.Link) bool {
+	switch l.Attrs().EncapType {
+	case "ipip", "tunnel6", "sit", "gre", ip6gre, "void", "none", rawIP, "ppp":
+		return true
+	}
+	return false
+}
+
+// ARPHRD_IP6GRE and ARPHRD_RAWIP.
+const ip6gre, rawIP = "unknown823", "unknown519"
 
 func isLoopback(l netlink.Link) bool { return l.Attrs().EncapType == "loopback" }
 
@@ -71,10 +96,11 @@ const linkPrefix = "packet-"
 
 // openHooks chooses tcx where the kernel has it (6.6), and clsact below.
 func openHooks(cfg Config) (hooks, error) {
+	progs := &programSet{usual: cfg.Collection, loadBare: cfg.LoadBare}
 	err := probeTCX()
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		cfg.Log.Info("programs are attached by clsact filters", "reason", "this kernel has no tcx links (Linux 6.6)")
-		return &clsact{cfg.Collection}, nil
+		return &clsact{progs}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -83,7 +109,7 @@ func openHooks(cfg Config) (hooks, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of links: %w", err)
 	}
-	return &tcx{c: cfg.Collection, dir: dir}, nil
+	return &tcx{programs: progs, dir: dir}, nil
 }
 
 // probeTCX tells whether the kernel has tcx. A device number that cannot exist
@@ -106,8 +132,8 @@ func probeTCX() error {
 
 // tcx attaches by links, which are pinned so that they outlive the agent.
 type tcx struct {
-	c   *ebpf.Collection
-	dir string
+	programs *programSet
+	dir      string
 }
 
 func (t *tcx) pin(ifindex int, s side) string {
@@ -116,7 +142,10 @@ func (t *tcx) pin(ifindex int, s side) string {
 
 func (t *tcx) attach(l netlink.Link) error {
 	for _, s := range sides() {
-		prog := program(t.c, s, l)
+		prog, err := t.programs.of(s, l)
+		if err != nil {
+			return err
+		}
 		if prog == nil {
 			continue
 		}
@@ -172,7 +201,10 @@ func runs(l link.Link, prog *ebpf.Program, ifindex int) bool {
 
 func (t *tcx) check(l netlink.Link) error {
 	for _, s := range sides() {
-		prog := program(t.c, s, l)
+		prog, err := t.programs.of(s, l)
+		if err != nil {
+			return err
+		}
 		if prog == nil {
 			continue
 		}
@@ -203,7 +235,7 @@ func (t *tcx) forget(ifindex int) error {
 
 // clsact attaches by filters of the clsact qdisc, which outlive the agent by
 // themselves and go with their device.
-type clsact struct{ c *ebpf.Collection }
+type clsact struct{ programs *programSet }
 
 // filterName starts the name of each filter of ours, and marks it as such.
 const filterName = "switchyard_"
@@ -217,7 +249,10 @@ func (t *clsact) attach(l netlink.Link) error {
 		return fmt.Errorf("adding the clsact qdisc to %s: %w", l.Attrs().Name, err)
 	}
 	for _, s := range sides() {
-		prog := program(t.c, s, l)
+		prog, err := t.programs.of(s, l)
+		if err != nil {
+			return err
+		}
 		if prog == nil {
 			continue
 		}
@@ -234,7 +269,10 @@ func (t *clsact) attach(l netlink.Link) error {
 
 func (t *clsact) check(l netlink.Link) error {
 	for _, s := range sides() {
-		if program(t.c, s, l) == nil {
+		if prog, err := t.programs.of(s, l); prog == nil {
+			if err != nil {
+				return err
+			}
 			continue
 		}
 		filters, err := netlink.FilterList(l, s.tc)

@@ -43,11 +43,28 @@ func Spec() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
+// SplitBare takes from a specification the programs for devices without a link
+// layer header; the result is those, on the same maps.
+func SplitBare(spec *ebpf.CollectionSpec) *ebpf.CollectionSpec {
+	bare := spec.Copy()
+	for _, name := range []string{progIn, progOut} {
+		delete(bare.Programs, name)
+	}
+	for name := range bare.Programs {
+		delete(spec.Programs, name)
+	}
+	return bare
+}
+
 // Config is what a Path is told.
 type Config struct {
-	Collection *ebpf.Collection // made from Spec; stays the caller's
-	PinDir     string           // of this backend on a BPF file system; links are below
-	Log        *slog.Logger     // never nil
+	Collection *ebpf.Collection // made from Spec and SplitBare; stays the caller's
+	// LoadBare makes the programs that SplitBare took out, on the maps of
+	// Collection; they stay the caller's. It is called when there is a device
+	// that needs them.
+	LoadBare func() (*ebpf.Collection, error)
+	PinDir   string       // of this backend on a BPF file system; links are below
+	Log      *slog.Logger // never nil
 	// LocalhostNodePorts lets answers to 127.0.0.0/8 come back through lo.
 	LocalhostNodePorts bool
 	// ConnectionsFlag is how warnings name the setting of the size of the

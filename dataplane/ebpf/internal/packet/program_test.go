@@ -69,7 +69,17 @@ func programsOf(tb testing.TB, connections uint32) *ebpf.Collection {
 		serve(tb, c, id+1, frontend6, endpoint6, protocol)
 		id += 2
 	}
+	setBegin(tb, c, true)
 	return c
+}
+
+// setBegin tells whether packets may begin connections (PACKETS_BEGIN).
+func setBegin(tb testing.TB, c *ebpf.Collection, may bool) {
+	tb.Helper()
+	flags := map[bool]uint64{true: 4}[may] // 32 bits, and as many of padding
+	if err := c.Maps["settings"].Put(uint32(0), flags); err != nil {
+		tb.Fatalf("writing settings: %v", err)
+	}
 }
 
 // serve writes a Service with one endpoint, as bpf/types.h has it.
@@ -249,6 +259,23 @@ func TestHostile(t *testing.T) {
 				t.Fatalf("it opened a connection: %+v", key)
 			}
 		})
+	}
+}
+
+// TestNothingBeginsBeforeAllDevicesHaveTheirPrograms: answers could come in by
+// a device that has none yet. What began already goes on.
+func TestNothingBeginsBeforeAllDevicesHaveTheirPrograms(t *testing.T) {
+	c := programs(t)
+	in := frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_UDP)
+	setBegin(t, c, false)
+	if verdict, out := run(t, c.Programs[progIn], in); verdict != passed || !bytes.Equal(in, out) {
+		t.Errorf("before: verdict %d, packet\n%x, was\n%x", int32(verdict), out, in)
+	}
+	for _, may := range []bool{true, false} {
+		setBegin(t, c, may)
+		if _, out := run(t, c.Programs[progIn], in); bytes.Equal(in, out) {
+			t.Errorf("may begin: %t: the packet was not translated", may)
+		}
 	}
 }
 
