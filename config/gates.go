@@ -59,6 +59,12 @@ func (c *Config) Gate(name string) bool {
 	return on || !said // all of them are on unless said otherwise
 }
 
+// HeededGates are the feature gates that change what the agent does, with the
+// stage that Kubernetes v1.37 gives them ("": generally available).
+func HeededGates() map[string]string {
+	return map[string]string{gateExternalIPs: "", gateIPVS: "DEPRECATED", GateFlagz: "BETA", GateStatusz: "BETA"}
+}
+
 // The feature gates that the agent heeds.
 const (
 	gateExternalIPs = "AllowServiceExternalIPs"

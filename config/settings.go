@@ -199,10 +199,15 @@ func (c *Config) Logger(w io.Writer, level *slog.LevelVar) *slog.Logger {
 
 // SetVerbosity sets how much is logged: 4 and more is for developers.
 func (c *Config) SetVerbosity(level *slog.LevelVar) {
-	level.Set(slog.LevelInfo)
-	if c.KubeProxy.Logging.Verbosity >= 4 {
-		level.Set(slog.LevelDebug)
+	level.Set(LogLevel(int(c.KubeProxy.Logging.Verbosity)))
+}
+
+// LogLevel is what a verbosity of kube-proxy's means.
+func LogLevel(verbosity int) slog.Level {
+	if verbosity >= 4 {
+		return slog.LevelDebug
 	}
+	return slog.LevelInfo
 }
 
 // ProtectFromOOM sets how readily the kernel ends this process when memory runs

@@ -142,6 +142,26 @@ func (m *Metrics) CountChanges(seen func() (services, slices uint64)) {
 	}
 }
 
+// Gate is a feature gate that the agent heeds.
+type Gate struct {
+	Name, Stage string // "": generally available
+	On          bool
+}
+
+// ShowGates makes the metric of feature gates, with the name and the labels of
+// Kubernetes' components.
+func (m *Metrics) ShowGates(gates []Gate) {
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubernetes_feature_enabled", Help: "Feature gates that are heeded: 1 is on."}, []string{"name", "stage"})
+	for _, g := range gates {
+		on := 0.0
+		if g.On {
+			on = 1
+		}
+		v.WithLabelValues(g.Name, g.Stage).Set(on)
+	}
+	m.registry.MustRegister(v)
+}
+
 // CountDrift makes the metrics of what comparisons of the kernel with what is
 // wanted found, from a function that tells.
 func (m *Metrics) CountDrift(drift func() dataplane.Drift) {

@@ -3,11 +3,13 @@ package status
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/pprof"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +28,8 @@ type Pages struct {
 	Flags     map[string]string     // for /flagz; nil: no such page
 	Statusz   bool
 	Profiling bool
+	// SetVerbosity changes how much is logged, for /debug/flags/v; nil: no such page.
+	SetVerbosity func(level int)
 }
 
 // MetricsMux serves the pages.
@@ -45,6 +49,9 @@ func MetricsMux(p Pages) http.Handler {
 		mux.handle("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
 		mux.handle("/debug/pprof/symbol", http.HandlerFunc(pprof.Symbol))
 		mux.handle("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
+		if p.SetVerbosity != nil {
+			mux.handle("/debug/flags/v", http.HandlerFunc(p.verbosity))
+		}
 	}
 	if p.Statusz {
 		mux.handle("/statusz", p.statusz(mux))
@@ -76,6 +83,28 @@ func (p Pages) flagz(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(&b, "%s=%s\n", name, p.Flags[name])
 	}
 	text(b.String())(w, r)
+}
+
+// verbosity takes a level by PUT, until the configuration says another.
+func (p Pages) verbosity(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPut {
+		w.Header().Set("Allow", http.MethodPut)
+		http.Error(w, "PUT a level, for example 4", http.StatusMethodNotAllowed)
+		return
+	}
+	const digits = 16
+	body, err := io.ReadAll(io.LimitReader(r.Body, digits))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	level, err := strconv.ParseUint(strings.TrimSpace(string(body)), 10, 31)
+	if err != nil {
+		http.Error(w, fmt.Sprintf("%q is no level: a whole number from 0", body), http.StatusBadRequest)
+		return
+	}
+	p.SetVerbosity(int(level))
+	text(fmt.Sprintf("successfully set the verbosity to %d\n", level))(w, r)
 }
 
 func (p Pages) statusz(l *listing) http.Handler {

@@ -112,6 +112,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountBackend(slog.New(slog.DiscardHandler), counter{})
 	m.CountAPIRequests()
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
+	m.ShowGates([]Gate{{"ComponentFlagz", "BETA", true}, {"AllowServiceExternalIPs", "", false}})
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
 	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
 		ID: dataplane.PortID{Service: "a", Family: dataplane.IPv4},
@@ -149,6 +150,8 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`switchyard_map_entries{map="frontends"} 7`,
 		`switchyard_dropped_total{reason="no_route"} 3`,
 		`kubernetes_build_info{build_date="`,
+		`kubernetes_feature_enabled{name="ComponentFlagz",stage="BETA"} 1`,
+		`kubernetes_feature_enabled{name="AllowServiceExternalIPs",stage=""} 0`,
 		`rest_client_requests_total{code="418",host="`,
 		`rest_client_request_duration_seconds_bucket{host="`,
 		// What dashboards/proxy.libsonnet of kubernetes-mixin asks for, beside up:
@@ -222,6 +225,30 @@ func TestPages(t *testing.T) {
 		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		if w.Code != http.StatusNotFound {
 			t.Errorf("%s: %d though it is off", path, w.Code)
+		}
+	}
+}
+
+// TestVerbosityPage: how much is logged changes by request, as in kube-proxy.
+func TestVerbosityPage(t *testing.T) {
+	level := -1
+	p := Pages{Metrics: NewMetrics("v1", "fake", both), Profiling: true, SetVerbosity: func(l int) { level = l }}
+	for _, tc := range []struct {
+		method, body string
+		code, level  int
+	}{
+		{http.MethodPut, "4", 200, 4},
+		{http.MethodPut, " 0\n", 200, 0},
+		{http.MethodPut, "high", 400, -1},
+		{http.MethodPut, "-1", 400, -1},
+		{http.MethodPut, "", 400, -1},
+		{http.MethodGet, "", 405, -1},
+	} {
+		level = -1
+		w := httptest.NewRecorder()
+		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(tc.method, "/debug/flags/v", strings.NewReader(tc.body)))
+		if w.Code != tc.code || level != tc.level {
+			t.Errorf("%s %q: %d and level %d: %s", tc.method, tc.body, w.Code, level, w.Body)
 		}
 	}
 }

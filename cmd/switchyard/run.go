@@ -205,6 +205,11 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 func (a *agent) wire(backend dataplane.Backend) {
 	a.metrics = status.NewMetrics(version, a.backend, a.families)
 	a.metrics.CountAPIRequests()
+	var gates []status.Gate
+	for name, stage := range config.HeededGates() {
+		gates = append(gates, status.Gate{Name: name, Stage: stage, On: a.config.Gate(name)})
+	}
+	a.metrics.ShowGates(gates)
 	a.metrics.CountBackend(a.log, backend)
 	a.metrics.CountChanges(func() (services, slices uint64) {
 		s := a.watcher.Status().Stats
@@ -295,9 +300,10 @@ func (a *agent) serve(ctx context.Context) error {
 func (a *agent) pages() status.Pages {
 	p := status.Pages{
 		Metrics: a.metrics, Health: a.health, Backend: a.backend, Version: version, Started: a.started,
-		Config:    func() map[string]any { return a.inForce.Load().Documents() },
-		Statusz:   a.config.Gate(config.GateStatusz),
-		Profiling: a.config.KubeProxy.EnableProfiling,
+		Config:       func() map[string]any { return a.inForce.Load().Documents() },
+		Statusz:      a.config.Gate(config.GateStatusz),
+		Profiling:    a.config.KubeProxy.EnableProfiling,
+		SetVerbosity: func(level int) { a.verbosity.Set(config.LogLevel(level)) },
 	}
 	if a.config.Gate(config.GateFlagz) {
 		p.Flags = a.options.Flags()
