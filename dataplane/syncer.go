@@ -48,7 +48,8 @@ type SyncReport struct {
 type SyncStatus struct {
 	Wanted   uint64    // revision of the newest Snapshot; 0: none yet
 	InForce  uint64    // newest revision that is wholly in the kernel; 0: none yet
-	Behind   time.Time // since when the kernel lacks something wanted; zero: it does not
+	Served   uint64    // newest revision that is in the kernel but for Refused; 0: none yet
+	Behind   time.Time // since when the kernel lacks something wanted beside Refused; zero: it does not
 	LastSync time.Time // end of the last Sync that succeeded wholly; zero: none yet
 	Err      error     // of the last Sync
 	// Refused are the ServicePorts that the Backend cannot program, and why, as
@@ -330,13 +331,16 @@ func (s *Syncer) record(want *Snapshot, err error, end time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status.Err, s.status.Refused = err, s.refusals()
-	if err != nil {
+	if s.inForce == nil {
 		if s.status.Behind.IsZero() { // an audit failed
 			s.status.Behind = end
 		}
 		return
 	}
-	s.status.InForce, s.status.LastSync = want.Revision, end
+	if err == nil {
+		s.status.InForce, s.status.LastSync = want.Revision, end
+	}
+	s.status.Served = want.Revision
 	s.status.Behind = time.Time{}
 	if s.want != want { // a newer one came during the Sync
 		s.status.Behind = end

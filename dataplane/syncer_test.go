@@ -236,8 +236,11 @@ func TestSyncerKeepsARefusedServiceFromHoldingUpTheRest(t *testing.T) {
 	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
 		s.Submit(snapshot(1, good, bad))
 		pass(0)
-		if st := s.Status(); st.Err == nil || st.Behind.IsZero() || len(st.Refused) != 1 || st.Refused[0].ID != bad.ID {
+		if st := s.Status(); st.Err == nil || st.InForce != 0 || len(st.Refused) != 1 || st.Refused[0].ID != bad.ID {
 			t.Errorf("a refused Service is hidden: %+v", st)
+		}
+		if st := s.Status(); !st.Behind.IsZero() || st.Served != 1 {
+			t.Errorf("the others count as not programmed: %+v", st)
 		}
 		// While it waits, others are programmed without it, as changes.
 		pass(20 * time.Second)

@@ -3,6 +3,7 @@ package status
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -15,7 +16,9 @@ import (
 type Health struct {
 	Families []dataplane.Family
 	// BehindLimit is how long the kernel may lack something wanted before the
-	// agent calls itself unhealthy.
+	// agent calls itself unhealthy. Services that the backend refuses one by one do
+	// not count: every node has the same ones, and load balancers would find none
+	// left.
 	BehindLimit time.Duration
 	Sync        func() dataplane.SyncStatus
 	// NodeEligible is whether load balancers should send traffic to this node:
@@ -53,17 +56,20 @@ func (h *Health) Healthy() bool {
 	return ok
 }
 
-// Ready is whether the kernel held all that was wanted, once, and does not fall
-// behind for longer than BehindLimit.
+// Ready is whether the kernel held all that was wanted, but for what is refused,
+// once, and does not fall behind for longer than BehindLimit.
 func (h *Health) Ready() bool {
 	s := h.Sync()
 	ok, _ := h.healthy(s)
-	return ok && s.InForce > 0
+	return ok && s.Served > 0
 }
 
 func (h *Health) healthy(s dataplane.SyncStatus) (ok bool, why string) {
 	if s.Behind.IsZero() || h.Now().Sub(s.Behind) <= h.BehindLimit {
-		return true, ""
+		if len(s.Refused) > 0 {
+			why = fmt.Sprintf("%v (%d refused in all)", s.Refused[0], len(s.Refused))
+		}
+		return true, why
 	}
 	why = "the kernel lacks something wanted since " + s.Behind.UTC().Format(time.RFC3339)
 	if s.Err != nil {
@@ -87,15 +93,14 @@ func (h *Health) Livez() http.Handler {
 	return h.handler(func(a *answer, _ dataplane.SyncStatus) int { return codeFor(a.Healthy) })
 }
 
-// Readyz is 200 once the kernel held all that was wanted, and while it does not
-// fall behind for longer than BehindLimit.
+// Readyz is 200 while the agent is Ready.
 func (h *Health) Readyz() http.Handler {
 	return h.handler(func(a *answer, s dataplane.SyncStatus) int {
-		ready := a.Healthy && s.InForce > 0
+		ready := a.Healthy && s.Served > 0
 		a.Ready = &ready
 		switch {
 		case a.Reason != "":
-		case s.InForce > 0:
+		case s.Served > 0:
 			a.Reason = h.Waiting()
 		case s.Wanted == 0:
 			a.Reason = "nothing is known yet: " + h.Waiting()

@@ -27,6 +27,7 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 	now := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	fault := errors.New("netlink: no buffer space")
+	refused := []dataplane.PortError{{ID: dataplane.PortID{Namespace: "shop", Service: "web"}, Err: errors.New("too large")}}
 	for _, c := range []struct {
 		name                   string
 		sync                   dataplane.SyncStatus
@@ -37,11 +38,13 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 		{"before Services are known", dataplane.SyncStatus{}, true, 200, 200, 503, "nothing is known yet: waiting for Services"},
 		{"the first Sync goes on", dataplane.SyncStatus{Wanted: 1, Behind: ago(time.Second)}, true, 200, 200, 503, "first programming"},
 		{"the first Sync failed", dataplane.SyncStatus{Wanted: 1, Behind: ago(time.Second), Err: fault}, true, 200, 200, 503, "no buffer space"},
-		{"all is in the kernel", dataplane.SyncStatus{Wanted: 7, InForce: 7, LastSync: ago(time.Hour)}, true, 200, 200, 200, ""},
-		{"a change is on its way", dataplane.SyncStatus{Wanted: 8, InForce: 7, Behind: ago(time.Second)}, true, 200, 200, 200, ""},
-		{"a failure is being retried", dataplane.SyncStatus{Wanted: 8, InForce: 7, Behind: ago(59 * time.Second), Err: fault}, true, 200, 200, 200, ""},
-		{"behind for more than a minute", dataplane.SyncStatus{Wanted: 8, InForce: 7, Behind: ago(61 * time.Second), Err: fault}, true, 503, 503, 503, "no buffer space"},
-		{"the node is going away (KEP-3836)", dataplane.SyncStatus{Wanted: 7, InForce: 7}, false, 503, 200, 200, ""},
+		{"all is in the kernel", dataplane.SyncStatus{Wanted: 7, InForce: 7, Served: 7, LastSync: ago(time.Hour)}, true, 200, 200, 200, ""},
+		{"a change is on its way", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, Behind: ago(time.Second)}, true, 200, 200, 200, ""},
+		{"a failure is being retried", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, Behind: ago(59 * time.Second), Err: fault}, true, 200, 200, 200, ""},
+		{"behind for more than a minute", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, Behind: ago(61 * time.Second), Err: fault}, true, 503, 503, 503, "no buffer space"},
+		{"one Service is refused, from the start on", dataplane.SyncStatus{Wanted: 7, Served: 7, Err: fault, Refused: refused}, true, 200, 200, 200, "shop/web"},
+		{"one Service is refused, and the rest is behind", dataplane.SyncStatus{Wanted: 8, Served: 7, Behind: ago(61 * time.Second), Err: fault, Refused: refused}, true, 503, 503, 503, "no buffer space"},
+		{"the node is going away (KEP-3836)", dataplane.SyncStatus{Wanted: 7, InForce: 7, Served: 7}, false, 503, 200, 200, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := &Health{
@@ -72,7 +75,7 @@ func TestHealthzBody(t *testing.T) {
 	h := &Health{
 		Families:     both,
 		BehindLimit:  time.Minute,
-		Sync:         func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1} },
+		Sync:         func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1, Served: 1} },
 		NodeEligible: func() bool { return true },
 		Waiting:      func() string { return "" },
 		Now:          time.Now,
@@ -195,7 +198,7 @@ func askAPIServer(t *testing.T) {
 
 // TestPages: what stands beside the metrics (KUBE-PROXY §2.3).
 func TestPages(t *testing.T) {
-	h := &Health{Sync: func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1} }, NodeEligible: func() bool { return false }, Now: time.Now}
+	h := &Health{Sync: func() dataplane.SyncStatus { return dataplane.SyncStatus{InForce: 1, Served: 1} }, NodeEligible: func() bool { return false }, Now: time.Now}
 	p := Pages{
 		Metrics: NewMetrics("v1", "fake", both), Health: h, Backend: "fake", Version: "v1", Started: time.Now(),
 		Config: func() map[string]any {

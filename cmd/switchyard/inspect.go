@@ -345,7 +345,7 @@ func (a *agent) counted() string {
 func (a *agent) healthNow() inspect.Health {
 	s := a.syncer.Status()
 	h := inspect.Health{Healthy: a.health.Healthy(), Reason: a.waiting()}
-	h.Ready = h.Healthy && s.InForce > 0
+	h.Ready = h.Healthy && s.Served > 0
 	if s.Err != nil && !h.Ready {
 		h.Reason = s.Err.Error()
 	}
