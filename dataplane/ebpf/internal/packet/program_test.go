@@ -3,10 +3,13 @@ package packet
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -38,7 +41,8 @@ func programs(tb testing.TB) *ebpf.Collection {
 	return programsOf(tb, 4096)
 }
 
-// programsOf has a connection table of that size.
+// programsOf has a connection table of that size. The verifier takes long, so
+// all tests have the same programs, one after the other, on maps made empty.
 func programsOf(tb testing.TB, connections uint32) *ebpf.Collection {
 	tb.Helper()
 	if os.Geteuid() != 0 {
@@ -47,6 +51,31 @@ func programsOf(tb testing.TB, connections uint32) *ebpf.Collection {
 		}
 		tb.Skip("loading programs needs root")
 	}
+	c := loaded[connections]
+	if c == nil {
+		c = load(tb, connections)
+		loaded[connections] = c
+	}
+	for name, m := range c.Maps {
+		if !strings.HasPrefix(name, ".") {
+			empty(tb, m)
+		}
+	}
+	id := uint32(1)
+	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+		serve(tb, c, id, frontend4, endpoint4, protocol)
+		serve(tb, c, id+1, frontend6, endpoint6, protocol)
+		id += 2
+	}
+	setBegin(tb, c, true)
+	return c
+}
+
+// loaded are the programs, by the size of their connection table.
+var loaded = map[uint32]*ebpf.Collection{}
+
+func load(tb testing.TB, connections uint32) *ebpf.Collection {
+	tb.Helper()
 	if err := rlimit.RemoveMemlock(); err != nil {
 		tb.Fatal(err)
 	}
@@ -62,15 +91,40 @@ func programsOf(tb testing.TB, connections uint32) *ebpf.Collection {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(c.Close)
-	id := uint32(1)
-	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
-		serve(tb, c, id, frontend4, endpoint4, protocol)
-		serve(tb, c, id+1, frontend6, endpoint6, protocol)
-		id += 2
-	}
-	setBegin(tb, c, true)
 	return c
+}
+
+// empty makes a map as it was when it was made.
+func empty(tb testing.TB, m *ebpf.Map) {
+	tb.Helper()
+	switch m.Type() {
+	case ebpf.Array:
+		if err := m.Put(uint32(0), make([]byte, m.ValueSize())); err != nil {
+			tb.Fatal(err)
+		}
+	case ebpf.PerCPUArray:
+		zeros := make([][]byte, ebpf.MustPossibleCPU())
+		for i := range zeros {
+			zeros[i] = make([]byte, m.ValueSize())
+		}
+		for i := range m.MaxEntries() {
+			if err := m.Put(i, zeros); err != nil {
+				tb.Fatal(err)
+			}
+		}
+	case ebpf.Hash, ebpf.LRUHash:
+		room := func(size uint32) any { // for as many elements as there can be
+			all := int(m.MaxEntries())
+			return reflect.MakeSlice(reflect.SliceOf(reflect.ArrayOf(int(size), reflect.TypeFor[byte]())), all, all).Interface()
+		}
+		keys, values := room(m.KeySize()), room(m.ValueSize())
+		if _, err := m.BatchLookupAndDelete(new(ebpf.MapBatchCursor), keys, values, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			tb.Fatal(err)
+		}
+	case ebpf.LPMTrie: // no test has any
+	default:
+		tb.Fatalf("%s: how to empty it is not known", m)
+	}
 }
 
 // setBegin tells whether packets may begin connections (PACKETS_BEGIN).
