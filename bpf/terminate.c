@@ -11,6 +11,7 @@ char license_text[] SEC("license") = "Dual BSD/GPL";
 /* The parts of kernel structures that are read, found by BTF. */
 struct sock_common {
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 } __attribute__((preserve_access_index));
 
 struct udp_sock {
@@ -84,12 +85,16 @@ int end_udp(struct bpf_iter__udp *ctx)
 	return 0;
 }
 
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+
 SEC("iter/tcp")
 int end_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *sk = ctx->sk_common;
 
-	if (sk)
+	/* Where the endpoint said the end itself, the client may have yet to read it. */
+	if (sk && (sk->skc_state == TCP_ESTABLISHED || sk->skc_state == TCP_SYN_SENT))
 		end_if_gone(sk);
 	return 0;
 }

@@ -110,6 +110,10 @@ type ServicePort struct {
 	// Serving are all endpoints that may keep the flows which they have, sorted,
 	// whatever the policies say (KUBE-PROXY §1.15). conntrack ends flows to others.
 	Serving []netip.AddrPort
+	// Ending are all endpoints whose pods are terminating, sorted. One that is in it
+	// no more is gone for good; one that was never in it may have left the Service
+	// and live on.
+	Ending []netip.AddrPort
 }
 
 // Schedulers are the names that ServicePort.Scheduler can have: those of the

@@ -19,25 +19,21 @@ type lostEndpoint struct {
 	endpoint terminate.Endpoint
 }
 
-// lostEndpoints are the endpoints whose connected UDP sockets must learn that
-// they are gone (KUBE-PROXY §1.15), and those that are there again. TCP
-// connections live on as with kube-proxy: a pod that left its Service, or all
-// EndpointSlices, may live on to finish what it has.
+// lostEndpoints are the endpoints whose connected sockets must learn that they
+// are gone, and those that are there again.
 func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndpoint, back []terminate.Endpoint) {
 	if b.ender == nil {
 		return nil, nil
 	}
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
-		if old == nil || old.ID.Protocol != dataplane.UDP || b.records[old.ID] == nil {
+		if old == nil || b.records[old.ID] == nil {
 			continue
 		}
 		at := func(addr netip.AddrPort) terminate.Endpoint {
 			return terminate.Endpoint{Service: b.records[old.ID].master.Id, Protocol: old.ID.Protocol, Addr: addr}
 		}
-		for _, addr := range old.Serving {
-			if cur == nil || !slices.Contains(cur.Serving, addr) {
-				lost = append(lost, lostEndpoint{old.ID, at(addr)})
-			}
+		for _, addr := range goneFrom(old, cur) {
+			lost = append(lost, lostEndpoint{old.ID, at(addr)})
 		}
 		if cur == nil {
 			continue
@@ -49,6 +45,26 @@ func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 		}
 	}
 	return lost, back
+}
+
+// goneFrom are the endpoints whose flows end. A UDP flow has no end that its
+// client would learn of, so it goes by who may keep flows (KUBE-PROXY §1.15). A
+// TCP connection ends by itself unless its pod is gone: to leave a Service, or
+// all of its EndpointSlices, is not that.
+func goneFrom(old, cur *dataplane.ServicePort) []netip.AddrPort {
+	var had, has []netip.AddrPort
+	switch old.ID.Protocol {
+	case dataplane.UDP:
+		had = old.Serving
+		if cur != nil {
+			has = cur.Serving
+		}
+	case dataplane.TCP:
+		if cur != nil {
+			had, has = old.Ending, cur.Ending
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(had), func(a netip.AddrPort) bool { return slices.Contains(has, a) })
 }
 
 // endSockets ends the sockets of endpoints that were lost, but for those of
@@ -134,10 +150,10 @@ func (e *ender) run() {
 		e.mu.Unlock()
 		n, err := e.end.Terminate(gone)
 		if err != nil {
-			e.log.Warn("ending UDP sockets of endpoints that are gone; some clients may go on sending to them", "endpoints", len(gone), "error", err)
+			e.log.Warn("ending sockets of endpoints that are gone; some clients may go on sending to them", "endpoints", len(gone), "error", err)
 		}
 		if n > 0 {
-			e.log.Debug("ended UDP sockets of endpoints that are gone", "endpoints", len(gone), "sockets", n)
+			e.log.Debug("ended sockets of endpoints that are gone", "endpoints", len(gone), "sockets", n)
 		}
 	}
 }

@@ -2,8 +2,10 @@ package ebpf
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -54,6 +56,74 @@ func TestConnectedUDPClientsLearnThatTheirEndpointIsGone(t *testing.T) {
 		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second)) // a Read that fails says so
 		if _, err := c.Read(make([]byte, 64)); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A Service loses all of its endpoints but one. TCP clients learn what no other
+// would tell them, that their pod is gone, and nothing else.
+func TestTCPClientsLearnThatTheirPodIsGone(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	service := func(name, frontend, endpoint string, ending ...string) *dataplane.ServicePort {
+		p := portOf(name, dataplane.TCP, frontendAt(dataplane.ClusterIP, frontend, poolOf(endpoint)))
+		for _, e := range ending {
+			p.Ending = append(p.Ending, netip.MustParseAddrPort(e))
+		}
+		return p
+	}
+	before := snapshot(
+		service("gone", "10.96.0.9:80", "127.0.2.1:8080", "127.0.2.1:8080"),
+		service("closed", "10.96.0.10:80", "127.0.2.2:8080", "127.0.2.2:8080"),
+		service("left", "10.96.0.11:80", "127.0.2.3:8080"),
+		service("ending", "10.96.0.12:80", "127.0.2.4:8080", "127.0.2.4:8080"),
+		service("deleted", "10.96.0.13:80", "127.0.2.5:8080", "127.0.2.5:8080"),
+	)
+	after := snapshot(
+		service("gone", "10.96.0.9:80", "127.0.2.9:8080"),
+		service("closed", "10.96.0.10:80", "127.0.2.9:8080"),
+		service("left", "10.96.0.11:80", "127.0.2.9:8080"),
+		service("ending", "10.96.0.12:80", "127.0.2.9:8080", "127.0.2.4:8080"),
+	)
+	mustSync(t, b, nil, before)
+	held := map[string]net.Conn{}
+	for _, tc := range []struct{ name, frontend, endpoint string }{
+		{"gone", "10.96.0.9:80", "127.0.2.1:8080"}, {"closed", "10.96.0.10:80", "127.0.2.2:8080"}, {"left", "10.96.0.11:80", "127.0.2.3:8080"},
+		{"ending", "10.96.0.12:80", "127.0.2.4:8080"}, {"deleted", "10.96.0.13:80", "127.0.2.5:8080"},
+	} {
+		l, err := net.Listen("tcp", tc.endpoint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		c, err := net.Dial("tcp", tc.frontend)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = server.Close() })
+		if tc.name == "closed" {
+			if _, err := server.Write([]byte("bye")); err != nil {
+				t.Fatal(err)
+			}
+			_ = server.Close()
+		}
+		held[tc.name] = c
+	}
+	mustSync(t, b, before, after)
+	time.Sleep(enderDelay) // then those that learn it learn it soon
+	for name, want := range map[string]error{
+		"gone": unix.ECONNABORTED, "closed": io.EOF, "left": os.ErrDeadlineExceeded, "ending": os.ErrDeadlineExceeded, "deleted": os.ErrDeadlineExceeded,
+	} {
+		c := held[name]
+		if err := c.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(c); !errors.Is(err, want) && (want != io.EOF || err != nil || string(text) != "bye") {
+			t.Errorf("%s: the client reads %q, %v; want %v", name, text, err, want)
 		}
 	}
 }

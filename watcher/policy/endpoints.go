@@ -95,6 +95,17 @@ func serving(known []endpoint) []netip.AddrPort {
 	return out
 }
 
+// ending is every endpoint whose pod is terminating.
+func ending(known []endpoint) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, e := range known {
+		if e.Terminating {
+			out = append(out, e.addr)
+		}
+	}
+	return out
+}
+
 // choose is the Endpoints that a rule leaves in, in a slice of just their number.
 func choose(known []endpoint, rule func(endpoint) Reason) []dataplane.Endpoint {
 	n := 0

@@ -63,6 +63,7 @@ func servicePort(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, 
 		Scheduler:   svc.Scheduler,
 		HealthCheck: health,
 		Serving:     serving(known),
+		Ending:      ending(known),
 	}
 	p := pools(svc, known, env.Zone)
 	sources := sourceRanges(svc, family, env.NodeIPs)

@@ -475,6 +475,19 @@ func TestServing(t *testing.T) {
 	}
 }
 
+// TestEnding is whose pod is on its way out, whether it still serves or not.
+func TestEnding(t *testing.T) {
+	p := one(t, build(t, service(internalLocal), env(), slice("a",
+		l1+" local ready", l2+" local unready", r1+" terminating", "10.244.2.3 stopped", "10.244.2.4 serving")), dataplane.IPv4)
+	var got []string
+	for _, a := range p.Ending {
+		got = append(got, a.Addr().String())
+	}
+	if want := []string{r1, "10.244.2.3"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, wanted %v", got, want)
+	}
+}
+
 // TestHealthCheck: KUBE-PROXY §1.16.
 func TestHealthCheck(t *testing.T) {
 	lb := all(loadBalancer, externalLocal, func(s *corev1.Service) {

@@ -104,7 +104,7 @@ func keepPools(old, built *dataplane.ServicePort) {
 
 func equalPort(a, b *dataplane.ServicePort) bool {
 	return a.ID == b.ID && a.Affinity == b.Affinity && a.Scheduler == b.Scheduler && a.HealthCheck == b.HealthCheck &&
-		slices.Equal(a.Serving, b.Serving) && slices.EqualFunc(a.Frontends, b.Frontends, equalFrontend)
+		slices.Equal(a.Serving, b.Serving) && slices.Equal(a.Ending, b.Ending) && slices.EqualFunc(a.Frontends, b.Frontends, equalFrontend)
 }
 
 func equalFrontend(a, b dataplane.Frontend) bool {

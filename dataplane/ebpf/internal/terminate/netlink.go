@@ -44,7 +44,7 @@ func (b *byNetlink) sockets(protocol dataplane.Protocol) error {
 		errs = append(errs, wrap(protocol, err))
 		for _, s := range sockets {
 			to, ok := netip.AddrFromSlice(s.ID.Destination)
-			if _, gone := b.gone[remote{protocol, netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort)}]; !ok || !gone {
+			if _, gone := b.gone[remote{protocol, netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort)}]; !ok || !gone || !waits(protocol, s) {
 				continue
 			}
 			if err := destroy(protocol, s); err != nil {
@@ -55,6 +55,12 @@ func (b *byNetlink) sockets(protocol dataplane.Protocol) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// waits tells a socket that waits for its peer. Where the peer said the end
+// itself, the client may have yet to read it.
+func waits(protocol dataplane.Protocol, s *netlink.Socket) bool {
+	return protocol != dataplane.TCP || s.State == netlink.TCP_ESTABLISHED || s.State == netlink.TCP_SYN_SENT
 }
 
 func (b *byNetlink) ended() (int, error) { return b.n, nil }
