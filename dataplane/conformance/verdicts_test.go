@@ -204,7 +204,7 @@ func (r *run) holdAll(probes ...probe) []heldFlow {
 	r.Helper()
 	return r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
 		req.Timeout = answerTime
-		return h.Hold(req, netlab.Patient(20*time.Millisecond))
+		return h.Hold(req, netlab.Patient(50*time.Millisecond))
 	}, probes...)
 }
 
@@ -213,7 +213,7 @@ func (r *run) loadAll(probes ...probe) []heldFlow {
 	r.Helper()
 	return r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
 		req.Timeout = answerTime // a SYN that had to be sent again counts as failed all the same
-		return h.Load(req, 1, netlab.Patient(5*time.Millisecond))
+		return h.Load(req, 1, netlab.Patient(20*time.Millisecond))
 	}, probes...)
 }
 
