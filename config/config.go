@@ -53,6 +53,9 @@ type Switchyard struct {
 	// VerifyInterval is how often the kernel is compared with what is wanted, and
 	// repaired where it differs.
 	VerifyInterval metav1.Duration `json:"verifyInterval"`
+	// APIServers are addresses, host and port, to connect to for the API server, in
+	// place of the kubeconfig's or the Service's; where one fails, the next.
+	APIServers []string `json:"apiServers"`
 	// Manifests is a directory of Services, EndpointSlices and Nodes, in place of
 	// an API server.
 	Manifests string `json:"manifests"`
