@@ -98,7 +98,7 @@ func (t tree) close(from tree, lib string) error {
 		slices.Sort(next)
 		for _, name := range next {
 			done[name] = true
-			needed, err := needs(t[name].data)
+			needed, err := needs(t[name].data, lib)
 			if err != nil {
 				return fmt.Errorf("looking at /%s: %w", name, err)
 			}
@@ -115,10 +115,13 @@ func (t tree) close(from tree, lib string) error {
 }
 
 // needs is the shared libraries of a program or library, and its loader.
-func needs(data []byte) ([]string, error) {
+func needs(data []byte, lib string) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
 		return nil, err
+	}
+	if want := map[string]elf.Machine{"x86_64-linux-gnu": elf.EM_X86_64, "aarch64-linux-gnu": elf.EM_AARCH64}[lib]; f.Machine != want {
+		return nil, fmt.Errorf("it is for %v, not for %v", f.Machine, want)
 	}
 	all, err := f.ImportedLibraries()
 	if err != nil {
