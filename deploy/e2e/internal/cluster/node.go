@@ -95,7 +95,16 @@ func (l *Lab) importImage(ctx context.Context, n Node) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", ImageFile(l.dir))
+	files := []string{ImageFile(l.dir)}
+	if l.IsDaemonSet() {
+		files = append(files, AgentImageFile(l.dir))
+	}
+	for _, file := range files {
+		if err := l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run runs a short command on n.

@@ -7,6 +7,7 @@ package load
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -33,6 +34,9 @@ type Target struct {
 	// CA is a PEM file: the server speaks TLS, with a certificate that this
 	// authority signed for the API server. Empty: no TLS.
 	CA string `json:"ca,omitempty"`
+	// Path that is asked for, and Host as which; "": the server's name.
+	Path string `json:"path,omitempty"`
+	Host string `json:"host,omitempty"`
 	// Rate is in requests per second, 1 to MaxRate.
 	Rate int `json:"rate"`
 	// Count ends the stream after so many requests; 0: when it is stopped.
@@ -55,6 +59,8 @@ const (
 	path     = "/hostname"
 	datagram = "hostname"
 	apiPath  = "/readyz"
+	// ClientIP is a path that is answered with the client's address.
+	ClientIP = "/clientip"
 	apiName  = "kubernetes.default.svc"
 )
 
@@ -168,7 +174,7 @@ func sendHeld(ctx context.Context, t Target, outcomes chan<- outcome) {
 				}
 				conn, in = c, bufio.NewReader(c)
 			}
-			return exchange(conn, in, path, "")
+			return exchange(conn, in, t, path, "")
 		})
 		outcomes <- o
 		return o.err == nil
@@ -192,7 +198,7 @@ func ask(t Target) (string, error) {
 		return "", err
 	}
 	defer func() { _ = conn.Close() }()
-	url := path
+	url := cmp.Or(t.Path, path)
 	if t.CA != "" {
 		url = apiPath
 		pem, err := os.ReadFile(t.CA)
@@ -203,7 +209,11 @@ func ask(t Target) (string, error) {
 		roots.AppendCertsFromPEM(pem)
 		conn = tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: apiName, MinVersion: tls.VersionTLS13})
 	}
-	return exchange(conn, bufio.NewReader(conn), url, "Connection: close\r\n")
+	answer, err := exchange(conn, bufio.NewReader(conn), t, url, "Connection: close\r\n")
+	if client, e := netip.ParseAddrPort(answer); e == nil && url == ClientIP {
+		answer = client.Addr().String() // each request has another port
+	}
+	return answer, err
 }
 
 // askUDP does not repeat a datagram: a lost one is a failed request.
@@ -228,11 +238,11 @@ func askUDP(addr netip.AddrPort) (string, error) {
 const longest = 253
 
 // exchange sends a request and reads the answer.
-func exchange(conn net.Conn, in *bufio.Reader, url, header string) (string, error) {
+func exchange(conn net.Conn, in *bufio.Reader, t Target, url, header string) (string, error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", err
 	}
-	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: lab\r\n%s\r\n", url, header); err != nil {
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", url, cmp.Or(t.Host, "lab"), header); err != nil {
 		return "", err
 	}
 	resp, err := http.ReadResponse(in, nil)
