@@ -4,6 +4,7 @@
 {{- with .Values.clusterCIDR }}{{ $_ := set $theirs "clusterCIDR" . }}{{ end -}}
 {{- $ours := dict "apiVersion" "config.switchyard.io/v1alpha1" "kind" "SwitchyardConfiguration"
       "apiServers" .Values.apiServers -}}
+{{- if .Values.takeOver }}{{ $_ := set $ours "takeOver" true }}{{ end -}}
 {{ mustMergeOverwrite $theirs (deepCopy .Values.kubeProxyConfiguration) | toYaml }}
 ---
 {{ mustMergeOverwrite $ours (deepCopy .Values.switchyardConfiguration) | toYaml }}
