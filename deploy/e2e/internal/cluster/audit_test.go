@@ -19,7 +19,9 @@ func TestRights(t *testing.T) {
 		"half a line at the end": {list + watch + create + `{"verb": "li`, ""},
 		"one is never used":      {watch + create, "granted and never used: list services"},
 		"one is refused":         {list + watch + create + line("get", "", "secrets", "403"), "refused with 403: get /x"},
-		"nothing was asked":      {"", "granted and never used"},
+		"the API server had not read its roles": {list + watch + create + strings.Replace(line("watch", "", "nodes", "403"), "}\n",
+			`, "annotations": {"authorization.k8s.io/reason": "RBAC: clusterrole.rbac.authorization.k8s.io \"switchyard\" not found"}}`+"\n", 1), ""},
+		"nothing was asked": {"", "granted and never used"},
 	} {
 		_, err := rights([]byte(c.log), []byte(role))
 		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
