@@ -73,7 +73,7 @@ test-vm: ## run kernel tests on Debian's 6.1 and 6.12, emulated (KERNEL=6.1|6.12
 	@bin/vm -kernel=$(KERNEL) $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-run='$(RUN)') $(if $(PKG),-v $(PKG))
 
 .PHONY: e2e
-e2e: build ## run the agent under a real Kubernetes control plane and kubelets (BACKEND=...)
+e2e: ## run the DaemonSet under a real Kubernetes control plane and kubelets (BACKEND=...)
 	@deploy/packages $(PACKAGES_E2E)
 	$(GO) run ./deploy/e2e all --backend $(BACKEND)
 

@@ -70,6 +70,7 @@ func command() *cobra.Command {
 		verb("build", "compile Kubernetes and the agent", o.withLab(compile)),
 		verb("up", "start the lab", o.withLab(up)),
 		test,
+		takeover(&o),
 		verb("down", "end what up started, and remove it", o.withLab(down)),
 		all,
 		verb("status", "show what runs", o.withLab(status)),
@@ -155,6 +156,9 @@ func compile(ctx context.Context, o *options, _ *cluster.Lab) error {
 	case o.agent.Process:
 		return b.Agent(ctx)
 	}
+	if err := b.Agent(ctx); err != nil { // for a clean-up by hand
+		return err
+	}
 	return b.Image(ctx, cluster.AgentImageDir(o.dir), cluster.AgentImage)
 }
 
@@ -171,6 +175,18 @@ func up(ctx context.Context, _ *options, lab *cluster.Lab) error {
 func test(ctx context.Context, o *options, lab *cluster.Lab) error {
 	fmt.Println("test")
 	return checks.Run(ctx, lab, o.only, os.Stdout)
+}
+
+// takeover walks through agents under load.
+func takeover(o *options) *cobra.Command {
+	first, count := 1, 100
+	cmd := verb("takeover", "change from one agent to another under load, and print a table of what failed",
+		o.withLab(func(ctx context.Context, _ *options, lab *cluster.Lab) error {
+			return checks.Takeover(ctx, lab, first, count, os.Stdout)
+		}))
+	cmd.Flags().IntVar(&first, "first", first, "the first step of the walk to do")
+	cmd.Flags().IntVar(&count, "count", count, "how many to do")
+	return cmd
 }
 
 func down(_ context.Context, _ *options, lab *cluster.Lab) error {

@@ -39,6 +39,7 @@ type suite struct {
 	ext              load.Place
 	self             load.Place // the pod behind Service solo
 	web, solo, empty vip
+	here             vip // of the first node's Pods alone
 }
 
 // deploy creates the objects, waits for their Pods and finds its way into them.
@@ -58,7 +59,7 @@ func (s *suite) deploy(ctx context.Context) error {
 	if err := s.findPlaces(ctx); err != nil {
 		return err
 	}
-	for name, v := range map[string]*vip{"web": &s.web, "solo": &s.solo, "empty": &s.empty} {
+	for name, v := range map[string]*vip{"web": &s.web, "solo": &s.solo, "empty": &s.empty, "here": &s.here} {
 		var err error
 		if v.v4, v.v6, err = s.lab.ClusterIPs(ctx, namespace, name); err != nil {
 			return err

@@ -19,7 +19,10 @@ type Agent struct {
 	Flags   []string // more of its flags, as they are
 	// Process runs Switchyard as a program on each node, as kube-proxy runs, and
 	// not as a DaemonSet by the manifests, whose folder is Manifests.
-	Process   bool
+	Process bool
+	// TakeOver runs the DaemonSet where nodes have agentLabel, with the rights of
+	// all backends, to end what another agent left.
+	TakeOver  bool
 	Manifests string
 }
 

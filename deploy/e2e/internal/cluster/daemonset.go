@@ -43,15 +43,23 @@ func (l *Lab) kustomize() (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("write the agent's manifests: %w", err)
 	}
-	overlay, err := relative(dir, filepath.Join(l.Agent.Manifests, "overlays", l.Agent.Backend))
+	name, flags := l.Agent.Backend, l.Agent.Flags
+	if l.Agent.TakeOver {
+		name, flags = "auto", append([]string{"--backend=" + l.Agent.Backend, "--take-over"}, flags...)
+	}
+	overlay, err := relative(dir, filepath.Join(l.Agent.Manifests, "overlays", name))
 	if err != nil {
 		return "", fmt.Errorf("write the agent's manifests: %w", err)
 	}
 	data := map[string]any{
-		"Overlay": overlay, "Image": AgentImage, "Tag": agentTag, "Flags": l.Agent.Flags,
+		"Overlay": overlay, "Image": AgentImage, "Tag": agentTag, "Flags": flags, "Label": "",
 		"Cgroups": "/host" + l.cgroups.Path(group),
 		// Nobody listens at the first one.
 		"Servers": []string{l.Topology.Control4.String() + ":" + strconv.Itoa(apiPort+1), l.apiAddr().String()},
+	}
+	if l.Agent.TakeOver {
+		l.applied++
+		data["Label"], data["Applied"] = agentLabel, l.applied
 	}
 	text, err := render("kustomization.yaml", kustomizationTemplate, data)
 	if err != nil {

@@ -96,7 +96,8 @@ func (l *Lab) importImage(ctx context.Context, n Node) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	files := []string{ImageFile(l.dir)}
-	if l.IsDaemonSet() {
+	// Beside kube-proxy it need not be there.
+	if _, err := os.Stat(AgentImageFile(l.dir)); err == nil {
 		files = append(files, AgentImageFile(l.dir))
 	}
 	for _, file := range files {

@@ -43,6 +43,13 @@ type Target struct {
 	Count int `json:"count,omitempty"`
 }
 
+func (t Target) network() string {
+	if t.UDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
 const (
 	// MaxRate bounds a stream, and maxWaiting its unanswered requests.
 	MaxRate    = 1000
@@ -52,6 +59,8 @@ const (
 	// timeout of one request. A lost SYN is sent again after 1 and 3 s, so that
 	// one loss makes a request slow, and a connection that leads nowhere fails.
 	timeout = 5 * time.Second
+	// udpTimeout is that of a datagram on a socket that sends others after it.
+	udpTimeout = time.Second
 	// slow is longer than any healthy answer and shorter than a repeated SYN.
 	slow = 900 * time.Millisecond
 	// Test servers answer path and datagram with the name of their pod. The API
@@ -156,7 +165,8 @@ func sendEach(ctx context.Context, t Target, outcomes chan<- outcome) {
 	waiting.Wait()
 }
 
-// sendHeld fails once and for all when its connection breaks.
+// sendHeld fails once and for all when its TCP connection breaks. Of UDP each
+// datagram without an answer fails.
 func sendHeld(ctx context.Context, t Target, outcomes chan<- outcome) {
 	var conn net.Conn
 	var in *bufio.Reader
@@ -168,16 +178,19 @@ func sendHeld(ctx context.Context, t Target, outcomes chan<- outcome) {
 	due(ctx, t, func() bool {
 		o := measure(func() (string, error) {
 			if conn == nil {
-				c, err := net.DialTimeout("tcp", t.Addr.String(), timeout)
+				c, err := net.DialTimeout(t.network(), t.Addr.String(), timeout)
 				if err != nil {
 					return "", err
 				}
 				conn, in = c, bufio.NewReader(c)
 			}
+			if t.UDP {
+				return askOver(conn, udpTimeout)
+			}
 			return exchange(conn, in, t, path, "")
 		})
 		outcomes <- o
-		return o.err == nil
+		return o.err == nil || t.UDP
 	})
 }
 
@@ -223,7 +236,12 @@ func askUDP(addr netip.AddrPort) (string, error) {
 		return "", err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+	return askOver(conn, timeout)
+}
+
+// askOver sends a datagram and waits for the answer.
+func askOver(conn net.Conn, limit time.Duration) (string, error) {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return "", err
 	}
 	if _, err := conn.Write([]byte(datagram)); err != nil {
