@@ -14,11 +14,12 @@ PACKAGES_TEST := iptables nftables ipset iproute2 ethtool strace kmod
 PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
 # The virtual machines have this machine's tools.
 PACKAGES_VM    := $(PACKAGES_TEST) ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
+PACKAGES_IMAGE := apt dpkg ca-certificates git
 PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install the Debian packages that the tests, the demo and the end-to-end lab need
@@ -72,7 +73,7 @@ test-vm: ## run kernel tests on Debian's 6.1 and 6.12, emulated (KERNEL=6.1|6.12
 	@bin/vm -kernel=$(KERNEL) $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-run='$(RUN)') $(if $(PKG),-v $(PKG))
 
 .PHONY: e2e
-e2e: build ## run the agent under a real Kubernetes control plane and kubelets (BACKEND=...)
+e2e: ## run the DaemonSet under a real Kubernetes control plane and kubelets (BACKEND=...)
 	@deploy/packages $(PACKAGES_E2E)
 	$(GO) run ./deploy/e2e all --backend $(BACKEND)
 
@@ -87,9 +88,19 @@ demo: deps-test ## see it work: two nodes with pods on this machine, no cluster 
 bench: ## run the Go benchmarks of the watcher and the backends
 	go test -run '^$$' -bench . ./dataplane ./watcher/... ./dataplane/iptables ./dataplane/ebpf
 
+# Both architectures, from here. The packages come through apt and are kept.
 .PHONY: image
-image: ## build the OCI image (not there yet)
-	@echo "make image: not there yet." >&2; exit 1
+image: ## build the OCI image for amd64 and arm64 into bin/image, without a container engine
+	@deploy/packages $(PACKAGES_IMAGE)
+	go run ./deploy/image -version $(VERSION)
+
+.PHONY: image-pin
+image-pin: ## pin the newest versions of the Debian packages that the image takes files from
+	go run ./deploy/image -pin
+
+.PHONY: image-reproducible
+image-reproducible: ## build the image of HEAD twice, from two clones, and compare
+	deploy/image/reproducible
 
 .PHONY: clean
 clean: ## remove what the build made; the Go caches stay

@@ -53,6 +53,12 @@ type Switchyard struct {
 	// VerifyInterval is how often the kernel is compared with what is wanted, and
 	// repaired where it differs.
 	VerifyInterval metav1.Duration `json:"verifyInterval"`
+	// APIServers are addresses, host and port, to connect to for the API server, in
+	// place of the kubeconfig's or the Service's; where one fails, the next.
+	APIServers []string `json:"apiServers"`
+	// TakeOver ends what another backend or kube-proxy left on the node, once all
+	// Services are forwarded.
+	TakeOver bool `json:"takeOver"`
 	// Manifests is a directory of Services, EndpointSlices and Nodes, in place of
 	// an API server.
 	Manifests string `json:"manifests"`

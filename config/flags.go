@@ -75,6 +75,8 @@ func (c *Config) addFlags(fs *pflag.FlagSet, backends []string) {
 	fs.StringVar(&s.Backend, "backend", s.Backend, "the kernel mechanism: "+strings.Join(backends, ", ")+"; default: what --proxy-mode says")
 	fs.DurationVar(&s.MinSyncInterval.Duration, "min-sync-interval", s.MinSyncInterval.Duration, "least time between two Syncs of the kernel; what changes meanwhile is one Sync; 0: 20ms")
 	fs.DurationVar(&s.VerifyInterval.Duration, "verify-interval", s.VerifyInterval.Duration, "how often the kernel is compared with what is wanted, and repaired where it differs")
+	fs.StringSliceVar(&s.APIServers, "apiserver", s.APIServers, "address of an API server, HOST:PORT, to connect to in place of the kubeconfig's or the Service's; of several, with commas between, the next where one fails")
+	fs.BoolVar(&s.TakeOver, "take-over", s.TakeOver, "once all Services are forwarded, remove what another backend or a kube-proxy that has ended left, without an end to connections")
 	fs.StringVar(&s.Manifests, "manifests", s.Manifests, "directory with Services, EndpointSlices and Nodes as YAML or JSON, in place of an API server")
 	fs.StringVar(&s.Socket, "socket", s.Socket, "Unix socket where `status`, `get`, `explain` and `verify` are answered, for root alone; empty: nowhere")
 	addEBPFFlags(&s.EBPF, fs)
@@ -173,6 +175,8 @@ func ownFieldOf(flag string) string {
 		"backend":            ownKind + ".backend",
 		"min-sync-interval":  ownKind + ".minSyncInterval",
 		"verify-interval":    ownKind + ".verifyInterval",
+		"apiserver":          ownKind + ".apiServers",
+		"take-over":          ownKind + ".takeOver",
 		"manifests":          ownKind + ".manifests",
 		"socket":             ownKind + ".socket",
 		"iptables-mode":      ownKind + ".iptables.mode",

@@ -178,6 +178,7 @@ func (c *Config) API(log *slog.Logger, node string) kube.Options {
 	return kube.Options{
 		Kubeconfig:         k.Kubeconfig,
 		Master:             c.Master,
+		Servers:            c.Switchyard.APIServers,
 		NodeName:           node,
 		Log:                log,
 		AcceptContentTypes: k.AcceptContentTypes,

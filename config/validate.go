@@ -3,9 +3,11 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -212,13 +214,19 @@ func (c *Config) clusterCIDRs() (cidrs []netip.Prefix, ok bool) {
 
 // checkSource finds what is wrong with where Services come from.
 func (c *Config) checkSource() []error {
+	var errs []error
+	for _, addr := range c.Switchyard.APIServers {
+		host, port, err := net.SplitHostPort(addr)
+		if n, e := strconv.ParseUint(port, 10, 16); err != nil || host == "" || e != nil || n == 0 {
+			errs = append(errs, c.wrong(ownKind+".apiServers", addr, "it must be a host and a port, such as 192.0.2.1:6443 or [2001:db8::1]:6443"))
+		}
+	}
 	dir := c.Switchyard.Manifests
 	if dir == "" {
-		return nil
+		return errs
 	}
-	var errs []error
-	if c.said["clientConnection.kubeconfig"] != "" || c.Master != "" {
-		errs = append(errs, errors.New("--manifests excludes --kubeconfig and --master: give one source of Services"))
+	if c.said["clientConnection.kubeconfig"] != "" || c.Master != "" || len(c.Switchyard.APIServers) > 0 {
+		errs = append(errs, errors.New("--manifests excludes --kubeconfig, --master and --apiserver: give one source of Services"))
 	}
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		errs = append(errs, c.wrong(ownKind+".manifests", dir, "it must be a directory that is there"))

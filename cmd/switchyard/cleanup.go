@@ -12,6 +12,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
+	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
 
 func cleanupCommand() *cobra.Command {
@@ -62,6 +63,9 @@ func cleanup(ctx context.Context, log *slog.Logger, drivers []dataplane.Driver, 
 		if err := d.Cleanup(ctx, cfg); err != nil {
 			errs = append(errs, fmt.Errorf("removing what backend %s left: %w", d.Name, err))
 		}
+	}
+	if backend == catalog.Auto {
+		errs = append(errs, takeover.Release(cfg.Families))
 	}
 	if kubeProxy {
 		if err := kubeproxy.Remove(ctx, log); err != nil {

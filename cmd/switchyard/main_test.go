@@ -39,7 +39,8 @@ func TestWrongInput(t *testing.T) {
 		{"run --logging-format xml", `--logging-format is "xml"; it can be text or json`},
 		{"run --manifests " + file, `it must be a directory that is there`},
 		{"run --manifests /nowhere", `--manifests is "/nowhere"; it must be a directory that is there`},
-		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig and --master"},
+		{"run --apiserver 192.0.2.1", `it must be a host and a port`},
+		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig, --master and --apiserver"},
 		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
 		{"run --backend nftables --verify-interval 0s", "--verify-interval"}, // the second fault is told too
 		{"run --config /nowhere/config.conf", "/nowhere/config.conf: no such file or directory"},

@@ -77,7 +77,7 @@ func run(ctx context.Context, o *config.Options) error {
 	if o.WriteTo != "" {
 		return c.Write(o.WriteTo)
 	}
-	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), started: time.Now()}
+	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), started: time.Now(), forwarding: make(chan struct{})}
 	a.log = c.Logger(os.Stderr, &a.verbosity)
 	for _, w := range c.Warnings {
 		a.log.Warn(w)
@@ -183,7 +183,9 @@ type agent struct {
 
 	healthServer, metricsServer *status.Server
 	health                      *status.Health
-	programmed                  bool // the kernel held all that was wanted, once
+	programmed                  bool          // the kernel held all that was wanted, once
+	forwarding                  chan struct{} // closed when it did
+	lastNode                    atomic.Pointer[dataplane.Node]
 }
 
 // open chooses the backend and readies it.
@@ -258,8 +260,10 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
 	a.events.Synced(r, a.watcher.ServiceUID)
+	a.lastNode.Store(r.Want.Node)
 	if r.Err == nil && !a.programmed {
 		a.programmed = true
+		close(a.forwarding)
 		a.log.Info("the kernel forwards all Services; ready", "ports", r.Want.Ports.Len(), "took", r.Took)
 	}
 	if r.InForce != nil {
@@ -291,6 +295,9 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
 	a.serveInspector(ctx, g)
+	if a.config.Switchyard.TakeOver {
+		g.Go(func() error { a.takeOver(ctx); return nil })
+	}
 	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
 	g.Go(func() error { return follower.Run(ctx, a.config) })
 	return g.Wait()

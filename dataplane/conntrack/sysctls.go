@@ -68,7 +68,11 @@ func (k kernel) tune(log *slog.Logger, s Settings) {
 	if size := s.tableSize(k.cpus()); size > 0 {
 		try(k.proc.Raise("net/netfilter/nf_conntrack_max", size))
 		// Four entries share a hash bucket, as the kernel has it by default.
-		try(k.module.Raise("nf_conntrack/parameters/hashsize", size/4))
+		err := k.module.Raise("nf_conntrack/parameters/hashsize", size/4)
+		if err != nil { // a container's /sys is read-only
+			err = k.proc.Raise("net/netfilter/nf_conntrack_buckets", size/4)
+		}
+		try(err)
 	}
 	for _, t := range []struct {
 		name  string

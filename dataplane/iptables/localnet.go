@@ -1,9 +1,9 @@
 package iptables
 
 import (
-	"fmt"
-	"os"
 	"strings"
+
+	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
 )
 
 // localnet says how NodePorts on 127.0.0.0/8 are made to work (KUBE-PROXY
@@ -17,7 +17,7 @@ const (
 	localnetSwitch          // we switched it on, and switch it off when done
 )
 
-const routeLocalnet = "/proc/sys/net/ipv4/conf/all/route_localnet"
+const routeLocalnet = "net/ipv4/conf/all/route_localnet"
 
 // switchedNote is how a later process knows that we switched it on.
 const switchedNote = "route_localnet was off"
@@ -50,20 +50,13 @@ func localnetOf(input string) localnet {
 
 // routesLocalnet reads route_localnet of this network namespace.
 func routesLocalnet() (bool, error) {
-	b, err := os.ReadFile(routeLocalnet)
-	if err != nil {
-		return false, fmt.Errorf("reading route_localnet: %w", err)
-	}
-	return strings.TrimSpace(string(b)) != "0", nil
+	n, err := sysctl.Proc.Int(routeLocalnet)
+	return n != 0, err
 }
 
 func setRouteLocalnet(on bool) error {
-	value := "0"
 	if on {
-		value = "1"
+		return sysctl.Proc.SetInt(routeLocalnet, 1)
 	}
-	if err := os.WriteFile(routeLocalnet, []byte(value), 0o644); err != nil {
-		return fmt.Errorf("setting route_localnet to %s: %w", value, err)
-	}
-	return nil
+	return sysctl.Proc.SetInt(routeLocalnet, 0)
 }

@@ -57,6 +57,7 @@ func command() *cobra.Command {
 	flags.StringVar(&o.agent.Name, "agent", cluster.Switchyard, "what makes Services work: switchyard or kube-proxy")
 	flags.StringVar(&o.agent.Backend, "backend", "iptables", "switchyard's --backend, or kube-proxy's --proxy-mode")
 	flags.StringArrayVar(&o.agent.Flags, "agent-flag", nil, "another flag for the agent, for instance --agent-flag=--iptables-mode=legacy; may be repeated")
+	flags.BoolVar(&o.agent.Process, "process", false, "run switchyard as a program on each node, not as a DaemonSet by the manifests")
 	flags.StringVar(&o.dir, "dir", os.Getenv("SWITCHYARD_E2E_DIR"), "folder of the lab's state (default .cache/e2e of the checkout)")
 
 	test := verb("test", "check a running lab", o.withLab(test))
@@ -69,6 +70,7 @@ func command() *cobra.Command {
 		verb("build", "compile Kubernetes and the agent", o.withLab(compile)),
 		verb("up", "start the lab", o.withLab(up)),
 		test,
+		takeover(&o),
 		verb("down", "end what up started, and remove it", o.withLab(down)),
 		all,
 		verb("status", "show what runs", o.withLab(status)),
@@ -102,15 +104,16 @@ func (o *options) open() (*cluster.Lab, error) {
 	default:
 		return nil, fmt.Errorf("--agent: %q is neither %s nor %s", o.agent.Name, cluster.Switchyard, cluster.KubeProxy)
 	}
+	repo, err := checkout()
+	if err != nil {
+		return nil, err
+	}
+	o.agent.Manifests = filepath.Join(repo, "deploy", "kustomize")
 	dir := o.dir
 	if dir == "" {
-		repo, err := checkout()
-		if err != nil {
-			return nil, err
-		}
 		dir = filepath.Join(repo, ".cache", "e2e")
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err = filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("--dir: %w", err)
 	}
@@ -147,10 +150,16 @@ func compile(ctx context.Context, o *options, _ *cluster.Lab) error {
 	if err := b.Kubernetes(ctx); err != nil {
 		return err
 	}
-	if o.agent.Name != cluster.Switchyard {
+	switch {
+	case o.agent.Name != cluster.Switchyard:
 		return nil
+	case o.agent.Process:
+		return b.Agent(ctx)
 	}
-	return b.Agent(ctx)
+	if err := b.Agent(ctx); err != nil { // for a clean-up by hand
+		return err
+	}
+	return b.Image(ctx, cluster.AgentImageDir(o.dir), cluster.AgentImage)
 }
 
 func up(ctx context.Context, _ *options, lab *cluster.Lab) error {
@@ -166,6 +175,18 @@ func up(ctx context.Context, _ *options, lab *cluster.Lab) error {
 func test(ctx context.Context, o *options, lab *cluster.Lab) error {
 	fmt.Println("test")
 	return checks.Run(ctx, lab, o.only, os.Stdout)
+}
+
+// takeover walks through agents under load.
+func takeover(o *options) *cobra.Command {
+	first, count := 1, 100
+	cmd := verb("takeover", "change from one agent to another under load, and print a table of what failed",
+		o.withLab(func(ctx context.Context, _ *options, lab *cluster.Lab) error {
+			return checks.Takeover(ctx, lab, first, count, os.Stdout)
+		}))
+	cmd.Flags().IntVar(&first, "first", first, "the first step of the walk to do")
+	cmd.Flags().IntVar(&count, "count", count, "how many to do")
+	return cmd
 }
 
 func down(_ context.Context, _ *options, lab *cluster.Lab) error {
@@ -214,7 +235,7 @@ func status(ctx context.Context, _ *options, lab *cluster.Lab) error {
 func shell(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shell PLACE [PROGRAM ARGS...]",
-		Short: "run a program, or a shell, at control, ext, node1 or node2",
+		Short: "run a program, or a shell, at control, ext, node1, node2 or node3",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			place, program := args[0], args[1:]

@@ -34,6 +34,9 @@ import (
 )
 
 const (
+	// inClusterName is the name that every API server's certificate has.
+	inClusterName = "kubernetes.default.svc"
+
 	protobuf = "application/vnd.kubernetes.protobuf"
 	// firstRetry and lastRetry are the pauses after a request failed: the first
 	// one, doubled each time, and the longest. Up to the same again is added at
@@ -51,8 +54,12 @@ const (
 type Options struct {
 	Kubeconfig string // path; "" and no Master: as a pod in the cluster
 	Master     string // URL that replaces the kubeconfig's server; ""
-	NodeName   string // this node
-	Log        *slog.Logger
+	// Servers are addresses, host and port, to connect to instead: the API servers
+	// of the cluster. The name that is verified stays the kubeconfig's; for a pod in
+	// the cluster it is inClusterName.
+	Servers  []string
+	NodeName string // this node
+	Log      *slog.Logger
 	// ContentType of what is sent and asked for; "": protobuf. JSON is always
 	// understood. AcceptContentTypes, if set, is asked for instead.
 	ContentType, AcceptContentTypes string
@@ -93,6 +100,12 @@ func Config(o Options) (*rest.Config, error) {
 		c.AcceptContentTypes = c.ContentType + "," + runtime.ContentTypeJSON
 	}
 	c.QPS, c.Burst = o.QPS, o.Burst
+	if len(o.Servers) > 0 {
+		c.Dial = newServers(o.Servers, o.NodeName, o.Log).dial
+		if o.Kubeconfig == "" && o.Master == "" {
+			c.ServerName = inClusterName
+		}
+	}
 	return c, nil
 }
 
@@ -115,6 +128,11 @@ func New(o Options) (*Source, error) {
 		}
 	}
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	// One for all groups: they share its connections.
+	client, err := rest.HTTPClientFor(c)
+	if err != nil {
+		return nil, fmt.Errorf("making a client of the API: %w", err)
+	}
 	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
 	for _, g := range []struct {
 		client  *rest.Interface
@@ -128,7 +146,7 @@ func New(o Options) (*Source, error) {
 	} {
 		gc := rest.CopyConfig(c)
 		gc.GroupVersion, gc.APIPath, gc.NegotiatedSerializer = &g.version, g.path, codecs
-		if *g.client, err = rest.RESTClientFor(gc); err != nil {
+		if *g.client, err = rest.RESTClientForConfigAndClient(gc, client); err != nil {
 			return nil, fmt.Errorf("making a client of the API: %w", err)
 		}
 	}

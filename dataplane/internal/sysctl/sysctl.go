@@ -2,11 +2,14 @@
 package sysctl
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Tree is a directory of kernel settings, one file each. Names in it are paths,
@@ -19,6 +22,10 @@ const (
 	Proc   Tree = "/proc/sys"
 	Module Tree = "/sys/module"
 )
+
+// hostProc is where a container that is not privileged has the settings of the
+// network a second time, to be written: its own /proc/sys is read-only.
+const hostProc Tree = "/host/proc/sys"
 
 // Get reads a setting, without the white space around it. The
 // error wraps fs.ErrNotExist where this kernel does not have it.
@@ -50,11 +57,9 @@ func (t Tree) Set(name, value string) error {
 	if err != nil || have == value {
 		return err
 	}
-	// No O_CREATE: a name that the kernel does not have must stay an error.
-	f, err := os.OpenFile(t.path(name), os.O_WRONLY|os.O_TRUNC, 0)
-	if err == nil {
-		_, err = f.WriteString(value)
-		if e := f.Close(); err == nil {
+	err = t.write(name, value)
+	if t == Proc && errors.Is(err, syscall.EROFS) {
+		if e := hostProc.write(name, value); !errors.Is(e, fs.ErrNotExist) {
 			err = e
 		}
 	}
@@ -62,6 +67,16 @@ func (t Tree) Set(name, value string) error {
 		return fmt.Errorf("setting the kernel setting %s from %s to %s: %w", name, have, value, err)
 	}
 	return nil
+}
+
+func (t Tree) write(name, value string) error {
+	// No O_CREATE: a name that the kernel does not have must stay an error.
+	f, err := os.OpenFile(t.path(name), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
 }
 
 // SetInt is Set with a whole number.

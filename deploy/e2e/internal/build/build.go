@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -70,6 +71,19 @@ func (b Builder) Kubernetes(ctx context.Context) error {
 		return err
 	}
 	return os.WriteFile(stampFile, []byte(want), 0o644)
+}
+
+// Image puts the agent's image together in a folder, with what the project
+// itself builds it by.
+func (b Builder) Image(ctx context.Context, dir, name string) error {
+	began := time.Now()
+	cmd := exec.CommandContext(ctx, "go", "run", "./deploy/image", "-arch="+runtime.GOARCH, "-name="+name, "-version=lab", "-out="+dir)
+	cmd.Dir = b.Repo
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the agent's image: %w\n%s", err, output)
+	}
+	_, _ = fmt.Fprintf(b.Out, "  %5.1fs  built the agent's image\n", time.Since(began).Seconds())
+	return nil
 }
 
 // Agent compiles the checkout's own agent.

@@ -17,14 +17,17 @@ import (
 func (s *suite) checks() []check {
 	all := []check{{"new Service answers at every place", s.programmed}}
 	all = append(all, s.reach()...)
-	return append(all,
+	all = append(all, s.everyType()...)
+	all = append(all,
 		check{"Service without Pods refuses", s.refused},
 		check{"API server through its own Service", s.apiService},
-		check{"scale 1 to 10 to 1 under load", s.scaling},
+		check{"scale 1 to 20 to 1 under load", s.scaling},
 		check{"rolling update under load", s.rollingUpdate},
 		check{"kube-apiserver stopped and started under load", s.apiServerRestart},
 		check{"agents killed with SIGKILL and restarted under load", s.agentRestart},
 	)
+	all = append(all, s.asDaemonSet()...)
+	return append(all, check{"node drained under load", s.drained})
 }
 
 // family is one half of a dual-stack address pair.

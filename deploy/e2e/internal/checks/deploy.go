@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,11 +19,13 @@ var objects string
 
 // What objects.yaml says, for the checks.
 const (
-	namespace = "lab"
-	port      = 80
-	nodePort  = 30080
-	nodeUDP   = 30081
-	nodeEmpty = 30082
+	namespace   = "lab"
+	port        = 80
+	nodePort    = 30080
+	nodeUDP     = 30081
+	nodeEmpty   = 30082
+	nodeLocal   = 30083
+	nodeIngress = 30084
 )
 
 // vip is a Service's ClusterIP in each family.
@@ -36,6 +39,7 @@ type suite struct {
 	ext              load.Place
 	self             load.Place // the pod behind Service solo
 	web, solo, empty vip
+	here             vip // of the first node's Pods alone
 }
 
 // deploy creates the objects, waits for their Pods and finds its way into them.
@@ -47,7 +51,7 @@ func (s *suite) deploy(ctx context.Context) error {
 	if _, err := s.lab.Kubectl(ctx, strings.NewReader(objects), "apply", "-f", "-"); err != nil {
 		return err
 	}
-	for _, what := range []string{"deployment/web", "deployment/solo", "daemonset/client"} {
+	for _, what := range []string{"deployment/web", "deployment/solo", "deployment/here", "daemonset/client"} {
 		if err := s.rolledOut(ctx, what); err != nil {
 			return err
 		}
@@ -55,7 +59,7 @@ func (s *suite) deploy(ctx context.Context) error {
 	if err := s.findPlaces(ctx); err != nil {
 		return err
 	}
-	for name, v := range map[string]*vip{"web": &s.web, "solo": &s.solo, "empty": &s.empty} {
+	for name, v := range map[string]*vip{"web": &s.web, "solo": &s.solo, "empty": &s.empty, "here": &s.here} {
 		var err error
 		if v.v4, v.v6, err = s.lab.ClusterIPs(ctx, namespace, name); err != nil {
 			return err
@@ -108,6 +112,15 @@ func (s *suite) remove(ctx context.Context) {
 func (s *suite) rolledOut(ctx context.Context, what string) error {
 	_, err := s.lab.Kubectl(ctx, nil, "rollout", "status", what, "-n", namespace, "--timeout=90s")
 	return err
+}
+
+// replicas is how many Pods web is to have.
+func (s *suite) replicas(ctx context.Context) (int, error) {
+	out, err := s.lab.Kubectl(ctx, nil, "get", "deployment/web", "-n", namespace, "-o", "jsonpath={.spec.replicas}")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(string(out))
 }
 
 func (s *suite) scale(ctx context.Context, replicas int) error {

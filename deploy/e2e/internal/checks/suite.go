@@ -22,7 +22,7 @@ import (
 var ErrFailed = errors.New("not every check passed")
 
 // limit bounds one check.
-const limit = 2 * time.Minute
+const limit = 3 * time.Minute
 
 // check is one line of the result.
 type check struct {

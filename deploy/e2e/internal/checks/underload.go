@@ -45,8 +45,8 @@ func (s *suite) held() []stream {
 func (s *suite) follow(ctx context.Context, pods []string) ([]load.Report, error) {
 	// After the API server was away, clients try again at growing intervals.
 	const limit = 45 * time.Second
-	// 240 requests miss one of ten servers by chance once in 10^10 times.
-	const count = 40
+	// 480 requests miss one of twenty servers by chance once in 10^9 times.
+	const count = 80
 	var all []load.Report
 	for i, n := range s.lab.Topology.Nodes {
 		err := cluster.Wait(ctx, "the agent on "+n.Name+" to follow", limit, func(ctx context.Context) error {
@@ -92,9 +92,9 @@ func (s *suite) under(ctx context.Context, c change) ([]load.Report, error) {
 	return append(reports, more...), err
 }
 
-// scaling goes from 1 Pod to 10 and back.
+// scaling goes from 1 Pod to 20 and back.
 func (s *suite) scaling(ctx context.Context) ([]load.Report, error) {
-	const few, many = 1, 10
+	const few, many = 1, 20
 	if err := s.scale(ctx, few); err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (s *suite) agentRestart(ctx context.Context) ([]load.Report, error) {
 	const before, away, after = 5, 3 * time.Second, 6
 	return s.under(ctx, change{from: before, to: after, conns: s.held(), do: func(ctx context.Context) error {
 		for _, n := range s.lab.Topology.Nodes {
-			if err := s.lab.KillAgent(n); err != nil {
+			if err := s.lab.KillAgent(ctx, n); err != nil {
 				return err
 			}
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"strconv"
-	"time"
 )
 
 // Names of the agents that the lab can run.
@@ -19,6 +17,13 @@ type Agent struct {
 	Name    string   // Switchyard or KubeProxy
 	Backend string   // Switchyard's --backend, kube-proxy's --proxy-mode
 	Flags   []string // more of its flags, as they are
+	// Process runs Switchyard as a program on each node, as kube-proxy runs, and
+	// not as a DaemonSet by the manifests, whose folder is Manifests.
+	Process bool
+	// TakeOver runs the DaemonSet where nodes have agentLabel, with the rights of
+	// all backends, to end what another agent left.
+	TakeOver  bool
+	Manifests string
 }
 
 // args is the agent's command line on n. Both know these flags by the same name.
@@ -52,6 +57,9 @@ func (a Agent) ready() string {
 // StartAgent starts the agent on n and waits until it says that it has
 // programmed the node.
 func (l *Lab) StartAgent(ctx context.Context, n Node) error {
+	if l.IsDaemonSet() { // kubelet starts it
+		return l.agentReady(ctx, n, func() bool { return true })
+	}
 	line, err := l.onNode(n, l.Agent.args(l.bin(l.Agent.Name), l.kubeconfig("agent"), l.cgroups.Path(n.group()), n, l.Topology)...)
 	if err != nil {
 		return err
@@ -59,15 +67,7 @@ func (l *Lab) StartAgent(ctx context.Context, n Node) error {
 	if err := l.start(n.system(), agentOn(n), line); err != nil {
 		return err
 	}
-	client := httpClient(n.Namespace(), nil)
-	defer client.CloseIdleConnections()
-	const limit = 60 * time.Second // it may itself wait for the Node's addresses
-	return Wait(ctx, "the agent on "+n.Name, limit, func(ctx context.Context) error {
-		if !l.programs.Alive(agentOn(n)) {
-			return errEnded
-		}
-		return get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+l.Agent.ready())
-	})
+	return l.agentReady(ctx, n, func() bool { return l.programs.Alive(agentOn(n)) })
 }
 
 // Repair starts the API server and the agents that do not run, for instance
@@ -87,7 +87,10 @@ func (l *Lab) Repair(ctx context.Context) error {
 }
 
 // KillAgent ends the agent on n with SIGKILL, as a crash would.
-func (l *Lab) KillAgent(n Node) error {
+func (l *Lab) KillAgent(ctx context.Context, n Node) error {
+	if l.IsDaemonSet() {
+		return l.killPod(ctx, n)
+	}
 	if !l.programs.Alive(agentOn(n)) {
 		return errors.New("kill the agent on " + n.Name + ": it does not run")
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -60,7 +61,7 @@ func (l *Lab) identities() error {
 			return fmt.Errorf("write the kubeconfig of %s: %w", u.Name, err)
 		}
 	}
-	return os.WriteFile(l.tokens(), tokenFile(all), 0o600)
+	return errors.Join(os.WriteFile(l.tokens(), tokenFile(all), 0o600), os.WriteFile(l.path("pki", "audit.yaml"), auditPolicy, 0o600))
 }
 
 func (l *Lab) kubeconfig(user string) string { return l.path("pki", user+".kubeconfig") }
@@ -106,6 +107,7 @@ func (l *Lab) StartAPIServer(ctx context.Context) error {
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+key.ServiceAccount,
 		"--service-account-signing-key-file="+key.ServiceAccount,
+		"--audit-policy-file="+l.path("pki", "audit.yaml"), "--audit-log-path="+l.auditLog(), "--audit-log-mode=blocking",
 		"--token-auth-file="+l.tokens(), "--authorization-mode=Node,RBAC",
 		"--service-cluster-ip-range="+pair(t.Services4, t.Services6),
 		// end watches on SIGTERM rather than wait a minute for their clients

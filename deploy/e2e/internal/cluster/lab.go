@@ -26,6 +26,7 @@ type Lab struct {
 	out      io.Writer
 	cgroups  cgroup.Tree
 	programs process.Set
+	applied  int // how often the agent's manifests were, so that each time rolls its pods
 }
 
 // Open gives the lab whose state is in dir, running or not. Progress is written

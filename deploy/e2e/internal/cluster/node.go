@@ -95,7 +95,17 @@ func (l *Lab) importImage(ctx context.Context, n Node) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", ImageFile(l.dir))
+	files := []string{ImageFile(l.dir)}
+	// Beside kube-proxy it need not be there.
+	if _, err := os.Stat(AgentImageFile(l.dir)); err == nil {
+		files = append(files, AgentImageFile(l.dir))
+	}
+	for _, file := range files {
+		if err := l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run runs a short command on n.

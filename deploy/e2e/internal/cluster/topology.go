@@ -1,4 +1,4 @@
-// Package cluster runs a Kubernetes control plane and two nodes on one machine,
+// Package cluster runs a Kubernetes control plane and three nodes on one machine,
 // each in a network namespace of its own.
 package cluster
 
@@ -56,10 +56,11 @@ type Topology struct {
 	Outside4, Outside6   netip.Addr
 	Pods4, Pods6         netip.Prefix // all nodes' pods
 	Services4, Services6 netip.Prefix
+	Balancer4, Balancer6 netip.Prefix // addresses of load balancers
 	Nodes                []Node
 }
 
-// DefaultTopology is two nodes in two zones, with both address families.
+// DefaultTopology is three nodes, each in a zone, with both address families.
 // Its ranges exist in the lab's namespaces only.
 func DefaultTopology() Topology {
 	t := Topology{
@@ -68,8 +69,9 @@ func DefaultTopology() Topology {
 		Outside4: netip.MustParseAddr("10.90.0.100"), Outside6: netip.MustParseAddr("fd00:90::100"),
 		Pods4: netip.MustParsePrefix("10.244.0.0/16"), Pods6: netip.MustParsePrefix("fd00:244::/56"),
 		Services4: netip.MustParsePrefix("10.96.0.0/16"), Services6: netip.MustParsePrefix("fd00:96::/112"),
+		Balancer4: netip.MustParsePrefix("10.91.0.0/24"), Balancer6: netip.MustParsePrefix("fd00:91::/112"),
 	}
-	for i := 1; i <= 2; i++ {
+	for i := 1; i <= 3; i++ {
 		t.Nodes = append(t.Nodes, Node{
 			Name: fmt.Sprintf("node%d", i), Zone: fmt.Sprintf("zone%d", i),
 			V4:    netip.MustParseAddr(fmt.Sprintf("10.90.0.%d", 10+i)),
@@ -106,7 +108,8 @@ func (t Topology) leaves() []network.Leaf {
 	first := t.Nodes[0]
 	leaves := []network.Leaf{{
 		Namespace: Outside, Port: "ext", Addrs: t.onLan(t.Outside4, t.Outside6),
-		Routes: []network.Route{{To: t.Services4, Via: first.V4}, {To: t.Services6, Via: first.V6}},
+		Routes: []network.Route{{To: t.Services4, Via: first.V4}, {To: t.Services6, Via: first.V6},
+			{To: t.Balancer4, Via: first.V4}, {To: t.Balancer6, Via: first.V6}},
 	}}
 	for _, n := range t.Nodes {
 		// A node needs a route for ClusterIPs too, or its own connections to

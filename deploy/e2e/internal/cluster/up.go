@@ -50,6 +50,9 @@ func (l *Lab) Up(ctx context.Context) error {
 		return err
 	}
 	if err := l.step(fmt.Sprintf("%s (%s) on each node", l.Agent.Name, l.Agent.Backend), func() error {
+		if l.IsDaemonSet() {
+			return l.Apply(ctx)
+		}
 		return l.eachNode(func(n Node) error { return l.StartAgent(ctx, n) })
 	}); err != nil {
 		return err
@@ -85,7 +88,13 @@ func (l *Lab) preflight() error {
 	if missing != nil {
 		return fmt.Errorf("start the lab: not installed: %s (see deploy/e2e/packages.txt)", strings.Join(missing, ", "))
 	}
-	for _, program := range []string{l.bin("kube-apiserver"), l.bin(l.Agent.Name), ImageFile(l.dir)} {
+	needed := []string{l.bin("kube-apiserver"), ImageFile(l.dir)}
+	if l.IsDaemonSet() {
+		needed = append(needed, AgentImageFile(l.dir))
+	} else {
+		needed = append(needed, l.bin(l.Agent.Name))
+	}
+	for _, program := range needed {
 		if _, err := os.Stat(program); err != nil {
 			return fmt.Errorf("start the lab: %w (run the verb build first)", err)
 		}

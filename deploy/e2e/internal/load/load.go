@@ -7,6 +7,7 @@ package load
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -33,10 +34,20 @@ type Target struct {
 	// CA is a PEM file: the server speaks TLS, with a certificate that this
 	// authority signed for the API server. Empty: no TLS.
 	CA string `json:"ca,omitempty"`
+	// Path that is asked for, and Host as which; "": the server's name.
+	Path string `json:"path,omitempty"`
+	Host string `json:"host,omitempty"`
 	// Rate is in requests per second, 1 to MaxRate.
 	Rate int `json:"rate"`
 	// Count ends the stream after so many requests; 0: when it is stopped.
 	Count int `json:"count,omitempty"`
+}
+
+func (t Target) network() string {
+	if t.UDP {
+		return "udp"
+	}
+	return "tcp"
 }
 
 const (
@@ -48,6 +59,8 @@ const (
 	// timeout of one request. A lost SYN is sent again after 1 and 3 s, so that
 	// one loss makes a request slow, and a connection that leads nowhere fails.
 	timeout = 5 * time.Second
+	// udpTimeout is that of a datagram on a socket that sends others after it.
+	udpTimeout = time.Second
 	// slow is longer than any healthy answer and shorter than a repeated SYN.
 	slow = 900 * time.Millisecond
 	// Test servers answer path and datagram with the name of their pod. The API
@@ -55,6 +68,8 @@ const (
 	path     = "/hostname"
 	datagram = "hostname"
 	apiPath  = "/readyz"
+	// ClientIP is a path that is answered with the client's address.
+	ClientIP = "/clientip"
 	apiName  = "kubernetes.default.svc"
 )
 
@@ -150,7 +165,8 @@ func sendEach(ctx context.Context, t Target, outcomes chan<- outcome) {
 	waiting.Wait()
 }
 
-// sendHeld fails once and for all when its connection breaks.
+// sendHeld fails once and for all when its TCP connection breaks. Of UDP each
+// datagram without an answer fails.
 func sendHeld(ctx context.Context, t Target, outcomes chan<- outcome) {
 	var conn net.Conn
 	var in *bufio.Reader
@@ -162,16 +178,19 @@ func sendHeld(ctx context.Context, t Target, outcomes chan<- outcome) {
 	due(ctx, t, func() bool {
 		o := measure(func() (string, error) {
 			if conn == nil {
-				c, err := net.DialTimeout("tcp", t.Addr.String(), timeout)
+				c, err := net.DialTimeout(t.network(), t.Addr.String(), timeout)
 				if err != nil {
 					return "", err
 				}
 				conn, in = c, bufio.NewReader(c)
 			}
-			return exchange(conn, in, path, "")
+			if t.UDP {
+				return askOver(conn, udpTimeout)
+			}
+			return exchange(conn, in, t, path, "")
 		})
 		outcomes <- o
-		return o.err == nil
+		return o.err == nil || t.UDP
 	})
 }
 
@@ -192,7 +211,7 @@ func ask(t Target) (string, error) {
 		return "", err
 	}
 	defer func() { _ = conn.Close() }()
-	url := path
+	url := cmp.Or(t.Path, path)
 	if t.CA != "" {
 		url = apiPath
 		pem, err := os.ReadFile(t.CA)
@@ -203,7 +222,11 @@ func ask(t Target) (string, error) {
 		roots.AppendCertsFromPEM(pem)
 		conn = tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: apiName, MinVersion: tls.VersionTLS13})
 	}
-	return exchange(conn, bufio.NewReader(conn), url, "Connection: close\r\n")
+	answer, err := exchange(conn, bufio.NewReader(conn), t, url, "Connection: close\r\n")
+	if client, e := netip.ParseAddrPort(answer); e == nil && url == ClientIP {
+		answer = client.Addr().String() // each request has another port
+	}
+	return answer, err
 }
 
 // askUDP does not repeat a datagram: a lost one is a failed request.
@@ -213,7 +236,12 @@ func askUDP(addr netip.AddrPort) (string, error) {
 		return "", err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+	return askOver(conn, timeout)
+}
+
+// askOver sends a datagram and waits for the answer.
+func askOver(conn net.Conn, limit time.Duration) (string, error) {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return "", err
 	}
 	if _, err := conn.Write([]byte(datagram)); err != nil {
@@ -228,11 +256,11 @@ func askUDP(addr netip.AddrPort) (string, error) {
 const longest = 253
 
 // exchange sends a request and reads the answer.
-func exchange(conn net.Conn, in *bufio.Reader, url, header string) (string, error) {
+func exchange(conn net.Conn, in *bufio.Reader, t Target, url, header string) (string, error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", err
 	}
-	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: lab\r\n%s\r\n", url, header); err != nil {
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", url, cmp.Or(t.Host, "lab"), header); err != nil {
 		return "", err
 	}
 	resp, err := http.ReadResponse(in, nil)

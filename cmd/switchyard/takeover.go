@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
+	"github.com/switchyard-io/switchyard/dataplane/takeover"
+)
+
+// takeOver ends what served this node before, once the kernel forwards all
+// Services by the backend that runs.
+func (a *agent) takeOver(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.forwarding:
+	}
+	takeover.Run(ctx, a.log, a.families, a.predecessors())
+	if ctx.Err() == nil {
+		a.log.Info("nothing is left of what served this node before")
+	}
+}
+
+// predecessors are the other backends, and kube-proxy.
+func (a *agent) predecessors() []takeover.Old {
+	cfg := a.config.Dataplane(a.log, a.families)
+	var all []takeover.Old
+	for _, d := range catalog.Drivers(a.config.Backends()) {
+		if d.Name == a.backend {
+			continue
+		}
+		old := takeover.Old{Name: d.Name, Remove: func(ctx context.Context) error { return d.Cleanup(ctx, cfg) }}
+		// Its programs translate by a table of their own, if they are there.
+		if _, err := os.Stat(a.config.Switchyard.EBPF.PinDir); d.Name == "ebpf" && err == nil {
+			old.Retire = takeover.Retire(d, cfg, a.node)
+		}
+		all = append(all, old)
+	}
+	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error { return kubeproxy.Remove(ctx, a.log) }})
+}
+
+// node is this node as the last Snapshot in force has it.
+func (a *agent) node() *dataplane.Node { return a.lastNode.Load() }
