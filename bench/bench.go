@@ -16,6 +16,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/control"
 	"github.com/switchyard-io/switchyard/bench/proxy"
 	"github.com/switchyard-io/switchyard/bench/result"
+	"github.com/switchyard-io/switchyard/bench/scale"
 	"github.com/switchyard-io/switchyard/bench/traffic"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
@@ -33,10 +34,10 @@ type Options struct {
 }
 
 // Parts are what can be measured.
-func Parts() []string { return []string{traffic.Part} }
+func Parts() []string { return []string{traffic.Part, scale.FirstPart, scale.WorkPart} }
 
-// least is the rounds of any run: fewer tell nothing of the spread.
-const least = 5
+// rounds of any run: fewer tell nothing of the spread.
+const rounds = 5
 
 // run is one in progress.
 type run struct {
@@ -56,7 +57,7 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		return nil, fmt.Errorf("making a directory for logs: %w", err)
 	}
 	r.report = &result.Report{
-		Version: o.Version, Started: time.Now(), Quick: o.Quick, Rounds: least, Without: r.report.Without,
+		Version: o.Version, Started: time.Now(), Quick: o.Quick, Rounds: rounds, Without: r.report.Without,
 		Machine: result.ThisMachine(map[string][]string{
 			"switchyard": {o.Agent, "version"}, "kube-proxy": {filepath.Join(o.Kubernetes, proxy.KubeProxy), "--version"},
 			"kube-apiserver": {filepath.Join(o.Kubernetes, "kube-apiserver"), "--version"}, "etcd": {"etcd", "--version"},
@@ -71,6 +72,8 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		do   func(context.Context) error
 	}{
 		{traffic.Part, r.traffic},
+		{scale.FirstPart, r.first},
+		{scale.WorkPart, r.work},
 	} {
 		if len(o.Parts) > 0 && !slices.Contains(o.Parts, part.name) {
 			continue
@@ -128,9 +131,10 @@ func (r *run) plane(ctx context.Context, name string) (*control.Plane, error) {
 	return control.Start(ctx, dir, r.Kubernetes, r.Log)
 }
 
-// traffic has all proxies up at a time, so that each round measures all of them.
-func (r *run) traffic(ctx context.Context) (err error) {
-	plane, err := r.plane(ctx, "traffic")
+// together runs a part with all proxies up at a time, so that each round measures
+// all of them.
+func (r *run) together(ctx context.Context, name string, do func(*control.Plane, []*proxy.Proxy) error) (err error) {
+	plane, err := r.plane(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -142,28 +146,69 @@ func (r *run) traffic(ctx context.Context) (err error) {
 		}
 	}()
 	for _, k := range r.kinds {
-		r.Progress("starting %s", k.Name)
+		r.Progress("making the nodes and pods of %s", k.Name)
 		p, err := proxy.New(ctx, k, r.config(plane))
 		if err != nil {
 			return err
 		}
 		all = append(all, p)
-		if len(all) == 1 {
-			if err := plane.CreateNode(ctx, p.Node); err != nil {
+	}
+	if err := plane.CreateNode(ctx, all[0].Node); err != nil { // the same in each lab
+		return err
+	}
+	return do(plane, all)
+}
+
+func (r *run) traffic(ctx context.Context) error {
+	cfg := traffic.Config{Rounds: rounds, Sample: 300 * time.Millisecond, Bytes: "1G", Rate: 4000, Progress: r.Progress}
+	if r.Quick {
+		cfg.Sample, cfg.Bytes, cfg.Few = 80*time.Millisecond, "64M", true
+	}
+	return r.together(ctx, "traffic", func(plane *control.Plane, all []*proxy.Proxy) error {
+		for _, p := range all {
+			r.Progress("starting %s", p.Name)
+			const patience = time.Minute
+			if err := errors.Join(p.Start(), p.Ready(ctx, patience)); err != nil {
 				return err
 			}
 		}
-		if err := p.Start(); err != nil {
-			return err
-		}
-		const patience = time.Minute
-		if err := p.Ready(ctx, patience); err != nil {
-			return err
-		}
-	}
-	cfg := traffic.Config{Rounds: least, Sample: 300 * time.Millisecond, Bytes: "1G", Rate: 4000, Progress: r.Progress}
+		return traffic.Run(ctx, cfg, plane, all, r.report)
+	})
+}
+
+func (r *run) first(ctx context.Context) error {
+	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: 2 * time.Minute, Progress: r.Progress}
 	if r.Quick {
-		cfg.Sample, cfg.Bytes, cfg.Few = 100*time.Millisecond, "128M", true
+		c.Sizes, c.Dials = c.Sizes[:2], 300
 	}
-	return traffic.Run(ctx, cfg, plane, all, r.report)
+	return r.together(ctx, "first", func(plane *control.Plane, all []*proxy.Proxy) error {
+		return c.Run(ctx, plane, all, r.report)
+	})
+}
+
+// work runs the proxies one at a time.
+func (r *run) work(ctx context.Context) (err error) {
+	w := scale.Work{
+		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: 90 * time.Second,
+		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowLimit: 45 * time.Second, Churn: time.Minute, Progress: r.Progress,
+	}
+	if r.Quick {
+		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn = w.Sizes[:1], 1000, 2, 50, 2*time.Second, 2*time.Second
+	}
+	plane, err := r.plane(ctx, "work")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Close()) }()
+	known := false
+	return w.Run(ctx, plane, r.kinds, func(ctx context.Context, k proxy.Kind, flags ...string) (*proxy.Proxy, error) {
+		cfg := r.config(plane)
+		cfg.Flags = flags
+		p, err := proxy.New(ctx, k, cfg)
+		if err != nil || known {
+			return p, err
+		}
+		known = true // the next ones have a node of the same name and addresses
+		return p, plane.CreateNode(ctx, p.Node)
+	}, r.report)
 }

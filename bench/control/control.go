@@ -94,7 +94,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err := p.clients(); err != nil {
 		return err
 	}
-	return p.ready(ctx)
+	return errors.Join(p.ready(ctx), p.createNamespace(ctx))
 }
 
 // identities writes a token for everybody and the key that the API server insists on.

@@ -61,12 +61,17 @@ func (p *Placed) ClusterIP(version, n int) netip.AddrPort {
 	return netip.AddrPortFrom(a, uint16(p.Ports[n].Port))
 }
 
-// CreateNode tells the API server of a lab's node, and makes the namespace.
-func (p *Plane) CreateNode(ctx context.Context, n *netlab.Node) error {
+// createNamespace makes the namespace of all objects.
+func (p *Plane) createNamespace(ctx context.Context) error {
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}}
 	if err := p.core.Post().Resource("namespaces").Body(ns).Do(ctx).Error(); err != nil {
 		return fmt.Errorf("creating namespace %s: %w", Namespace, err)
 	}
+	return nil
+}
+
+// CreateNode tells the API server of a lab's node.
+func (p *Plane) CreateNode(ctx context.Context, n *netlab.Node) error {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name}}}
 	for _, c := range n.PodCIDRs {
 		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, c.String())

@@ -32,6 +32,22 @@ func (p *Proxy) Counted() (float64, error) {
 	return now - p.before, err
 }
 
+// Prove sees that connections since Begin went through the proxy, or past it
+// where that is the point. A few may have reused the entry that is counted.
+func (p *Proxy) Prove(connections int) error {
+	const share = 0.8
+	n, err := p.Counted()
+	switch {
+	case err != nil:
+		return err
+	case !p.Runs() && n != 0:
+		return fmt.Errorf("%.0f of %d connections were translated on the way straight to the pod", n, connections)
+	case p.Runs() && n < share*float64(connections):
+		return fmt.Errorf("of %d connections just %.0f went through the proxy, as the kernel counts", connections, n)
+	}
+	return nil
+}
+
 // natted counts conntrack entries whose answers come from elsewhere than where
 // the requests were sent.
 func natted(p *Proxy) (float64, error) {
