@@ -160,7 +160,7 @@ func (r *run) together(ctx context.Context, name string, do func(*control.Plane,
 }
 
 func (r *run) traffic(ctx context.Context) error {
-	cfg := traffic.Config{Rounds: rounds, Sample: 300 * time.Millisecond, Bytes: "1G", Rate: 4000, Progress: r.Progress}
+	cfg := traffic.Config{Rounds: rounds, Sample: 200 * time.Millisecond, Bytes: "512M", Rate: 4000, Progress: r.Progress}
 	if r.Quick {
 		cfg.Sample, cfg.Bytes, cfg.Few = 80*time.Millisecond, "64M", true
 	}
@@ -190,10 +190,10 @@ func (r *run) first(ctx context.Context) error {
 func (r *run) work(ctx context.Context) (err error) {
 	w := scale.Work{
 		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: 90 * time.Second,
-		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowLimit: 45 * time.Second, Churn: time.Minute, Progress: r.Progress,
+		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: 50 * time.Millisecond, RowLimit: 45 * time.Second, Churn: time.Minute, Progress: r.Progress,
 	}
 	if r.Quick {
-		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn = w.Sizes[:1], 1000, 2, 50, 2*time.Second, 2*time.Second
+		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn, w.Few = w.Sizes[:1], 1000, 3, 20, 2*time.Second, 2*time.Second, true
 	}
 	plane, err := r.plane(ctx, "work")
 	if err != nil {

@@ -1,9 +1,7 @@
 package control
 
 import (
-	"context"
 	"fmt"
-	"net"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -52,12 +50,6 @@ func (p *Plane) config() *rest.Config {
 		TLSClientConfig: rest.TLSClientConfig{Insecure: true}, // nothing else is in that namespace
 		ContentConfig:   rest.ContentConfig{ContentType: protobuf, AcceptContentTypes: protobuf + "," + runtime.ContentTypeJSON},
 		QPS:             -1,
-		Dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			err = p.host().Do(func() error {
-				conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
-				return err
-			})
-			return conn, err
-		},
+		Dial:            p.dial,
 	}
 }

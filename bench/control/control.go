@@ -78,7 +78,7 @@ func (p *Plane) start(ctx context.Context) error {
 	etcd := p.run("etcd", "etcd", "--name=bench", "--data-dir="+filepath.Join(p.dir, "etcd"),
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
 		"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL, "--initial-cluster=bench="+etcdPeerURL,
-		"--unsafe-no-fsync", "--quota-backend-bytes=4294967296", "--logger=zap", "--log-level=error")
+		"--unsafe-no-fsync", fmt.Sprintf("--max-txn-ops=%d", maxTxnOps), "--quota-backend-bytes=4294967296", "--logger=zap", "--log-level=error")
 	if etcd != nil {
 		return etcd
 	}

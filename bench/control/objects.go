@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,9 +15,6 @@ import (
 
 // Namespace holds all objects of the benchmark.
 const Namespace = "bench"
-
-// writers is how many requests to the API server go on at a time.
-const writers = 24
 
 // Port is a port of a Service and of its endpoints.
 type Port struct {
@@ -84,20 +80,6 @@ func (p *Plane) CreateNode(ctx context.Context, n *netlab.Node) error {
 		return fmt.Errorf("creating Node %s: %w", n.Name, err)
 	}
 	return nil
-}
-
-// CreateAll creates many Services, endpoints first, several at a time.
-func (p *Plane) CreateAll(ctx context.Context, services []Service) ([]*Placed, error) {
-	placed := make([]*Placed, len(services))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(writers)
-	for i := range services {
-		g.Go(func() (err error) {
-			placed[i], err = p.Create(ctx, services[i])
-			return err
-		})
-	}
-	return placed, g.Wait()
 }
 
 // Create creates a Service: its endpoints first, so that it works at once.

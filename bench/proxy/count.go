@@ -19,11 +19,19 @@ type counter func(*Proxy) (float64, error)
 func (p *Proxy) Begin() (err error) {
 	p.before = 0
 	// What netfilter translates it remembers: what is remembered afterwards is new.
-	if err := p.Node.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }); err != nil {
-		return fmt.Errorf("emptying the conntrack table of %s: %w", p.Name, err)
+	if err := p.ForgetFlows(); err != nil {
+		return err
 	}
 	p.before, err = p.Kind.counter(p)
 	return err
+}
+
+// ForgetFlows empties the conntrack table of the proxy's node.
+func (p *Proxy) ForgetFlows() error {
+	if err := p.Node.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }); err != nil {
+		return fmt.Errorf("emptying the conntrack table of %s: %w", p.Name, err)
+	}
+	return nil
 }
 
 // Counted is how many connections and flows went through the proxy since Begin.

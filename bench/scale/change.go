@@ -84,6 +84,10 @@ func (w *work) move(ctx context.Context, p *proxy.Proxy, t *toggle) (time.Durati
 		want = proxy.LocalID
 		t.Endpoints = []control.Endpoint{t.local1}
 	}
+	// Or a new socket whose port an earlier one had would go where that one went.
+	if err := p.ForgetFlows(); err != nil {
+		return 0, err
+	}
 	begin := load.Now()
 	type answered struct {
 		took time.Duration
@@ -108,9 +112,9 @@ func (w *work) alone(ctx context.Context, p *proxy.Proxy) error {
 	return w.moves(ctx, p, "alone", fmt.Sprintf("one endpoint changed, %s apart", w.Pause), w.Alone, w.Pause, time.Hour)
 }
 
-// row changes an endpoint as soon as the change before is in force.
+// row changes an endpoint soon after the change before is in force.
 func (w *work) row(ctx context.Context, p *proxy.Proxy) error {
-	return w.moves(ctx, p, "row", "one endpoint changed, one after the other", w.Row, 0, w.RowLimit)
+	return w.moves(ctx, p, "row", fmt.Sprintf("one endpoint changed, %s apart", w.RowPause), w.Row, w.RowPause, w.RowLimit)
 }
 
 func (w *work) moves(ctx context.Context, p *proxy.Proxy, name, what string, n int, pause, limit time.Duration) error {
@@ -264,21 +268,17 @@ func (w *work) changeOthers(ctx context.Context) (n int, err error) {
 	tick := time.NewTicker(time.Second / churnRate)
 	defer tick.Stop()
 	for ; ; n++ {
-		over := false
+		block := n / churnRate
+		first, at, take := block/2*churnRate, n%churnRate, block%2 == 0
 		select {
 		case <-ctx.Done():
-			over = true
+			if take {
+				return n, w.giveBack(context.WithoutCancel(ctx), first, at)
+			}
+			return n, w.giveBack(context.WithoutCancel(ctx), first+at, churnRate-at)
 		case <-tick.C:
 		}
-		block := n / churnRate
-		take := block%2 == 0
-		if over && take && n%churnRate == 0 { // all is given back
-			return n, nil
-		}
-		if over && take { // of this block just what was taken is to be given back
-			return n, w.giveBack(context.WithoutCancel(ctx), block/2*churnRate, n%churnRate)
-		}
-		s := w.have[(block/2*churnRate+n%churnRate)%len(w.have)].Service
+		s := w.have[(first+at)%len(w.have)].Service
 		if take {
 			s.Endpoints = s.Endpoints[1:]
 		}

@@ -31,7 +31,7 @@ func fill(ctx context.Context, plane *control.Plane, have []*control.Placed, n i
 	for i := len(have); i < n; i++ {
 		more = append(more, with(i))
 	}
-	placed, err := plane.CreateAll(ctx, more)
+	placed, err := plane.Fill(ctx, len(have), more)
 	return append(have, placed...), err
 }
 

@@ -28,9 +28,11 @@ type Work struct {
 	Within   time.Duration
 	Alone    int           // changes with a pause before each
 	Pause    time.Duration // longer than kube-proxy's least time between two syncs
-	Row      int           // changes one after the other
+	Row      int           // changes with a short pause before each
+	RowPause time.Duration
 	RowLimit time.Duration
 	Churn    time.Duration // of 100 changes a second
+	Few      bool          // leave out what takes long
 	Progress Progress
 }
 
@@ -112,7 +114,10 @@ func (w *work) measure(ctx context.Context, k proxy.Kind, make Maker) (err error
 	}
 	steps := []func(context.Context, *proxy.Proxy) error{w.restart}
 	if w.size == w.Main {
-		steps = append(steps, w.added, w.alone, w.row, w.large, w.ports, w.churn)
+		steps = append(steps, w.alone, w.row, w.churn)
+	}
+	if w.size == w.Main && !w.Few {
+		steps = append(steps, w.added, w.large, w.ports)
 	}
 	for _, step := range steps {
 		if err := step(ctx, p); err != nil {
@@ -143,6 +148,8 @@ func (w *work) cold(ctx context.Context, p *proxy.Proxy) error {
 		return err
 	}
 	w.add(p, what, "time", "s", (at - begin).Seconds())
+	const settle = time.Second // the Services answer a little before the Sync counts as done
+	time.Sleep(settle)
 	m, err := p.Metrics()
 	if err != nil {
 		return err
@@ -152,8 +159,6 @@ func (w *work) cold(ctx context.Context, p *proxy.Proxy) error {
 		syncs += m.Sum("kubeproxy_sync_proxy_rules_duration_seconds_sum", `ip_family="IPv6"`)
 	}
 	w.add(p, "cold start, of that programming the kernel", "time", "s", syncs)
-	const settle = time.Second
-	time.Sleep(settle)
 	return w.memory(p)
 }
 
