@@ -25,7 +25,7 @@ func sections(r *result.Report, part string) []section {
 	for _, row := range r.Rows(part) {
 		title := row.Case
 		if row.Services > 0 {
-			title += fmt.Sprintf(", %d Services", row.Services)
+			title += ", " + thousands(int64(row.Services)) + " Services"
 		}
 		at := -1
 		for i := range all {
