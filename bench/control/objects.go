@@ -30,9 +30,6 @@ type Service struct {
 	NodePort  bool // also a NodePort for each port, of the API server's choice
 	Local     bool // externalTrafficPolicy
 	Endpoints []Endpoint
-	// Spread is how many target ports the endpoints have, one after the other,
-	// each an endpoint by itself; 0: one.
-	Spread int
 }
 
 // Endpoint is a pod behind a Service.
@@ -172,13 +169,11 @@ func slices(s Service) []*discoveryv1.EndpointSlice {
 	}
 	var out []*discoveryv1.EndpointSlice
 	for family, kind := range types {
-		for spread := range max(s.Spread, 1) {
-			for port := 0; port < len(s.Ports); port += slicePorts {
-				for first := 0; first == 0 || first < len(s.Endpoints); first += sliceEndpoints {
-					o := slice(s, family, port, first, int32(spread))
-					o.Name, o.AddressType = fmt.Sprintf("%s-%d", s.Name, len(out)), kind
-					out = append(out, o)
-				}
+		for port := 0; port < len(s.Ports); port += slicePorts {
+			for first := 0; first == 0 || first < len(s.Endpoints); first += sliceEndpoints {
+				o := slice(s, family, port, first)
+				o.Name, o.AddressType = fmt.Sprintf("%s-%d", s.Name, len(out)), kind
+				out = append(out, o)
 			}
 		}
 	}
@@ -186,12 +181,12 @@ func slices(s Service) []*discoveryv1.EndpointSlice {
 }
 
 // slice is one of them: ports and endpoints from these on.
-func slice(s Service, family, port, first int, spread int32) *discoveryv1.EndpointSlice {
+func slice(s Service, family, port, first int) *discoveryv1.EndpointSlice {
 	o := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
 		Namespace: Namespace, Labels: map[string]string{discoveryv1.LabelServiceName: s.Name},
 	}}
 	for i, p := range s.Ports[port:min(port+slicePorts, len(s.Ports))] {
-		o.Ports = append(o.Ports, discoveryv1.EndpointPort{Name: new(portName(port + i)), Protocol: new(p.Protocol), Port: new(p.Target + spread)})
+		o.Ports = append(o.Ports, discoveryv1.EndpointPort{Name: new(portName(port + i)), Protocol: new(p.Protocol), Port: new(p.Target)})
 	}
 	for _, e := range s.Endpoints[first:min(first+sliceEndpoints, len(s.Endpoints))] {
 		o.Endpoints = append(o.Endpoints, discoveryv1.Endpoint{
