@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BACKEND ?= auto
 KERNEL  ?= all
+OUT     ?= bench-results
 GO      := CGO_ENABLED=0 go
 LINT    := go tool -modfile=tools/go.mod golangci-lint
 
@@ -15,6 +16,7 @@ PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
 # The virtual machines have this machine's tools.
 PACKAGES_VM    := $(PACKAGES_TEST) ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
 PACKAGES_IMAGE := apt dpkg ca-certificates git
+PACKAGES_BENCH := $(PACKAGES_TEST) etcd-server iperf3
 PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
 
 .PHONY: help
@@ -85,7 +87,14 @@ demo: deps-test ## see it work: two nodes with pods on this machine, no cluster 
 	@bin/demo --backend $(BACKEND)
 
 .PHONY: bench
-bench: ## run the Go benchmarks of the watcher and the backends
+bench: build ## measure the backends beside kube-proxy: 30 minutes, or 3 with QUICK=1 (OUT=bench-results); the first run builds kube-proxy
+	@deploy/packages $(PACKAGES_BENCH)
+	@bench/kubernetes .cache/e2e/bin
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
+	@bin/switchyard bench $(if $(QUICK),--quick) --out $(OUT)
+
+.PHONY: bench-go
+bench-go: ## run the Go benchmarks of the watcher and the backends
 	go test -run '^$$' -bench . ./dataplane ./watcher/... ./dataplane/iptables ./dataplane/ebpf
 
 # Both architectures, from here. The packages come through apt and are kept.

@@ -48,7 +48,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return cmd.Help()
 		},
 	}
-	root.AddCommand(runCommand(), cleanupCommand(), versionCommand())
+	root.AddCommand(runCommand(), cleanupCommand(), versionCommand(), benchCommand())
 	root.AddCommand(inspectCommands()...)
 	root.SetArgs(args)
 	root.SetOut(stdout)

@@ -225,6 +225,12 @@ func (l *Lab) Announce(p netip.Prefix, n *Node) error {
 	return l.router.addRoute(route{to: p, via: n.Addrs[f], table: outsideTable})
 }
 
+// Connect makes a device on h that leads to a device on the peer, which may be a
+// host of another lab. Their addresses are the caller's to add.
+func (h *Host) Connect(device string, peer *Host, peerDevice string) error {
+	return h.addVeth(device, peer, peerDevice)
+}
+
 // addVeth connects h's device to the peer's.
 func (h *Host) addVeth(device string, peer *Host, peerDevice string) error {
 	attrs := netlink.NewLinkAttrs()

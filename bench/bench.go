@@ -1,0 +1,214 @@
+// Package bench measures Switchyard's backends and kube-proxy side by side, in one run.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/switchyard-io/switchyard/bench/control"
+	"github.com/switchyard-io/switchyard/bench/proxy"
+	"github.com/switchyard-io/switchyard/bench/result"
+	"github.com/switchyard-io/switchyard/bench/scale"
+	"github.com/switchyard-io/switchyard/bench/traffic"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// Options are what a run is asked for.
+type Options struct {
+	Quick      bool
+	Agent      string   // path of switchyard
+	Kubernetes string   // directory of kube-apiserver and kube-proxy
+	Proxies    []string // names; none: all that work here
+	Parts      []string // none: all
+	Version    string
+	Log        *slog.Logger
+	Progress   func(format string, args ...any)
+}
+
+// Parts are what can be measured.
+func Parts() []string { return []string{traffic.Part, scale.FirstPart, scale.WorkPart} }
+
+// rounds of any run: fewer tell nothing of the spread.
+const rounds = 5
+
+// run is one in progress.
+type run struct {
+	Options
+	dir    string
+	kinds  []proxy.Kind
+	report *result.Report
+}
+
+// Run measures.
+func Run(ctx context.Context, o Options) (report *result.Report, err error) {
+	r := &run{Options: o}
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	if r.dir, err = os.MkdirTemp("", "switchyard-bench-"); err != nil {
+		return nil, fmt.Errorf("making a directory for logs: %w", err)
+	}
+	r.report = &result.Report{
+		Version: o.Version, Started: time.Now(), Quick: o.Quick, Rounds: rounds, Without: r.report.Without,
+		Machine: result.ThisMachine(map[string][]string{
+			"switchyard": {o.Agent, "version"}, "kube-proxy": {filepath.Join(o.Kubernetes, proxy.KubeProxy), "--version"},
+			"kube-apiserver": {filepath.Join(o.Kubernetes, "kube-apiserver"), "--version"}, "etcd": {"etcd", "--version"},
+			"iptables": {"iptables", "--version"}, "nft": {"nft", "--version"}, "iperf3": {"iperf3", "--version"},
+		}),
+	}
+	for _, k := range r.kinds {
+		r.report.Proxies = append(r.report.Proxies, k.Name)
+	}
+	for _, part := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{traffic.Part, r.traffic},
+		{scale.FirstPart, r.first},
+		{scale.WorkPart, r.work},
+	} {
+		if len(o.Parts) > 0 && !slices.Contains(o.Parts, part.name) {
+			continue
+		}
+		if err := part.do(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w (logs are in %s)", part.name, err, r.dir)
+		}
+	}
+	r.report.Took = time.Since(r.report.Started)
+	return r.report, os.RemoveAll(r.dir)
+}
+
+// check finds what would fail later with a worse message.
+func (r *run) check() (err error) {
+	if err := netlab.RequireRoot(); err != nil {
+		return fmt.Errorf("%w; the benchmark changes nothing outside of them", err)
+	}
+	for _, p := range r.Parts {
+		if !slices.Contains(Parts(), p) {
+			return fmt.Errorf("--parts: there is no %q; there are %s", p, strings.Join(Parts(), ", "))
+		}
+	}
+	r.report = &result.Report{}
+	if r.kinds, r.report.Without, err = proxy.Choose(r.Proxies); err != nil {
+		return err
+	}
+	for _, program := range []string{"etcd", "iperf3", "iptables", "nft"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("%s is not installed: %w; `make bench` installs what is missing", program, err)
+		}
+	}
+	for _, program := range []string{r.Agent, filepath.Join(r.Kubernetes, "kube-apiserver"), filepath.Join(r.Kubernetes, proxy.KubeProxy)} {
+		if _, err := os.Stat(program); err != nil {
+			return fmt.Errorf("%w; `make bench` builds it", err)
+		}
+	}
+	return nil
+}
+
+// config is what all proxies have in common.
+func (r *run) config(plane *control.Plane) proxy.Config {
+	return proxy.Config{
+		Dir: r.dir, Plane: plane, Log: r.Log,
+		Program: map[string]string{proxy.Switchyard: r.Agent, proxy.KubeProxy: filepath.Join(r.Kubernetes, proxy.KubeProxy)},
+	}
+}
+
+// plane starts a control plane without any Service.
+func (r *run) plane(ctx context.Context, name string) (*control.Plane, error) {
+	r.Progress("starting etcd and kube-apiserver")
+	dir := filepath.Join(r.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the control plane's directory: %w", err)
+	}
+	return control.Start(ctx, dir, r.Kubernetes, r.Log)
+}
+
+// together runs a part with all proxies up at a time, so that each round measures
+// all of them.
+func (r *run) together(ctx context.Context, name string, do func(*control.Plane, []*proxy.Proxy) error) (err error) {
+	plane, err := r.plane(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Close()) }()
+	var all []*proxy.Proxy
+	defer func() {
+		for _, p := range all {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	for _, k := range r.kinds {
+		r.Progress("making the nodes and pods of %s", k.Name)
+		p, err := proxy.New(ctx, k, r.config(plane))
+		if err != nil {
+			return err
+		}
+		all = append(all, p)
+	}
+	if err := plane.CreateNode(ctx, all[0].Node); err != nil { // the same in each lab
+		return err
+	}
+	return do(plane, all)
+}
+
+func (r *run) traffic(ctx context.Context) error {
+	cfg := traffic.Config{Rounds: rounds, Sample: 200 * time.Millisecond, Bytes: "512M", Rate: 4000, Progress: r.Progress}
+	if r.Quick {
+		cfg.Sample, cfg.Bytes, cfg.Few = 80*time.Millisecond, "64M", true
+	}
+	return r.together(ctx, "traffic", func(plane *control.Plane, all []*proxy.Proxy) error {
+		for _, p := range all {
+			r.Progress("starting %s", p.Name)
+			const patience = time.Minute
+			if err := errors.Join(p.Start(), p.Ready(ctx, patience)); err != nil {
+				return err
+			}
+		}
+		return traffic.Run(ctx, cfg, plane, all, r.report)
+	})
+}
+
+func (r *run) first(ctx context.Context) error {
+	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: 2 * time.Minute, Progress: r.Progress}
+	if r.Quick {
+		c.Sizes, c.Dials = c.Sizes[:2], 300
+	}
+	return r.together(ctx, "first", func(plane *control.Plane, all []*proxy.Proxy) error {
+		return c.Run(ctx, plane, all, r.report)
+	})
+}
+
+// work runs the proxies one at a time.
+func (r *run) work(ctx context.Context) (err error) {
+	w := scale.Work{
+		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: 90 * time.Second,
+		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: 50 * time.Millisecond, RowLimit: 45 * time.Second, Churn: time.Minute, Progress: r.Progress,
+	}
+	if r.Quick {
+		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn, w.Few = w.Sizes[:1], 1000, 3, 20, 2*time.Second, 2*time.Second, true
+	}
+	plane, err := r.plane(ctx, "work")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Close()) }()
+	known := false
+	return w.Run(ctx, plane, r.kinds, func(ctx context.Context, k proxy.Kind, flags ...string) (*proxy.Proxy, error) {
+		cfg := r.config(plane)
+		cfg.Flags = flags
+		p, err := proxy.New(ctx, k, cfg)
+		if err != nil || known {
+			return p, err
+		}
+		known = true // the next ones have a node of the same name and addresses
+		return p, plane.CreateNode(ctx, p.Node)
+	}, r.report)
+}

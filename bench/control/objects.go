@@ -1,0 +1,198 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// Namespace holds all objects of the benchmark.
+const Namespace = "bench"
+
+// Port is a port of a Service and of its endpoints.
+type Port struct {
+	Protocol     corev1.Protocol
+	Port, Target int32
+}
+
+// Service is a Service to create.
+type Service struct {
+	Name      string
+	Ports     []Port
+	DualStack bool
+	NodePort  bool // also a NodePort for each port, of the API server's choice
+	Local     bool // externalTrafficPolicy
+	Endpoints []Endpoint
+}
+
+// Endpoint is a pod behind a Service.
+type Endpoint struct {
+	Addrs []netip.Addr // IPv4, then IPv6
+	Node  string
+}
+
+// Placed is a Service as the API server made it.
+type Placed struct {
+	Service
+	ClusterIPs []netip.Addr // IPv4, then IPv6
+	NodePorts  []uint16     // in the order of Ports
+}
+
+// ClusterIP is where the n-th port answers, by IP version.
+func (p *Placed) ClusterIP(version, n int) netip.AddrPort {
+	a := p.ClusterIPs[0]
+	if version == 6 {
+		a = p.ClusterIPs[1]
+	}
+	return netip.AddrPortFrom(a, uint16(p.Ports[n].Port))
+}
+
+// createNamespace makes the namespace of all objects.
+func (p *Plane) createNamespace(ctx context.Context) error {
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}}
+	if err := p.core.Post().Resource("namespaces").Body(ns).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("creating namespace %s: %w", Namespace, err)
+	}
+	return nil
+}
+
+// CreateNode tells the API server of a lab's node.
+func (p *Plane) CreateNode(ctx context.Context, n *netlab.Node) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name}}}
+	for _, c := range n.PodCIDRs {
+		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, c.String())
+	}
+	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
+	for _, a := range n.Addrs {
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+	}
+	if err := p.core.Post().Resource("nodes").Body(node).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("creating Node %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// Create creates a Service: its endpoints first, so that it works at once.
+func (p *Plane) Create(ctx context.Context, s Service) (*Placed, error) {
+	for _, slice := range slices(s) {
+		if err := p.discovery.Post().Namespace(Namespace).Resource("endpointslices").Body(slice).Do(ctx).Error(); err != nil {
+			return nil, fmt.Errorf("creating EndpointSlice %s: %w", slice.Name, err)
+		}
+	}
+	return p.CreateService(ctx, s)
+}
+
+// CreateService creates just the Service.
+func (p *Plane) CreateService(ctx context.Context, s Service) (*Placed, error) {
+	made := &corev1.Service{}
+	if err := p.core.Post().Namespace(Namespace).Resource("services").Body(object(s)).Do(ctx).Into(made); err != nil {
+		return nil, fmt.Errorf("creating Service %s: %w", s.Name, err)
+	}
+	placed := &Placed{Service: s}
+	for _, text := range made.Spec.ClusterIPs {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("Service %s: %w", s.Name, err)
+		}
+		placed.ClusterIPs = append(placed.ClusterIPs, a)
+	}
+	for _, port := range made.Spec.Ports {
+		placed.NodePorts = append(placed.NodePorts, uint16(port.NodePort))
+	}
+	return placed, nil
+}
+
+// SetEndpoints replaces the endpoints of a Service that has just a few.
+func (p *Plane) SetEndpoints(ctx context.Context, s Service) error {
+	for _, slice := range slices(s) {
+		if err := p.discovery.Put().Namespace(Namespace).Resource("endpointslices").Name(slice.Name).Body(slice).Do(ctx).Error(); err != nil {
+			return fmt.Errorf("changing EndpointSlice %s: %w", slice.Name, err)
+		}
+	}
+	return nil
+}
+
+// Delete deletes a Service and its endpoints.
+func (p *Plane) Delete(ctx context.Context, s Service) error {
+	if err := p.core.Delete().Namespace(Namespace).Resource("services").Name(s.Name).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("deleting Service %s: %w", s.Name, err)
+	}
+	for _, slice := range slices(s) {
+		if err := p.discovery.Delete().Namespace(Namespace).Resource("endpointslices").Name(slice.Name).Do(ctx).Error(); err != nil {
+			return fmt.Errorf("deleting EndpointSlice %s: %w", slice.Name, err)
+		}
+	}
+	return nil
+}
+
+func object(s Service) *corev1.Service {
+	o := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: s.Name},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP},
+	}
+	if s.NodePort {
+		o.Spec.Type = corev1.ServiceTypeNodePort
+	}
+	if s.Local {
+		o.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	}
+	if s.DualStack {
+		o.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicyRequireDualStack)
+		o.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+	}
+	for i, port := range s.Ports {
+		o.Spec.Ports = append(o.Spec.Ports, corev1.ServicePort{Name: portName(i), Protocol: port.Protocol, Port: port.Port, TargetPort: intstr.FromInt32(port.Target)})
+	}
+	return o
+}
+
+func portName(i int) string { return fmt.Sprintf("p%d", i) }
+
+// Limits of one EndpointSlice, as the controller and the API have them.
+const (
+	sliceEndpoints = 100
+	slicePorts     = 100
+)
+
+// slices are the EndpointSlices of a Service.
+func slices(s Service) []*discoveryv1.EndpointSlice {
+	types := []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4}
+	if s.DualStack {
+		types = append(types, discoveryv1.AddressTypeIPv6)
+	}
+	var out []*discoveryv1.EndpointSlice
+	for family, kind := range types {
+		for port := 0; port < len(s.Ports); port += slicePorts {
+			for first := 0; first == 0 || first < len(s.Endpoints); first += sliceEndpoints {
+				o := slice(s, family, port, first)
+				o.Name, o.AddressType = fmt.Sprintf("%s-%d", s.Name, len(out)), kind
+				out = append(out, o)
+			}
+		}
+	}
+	return out
+}
+
+// slice is one of them: ports and endpoints from these on.
+func slice(s Service, family, port, first int) *discoveryv1.EndpointSlice {
+	o := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
+		Namespace: Namespace, Labels: map[string]string{discoveryv1.LabelServiceName: s.Name},
+	}}
+	for i, p := range s.Ports[port:min(port+slicePorts, len(s.Ports))] {
+		o.Ports = append(o.Ports, discoveryv1.EndpointPort{Name: new(portName(port + i)), Protocol: new(p.Protocol), Port: new(p.Target)})
+	}
+	for _, e := range s.Endpoints[first:min(first+sliceEndpoints, len(s.Endpoints))] {
+		o.Endpoints = append(o.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{e.Addrs[family].String()}, NodeName: new(e.Node),
+			Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)},
+		})
+	}
+	return o
+}

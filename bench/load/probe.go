@@ -1,0 +1,66 @@
+package load
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Probe asks over new UDP sockets, again and again, until the wanted server
+// answers. UDP, because a TCP connect whose SYN was dropped waits a second.
+type Probe struct {
+	Targets []netip.AddrPort // all of them have to answer
+	Want    byte             // the server's id; 0: any
+	Timeout time.Duration
+}
+
+// Pauses of a probe: for an answer, and after a refusal.
+const (
+	answerTime = time.Millisecond
+	pause      = 300 * time.Microsecond
+)
+
+// probe tells when the answer came, on the clock that Now reads.
+func probe(p Probe) (time.Duration, error) {
+	end := Now() + p.Timeout
+	var at time.Duration
+	for _, to := range p.Targets {
+		for {
+			id, ok := probeOnce(to)
+			at = Now()
+			if ok && (p.Want == 0 || p.Want == id) {
+				break
+			}
+			if at > end {
+				return 0, fmt.Errorf("%s did not answer as it should within %s", to, p.Timeout)
+			}
+			if !ok {
+				time.Sleep(pause)
+			}
+		}
+	}
+	return at, nil
+}
+
+func probeOnce(to netip.AddrPort) (id byte, ok bool) {
+	fd, err := connect(unix.SOCK_DGRAM, to, time.Second)
+	if err != nil {
+		return 0, false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	buf := make([]byte, messageSize)
+	if writeAll(fd, buf) != nil {
+		return 0, false
+	}
+	wait := unix.NsecToTimespec(int64(answerTime))
+	n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &wait, nil)
+	if err != nil || n == 0 {
+		return 0, false
+	}
+	if readAll(fd, buf) != nil {
+		return 0, false
+	}
+	return buf[0], true
+}

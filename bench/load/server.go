@@ -1,0 +1,129 @@
+package load
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// acceptors is how many connections a server holds at a time.
+const acceptors = 64
+
+// idle is how long a server keeps a connection that says nothing.
+const idle = 30 * time.Second
+
+// server is the sockets of a host; they last as long as its process.
+type server struct {
+	id   byte // first byte of each answer
+	sunk atomic.Int64
+}
+
+// echoTCP answers each message by itself.
+func (s *server) echoTCP(at netip.AddrPort) error {
+	fd, err := bound(unix.SOCK_STREAM, at)
+	if err != nil {
+		return err
+	}
+	const backlog = 4096
+	if err := unix.Listen(fd, backlog); err != nil {
+		return fmt.Errorf("listening at %s: %w", at, err)
+	}
+	for range acceptors {
+		go func() {
+			for {
+				c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+				if errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
+					return
+				}
+				if err == nil {
+					s.converse(c)
+				}
+			}
+		}()
+	}
+	return nil
+}
+
+func (s *server) converse(fd int) {
+	defer func() { _ = unix.Close(fd) }()
+	tv := unix.NsecToTimeval(int64(idle))
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	buf := make([]byte, messageSize*16)
+	for {
+		n, err := unix.Read(fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		buf[0] = s.id
+		if writeAll(fd, buf[:n]) != nil {
+			return
+		}
+	}
+}
+
+// echoUDP answers each datagram by itself.
+func (s *server) echoUDP(at netip.AddrPort) error {
+	fd, err := bound(unix.SOCK_DGRAM, at)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := unix.Recvfrom(fd, buf, 0)
+			if errors.Is(err, unix.EBADF) {
+				return
+			}
+			if err != nil || n == 0 || from == nil {
+				continue
+			}
+			buf[0] = s.id
+			_ = unix.Sendto(fd, buf[:n], 0, from) // the client counts what is lost
+		}
+	}()
+	return nil
+}
+
+// sinkUDP counts datagrams.
+func (s *server) sinkUDP(at netip.AddrPort) error {
+	fd, err := bound(unix.SOCK_DGRAM, at)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			_, err := unix.Read(fd, buf)
+			if errors.Is(err, unix.EBADF) {
+				return
+			}
+			if err == nil {
+				s.sunk.Add(1)
+			}
+		}
+	}()
+	return nil
+}
+
+func bound(kind int, at netip.AddrPort) (int, error) {
+	family, sa := sockaddr(at)
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("making a socket: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return -1, errors.Join(fmt.Errorf("setting SO_REUSEADDR: %w", err), unix.Close(fd))
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return -1, errors.Join(fmt.Errorf("binding %s: %w", at, err), unix.Close(fd))
+	}
+	return fd, nil
+}

@@ -1,0 +1,51 @@
+package proxy
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMetrics(t *testing.T) {
+	m := Metrics(`# HELP kubeproxy_x_total Something.
+kubeproxy_x_total{ip_family="IPv4"} 3
+kubeproxy_x_total{ip_family="IPv6"} 4
+kubeproxy_x_total_more{ip_family="IPv4"} 100
+kubeproxy_y 2.5
+`)
+	for _, c := range []struct {
+		name, label string
+		want        float64
+	}{
+		{"kubeproxy_x_total", "", 7},
+		{"kubeproxy_x_total", `ip_family="IPv6"`, 4},
+		{"kubeproxy_y", "", 2.5},
+		{"kubeproxy_z", "", 0},
+	} {
+		if got := m.Sum(c.name, c.label); got != c.want {
+			t.Errorf("%s{%s}: %v; want %v", c.name, c.label, got, c.want)
+		}
+	}
+}
+
+func TestCPUTime(t *testing.T) {
+	// user, system, and both of children that have ended: fields 14 to 17
+	stat := "42 (a name) of its own) S 1 1 1 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 99"
+	if got := cpuTime(stat); got != time.Second {
+		t.Errorf("%s; want 1s", got)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	got, _, err := Choose([]string{"kube-proxy-nftables", Straight})
+	if err != nil || len(got) != 2 || got[0].Mode != "nftables" || got[1].Program != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, _, err := Choose([]string{"kube-proxy-userspace"}); err == nil || !strings.Contains(err.Error(), "kube-proxy-iptables") {
+		t.Errorf("%v; want what there is", err)
+	}
+	all, without, err := Choose(nil)
+	if err != nil || len(all)+len(without) != len(Kinds()) {
+		t.Errorf("%d and %d of %d, %v", len(all), len(without), len(Kinds()), err)
+	}
+}

@@ -1,0 +1,82 @@
+package report
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/switchyard-io/switchyard/bench/result"
+)
+
+// goal is a figure to reach.
+type goal struct {
+	what, figure, measured string
+	reached                bool
+}
+
+// goals are Switchyard's figures that this run can judge.
+func goals(r *result.Report) []goal {
+	var all []goal
+	add := func(g goal, ok bool) {
+		if ok {
+			all = append(all, g)
+		}
+	}
+	const clusterIP = "pod to ClusterIP, endpoint on another node"
+	for _, metric := range []string{"TCP requests, one connection", "throughput, TCP streams: 1", "throughput, TCP streams: 8"} {
+		add(nearStraight(r, clusterIP, metric))
+	}
+	for _, p := range own(r) {
+		add(flat(r, p))
+		add(below(r, p, result.Key{Part: "control plane", Case: "cold start, of that programming the kernel", Metric: "time", Services: 10_000},
+			"cold start, 10,000 Services × 10 endpoints, to the kernel", "s", map[string]float64{"ebpf": 1, "ipvs": 5, "iptables": 15}))
+		add(below(r, p, result.Key{Part: "control plane", Case: "one endpoint changed, 50ms apart", Metric: "p99", Services: 10_000},
+			"one endpoint changes, 10,000 Services, from the request to the API server to the first packet, p99", "ms", map[string]float64{"ebpf": 10, "ipvs": 10, "iptables": 200}))
+		add(below(r, p, result.Key{Part: "control plane", Case: "memory", Metric: "resident", Services: 10_000},
+			"memory at 10,000 Services × 10 endpoints", "MB", map[string]float64{"ebpf": 140, "ipvs": 140, "iptables": 140}))
+	}
+	return all
+}
+
+// own are Switchyard's backends in a report.
+func own(r *result.Report) []string {
+	var all []string
+	for _, p := range r.Proxies {
+		if strings.HasPrefix(p, "switchyard-") {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func nearStraight(r *result.Report, what, metric string) (goal, bool) {
+	const share = 0.98
+	row := result.Key{Part: "traffic", Case: what, Metric: metric}
+	a, b := r.Of(row, "switchyard-ebpf"), r.Of(row, "straight")
+	if a == nil || b == nil {
+		return goal{}, false
+	}
+	ratio := a.Ratio(b)
+	return goal{"switchyard-ebpf, ClusterIP: " + metric + ", against straight to the pod", "within 2 %", fmt.Sprintf("%+.1f %%", 100*(ratio-1)), ratio >= share}, true
+}
+
+func flat(r *result.Report, p string) (goal, bool) {
+	const share = 1.1
+	row := result.Key{Part: "first packet", Case: "time to connect, pod to ClusterIP", Metric: "p50", Services: 10}
+	few := r.Of(row, p)
+	row.Services = 10_000
+	many := r.Of(row, p)
+	if few == nil || many == nil {
+		return goal{}, false
+	}
+	ratio := many.Median() / few.Median()
+	return goal{p + ", first packet, 10,000 Services against 10, p50", "within 10 %", fmt.Sprintf("%+.1f %%", 100*(ratio-1)), ratio <= share}, true
+}
+
+func below(r *result.Report, p string, row result.Key, what, unit string, limits map[string]float64) (goal, bool) {
+	s := r.Of(row, p)
+	limit, ok := limits[strings.TrimPrefix(p, "switchyard-")]
+	if s == nil || !ok {
+		return goal{}, false
+	}
+	return goal{p + ", " + what, fmt.Sprintf("under %g %s", limit, unit), value(s.Median()) + " " + unit, !s.Over && s.Median() < limit}, true
+}

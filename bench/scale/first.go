@@ -1,0 +1,115 @@
+package scale
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/switchyard-io/switchyard/bench/control"
+	"github.com/switchyard-io/switchyard/bench/load"
+	"github.com/switchyard-io/switchyard/bench/proxy"
+	"github.com/switchyard-io/switchyard/bench/result"
+)
+
+// FirstPart is the part of the report about first packets.
+const FirstPart = "first packet"
+
+// First says how first packets are measured.
+type First struct {
+	Rounds   int
+	Sizes    []int // numbers of Services, growing
+	Dials    int   // connections in a round, each to another Service
+	Within   time.Duration
+	Progress Progress
+}
+
+// Run opens TCP connections to Services picked at random, of which there are more
+// and more. A round picks the same for each proxy.
+func (c First) Run(ctx context.Context, plane *control.Plane, proxies []*proxy.Proxy, report *result.Report) error {
+	_, there := proxies[0].Endpoints()
+	var have []*control.Placed
+	running := slices.Clone(proxies)
+	for _, size := range c.Sizes {
+		for _, p := range running {
+			p.Stop()
+		}
+		c.Progress("creating Services until there are %s", number(size))
+		var err error
+		if have, err = fill(ctx, plane, have, size, func(i int) control.Service {
+			return control.Service{Name: fmt.Sprintf("fill-%d", i), Ports: tcp(), Endpoints: []control.Endpoint{there}}
+		}); err != nil {
+			return err
+		}
+		if running, err = c.start(ctx, running, size, report); err != nil {
+			return err
+		}
+		for round := range c.Rounds {
+			c.Progress("%s Services: round %d of %d", number(size), round+1, c.Rounds)
+			for i := range running {
+				p := running[(i+round)%len(running)]
+				if err := c.round(p, have, size, round, report); err != nil {
+					return fmt.Errorf("%s, %d Services: %w", p.Name, size, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// start starts the proxies; those that take too long are left out from here on.
+func (c First) start(ctx context.Context, proxies []*proxy.Proxy, size int, report *result.Report) (running []*proxy.Proxy, err error) {
+	for _, p := range proxies {
+		c.Progress("%s Services: starting %s", number(size), p.Name)
+		err := startAll(ctx, p, c.Within)
+		if errors.Is(err, proxy.ErrSlow) {
+			report.Notes = append(report.Notes, fmt.Sprintf("First packet: %s had not programmed %s Services with an endpoint each after %s, and is left out from there on.", p.Name, number(size), c.Within))
+			p.Stop()
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		running = append(running, p)
+	}
+	return running, nil
+}
+
+func (c First) round(p *proxy.Proxy, have []*control.Placed, size, round int, report *result.Report) error {
+	random := rand.New(rand.NewPCG(uint64(size), uint64(round)))
+	var targets []netip.AddrPort
+	for range c.Dials {
+		s := have[random.IntN(len(have))]
+		to := s.ClusterIP(4, 0)
+		if !p.Runs() {
+			to = netip.AddrPortFrom(p.Remote.Addr(4), load.EchoPort)
+		}
+		targets = append(targets, to)
+	}
+	if _, err := p.Pod.Run(load.Job{Kind: load.Dial, Targets: targets[:c.Dials/4]}); err != nil { // warm-up
+		return err
+	}
+	if err := p.Begin(); err != nil {
+		return err
+	}
+	o, err := p.Pod.Run(load.Job{Kind: load.Dial, Targets: targets})
+	if err != nil {
+		return err
+	}
+	if o.Failed > 0 {
+		return fmt.Errorf("%d of %d connections failed, the first: %s", o.Failed, c.Dials, o.Error)
+	}
+	if err := p.Prove(o.Requests); err != nil {
+		return err
+	}
+	h := o.Histogram()
+	for _, q := range []float64{50, 99} {
+		report.Add(result.Series{
+			Key: key(FirstPart, "time to connect, pod to ClusterIP", fmt.Sprintf("p%g", q), p, size), Unit: "µs",
+		}, float64(h.ValueAtPercentile(q))/1e3)
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+// Command switchyard-bench is `switchyard bench`: flags, signals, files. It is a binary of its own, so that the agent does not carry load generators and plots.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/switchyard-io/switchyard/bench"
+	"github.com/switchyard-io/switchyard/bench/load"
+	"github.com/switchyard-io/switchyard/bench/report"
+	"github.com/switchyard-io/switchyard/bench/result"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// version is set by the build (-X main.version).
+var version = "dev"
+
+func main() {
+	netlab.Main(load.Roles())
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop) // a second one ends the process at once
+	if err := command().ExecuteContext(ctx); err != nil {
+		_, _ = fmt.Fprintf(os.Stderr, "switchyard bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var o bench.Options
+	var out string
+	cmd := &cobra.Command{
+		Use:           "bench",
+		Short:         "Measure the backends beside kube-proxy, on this machine",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return measure(cmd.Context(), cmd.OutOrStdout(), o, out)
+		},
+	}
+	self, _ := os.Executable() // "": the flag's default is of no use then
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.BoolVar(&o.Quick, "quick", false, "the most telling part, in 3 minutes")
+	flags.StringVar(&out, "out", "bench-results", "directory for the results")
+	flags.StringSliceVar(&o.Proxies, "proxies", nil, "what to compare; default: all that works on this machine")
+	flags.StringSliceVar(&o.Parts, "parts", nil, "what to measure: "+strings.Join(bench.Parts(), ", ")+"; default: all")
+	flags.StringVar(&o.Agent, "agent", filepath.Join(filepath.Dir(self), "switchyard"), "path of switchyard")
+	flags.StringVar(&o.Kubernetes, "kubernetes", ".cache/e2e/bin", "directory of kube-apiserver and kube-proxy")
+	cmd.AddCommand(compareCommand(), reportCommand())
+	return cmd
+}
+
+// measure runs, prints the table and writes the results.
+func measure(ctx context.Context, w io.Writer, o bench.Options, out string) error {
+	begin := time.Now()
+	o.Version, o.Log = version, slog.New(slog.DiscardHandler)
+	o.Progress = func(format string, args ...any) {
+		_, _ = fmt.Fprintf(w, "%7.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return fmt.Errorf("making the directory of results: %w", err)
+	}
+	r, err := bench.Run(ctx, o)
+	if err != nil {
+		return err
+	}
+	if err := report.Table(w, r); err != nil {
+		return err
+	}
+	if err := r.Write(filepath.Join(out, "result.json")); err != nil {
+		return err
+	}
+	if err := write(r, filepath.Join(out, "report.md"), out); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(w, "\n%s: report.md, its plots, and result.json for `switchyard bench compare`\n", out)
+	return nil
+}
+
+// write writes a report as Markdown, with its plots in a directory.
+func write(r *result.Report, file, pictures string) (err error) {
+	if err := os.MkdirAll(pictures, 0o755); err != nil {
+		return fmt.Errorf("making the directory of plots: %w", err)
+	}
+	plots, err := report.Plots(r, pictures)
+	if err != nil {
+		return err
+	}
+	from, err := filepath.Rel(filepath.Dir(file), pictures)
+	if err != nil {
+		return fmt.Errorf("finding the plots from %s: %w", file, err)
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return fmt.Errorf("writing the report: %w", err)
+	}
+	defer func() {
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	return report.Markdown(f, r, plots, filepath.ToSlash(from))
+}
+
+func compareCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "compare A.json B.json",
+		Short: "Tell what changed from one run to another, and what may be chance",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			older, err := result.Read(args[0])
+			if err != nil {
+				return err
+			}
+			newer, err := result.Read(args[1])
+			if err != nil {
+				return err
+			}
+			return report.Changes(cmd.OutOrStdout(), older, newer)
+		},
+	}
+}
+
+func reportCommand() *cobra.Command {
+	var file, pictures string
+	cmd := &cobra.Command{
+		Use:   "report RESULT.json",
+		Short: "Write the report of a run again, to another place",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := result.Read(args[0])
+			if err != nil {
+				return err
+			}
+			return write(r, file, pictures)
+		},
+	}
+	cmd.Flags().StringVar(&file, "file", "report.md", "the report")
+	cmd.Flags().StringVar(&pictures, "plots", "plots", "directory for its plots")
+	return cmd
+}
