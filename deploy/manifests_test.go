@@ -245,7 +245,7 @@ func TestSchema(t *testing.T) {
 func TestConfiguration(t *testing.T) {
 	for way, rendered := range map[string][]byte{
 		"helm": chart(t, "ebpf", "apiServers={192.0.2.1:6443,[2001:db8::1]:6443}", "clusterCIDR=10.244.0.0/16", "detectLocalMode=ClusterCIDR",
-			"kubeProxyConfiguration.ipvs.scheduler=lc", "switchyardConfiguration.verifyInterval=30s"),
+			"kubeProxyConfiguration.ipvs.scheduler=lc", "switchyardConfiguration.verifyInterval=30s", "takeOver=true"),
 		"kustomize": kustomized(t, "ebpf"),
 	} {
 		for _, o := range objects(t, rendered) {
@@ -270,10 +270,18 @@ func TestConfiguration(t *testing.T) {
 			if err != nil || len(c.Warnings) > 0 {
 				t.Errorf("%s: %v, warnings %q", way, err, c.Warnings)
 			}
-			if way == "helm" && (len(c.Switchyard.APIServers) != 2 || c.KubeProxy.IPVS.Scheduler != "lc") {
+			if way == "helm" && (len(c.Switchyard.APIServers) != 2 || !c.Switchyard.TakeOver || c.KubeProxy.IPVS.Scheduler != "lc") {
 				t.Errorf("helm: %+v", c.Switchyard)
 			}
 		}
+	}
+}
+
+// TestAllRights: with them just the flag tells one backend from another.
+func TestAllRights(t *testing.T) {
+	want := strings.ReplaceAll(string(chart(t, "auto")), "--backend=auto", "--backend=iptables")
+	if got := string(chart(t, "iptables", "allRights=true")); got != want {
+		t.Errorf("the chart makes\n%s\nwant\n%s", got, want)
 	}
 }
 

@@ -81,8 +81,12 @@ func removeTables(ctx context.Context, log *slog.Logger) error {
 				continue
 			}
 			log.Info("removing an nftables table", "family", family, "table", nftTable)
-			if out, err := exec.CommandContext(ctx, nft, "delete", "table", family, nftTable).CombinedOutput(); err != nil {
-				errs = append(errs, fmt.Errorf("removing the nftables table %s %s: %w: %s", family, nftTable, err, bytes.TrimSpace(out)))
+			// All rules go in one step. The chains' hooks go one by one, and those that
+			// translate before those that reject what is not translated.
+			for _, verb := range []string{"flush", "delete"} {
+				if out, err := exec.CommandContext(ctx, nft, verb, "table", family, nftTable).CombinedOutput(); err != nil {
+					errs = append(errs, fmt.Errorf("removing the nftables table %s %s: %w: %s", family, nftTable, err, bytes.TrimSpace(out)))
+				}
 			}
 		}
 	}

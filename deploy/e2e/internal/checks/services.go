@@ -36,8 +36,8 @@ func externalAddresses() []string {
 	return []string{"10.91.0.9", "fd00:91::9"}
 }
 
-// each is streams from one place to several addresses.
-func each(from load.Place, addrs []string, port uint16, count int) []stream {
+// each is streams from one place to several addresses of a Service.
+func each(from load.Place, addrs []string, count int) []stream {
 	var all []stream
 	for _, a := range addrs {
 		all = append(all, stream{from, to(netip.MustParseAddr(a), port, count)})
@@ -56,7 +56,7 @@ func (s *suite) operate(ctx context.Context, service string, addrs []string) err
 	if _, err := s.lab.Kubectl(ctx, nil, "patch", "service", service, "-n", namespace, "--subresource=status", "--patch="+patch); err != nil {
 		return err
 	}
-	return s.answering(ctx, service, each(s.ext, addrs, port, 1))
+	return s.answering(ctx, service, each(s.ext, addrs, 1))
 }
 
 // answering waits until each stream is answered; its requests are not counted.
@@ -89,9 +89,9 @@ func (s *suite) balanced(ctx context.Context) ([]load.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	streams := each(s.ext, balancerIPs(), port, count)
-	streams = append(streams, each(s.pods[1], balancerIPs(), port, count)...)
-	streams = append(streams, each(s.nodes[2], balancerIPs(), port, count)...)
+	streams := each(s.ext, balancerIPs(), count)
+	streams = append(streams, each(s.pods[1], balancerIPs(), count)...)
+	streams = append(streams, each(s.nodes[2], balancerIPs(), count)...)
 	reports, err := exchange(ctx, streams)
 	for _, r := range reports {
 		err = errors.Join(err, answered(pods, r))
@@ -105,7 +105,7 @@ func (s *suite) balancedLocal(ctx context.Context) ([]load.Report, error) {
 	if err := s.operate(ctx, "balanced-local", localBalancerIPs()); err != nil {
 		return nil, err
 	}
-	streams := each(s.ext, localBalancerIPs(), port, count)
+	streams := each(s.ext, localBalancerIPs(), count)
 	for i := range streams {
 		streams[i].to.Path = load.ClientIP
 	}
@@ -224,7 +224,7 @@ func (s *suite) affinity(ctx context.Context) ([]load.Report, error) {
 
 func (s *suite) externalIPs(ctx context.Context) ([]load.Report, error) {
 	const count = 40
-	return exchange(ctx, each(s.ext, externalAddresses(), port, count))
+	return exchange(ctx, each(s.ext, externalAddresses(), count))
 }
 
 // externalName wants no agent to have complained of it or ended for it.

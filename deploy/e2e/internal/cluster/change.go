@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os/exec"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -79,7 +82,38 @@ func (l *Lab) backToKubeProxy(ctx context.Context) error {
 		if err := l.StartAgent(ctx, n); err != nil {
 			return err
 		}
+		if err := l.kubeProxySynced(ctx, n); err != nil {
+			return err
+		}
 		return l.run(ctx, n, l.bin(Switchyard), "cleanup")
+	})
+}
+
+// kubeProxySynced waits until kube-proxy has written its rules of both families.
+// Its /healthz answers before that.
+func (l *Lab) kubeProxySynced(ctx context.Context, n Node) error {
+	client := httpClient(n.Namespace(), nil)
+	defer client.CloseIdleConnections()
+	const limit = 30 * time.Second
+	return Wait(ctx, "kube-proxy's rules on "+n.Name, limit, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", metricsPort), nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return err
+		}
+		const metric = `(?m)^kubeproxy_sync_proxy_rules_last_timestamp_seconds\{ip_family="IPv[46]"\} [1-9]`
+		if found := regexp.MustCompile(metric).FindAll(body, -1); len(found) != 2 {
+			return fmt.Errorf("it has written those of %d families", len(found))
+		}
+		return nil
 	})
 }
 
