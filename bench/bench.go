@@ -78,7 +78,11 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		if len(o.Parts) > 0 && !slices.Contains(o.Parts, part.name) {
 			continue
 		}
-		if err := part.do(ctx); err != nil {
+		err := part.do(ctx)
+		if ctx.Err() != nil {
+			return nil, errors.Join(errors.New("interrupted; all that it made is removed"), os.RemoveAll(r.dir))
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w (logs are in %s)", part.name, err, r.dir)
 		}
 	}
@@ -177,7 +181,7 @@ func (r *run) traffic(ctx context.Context) error {
 }
 
 func (r *run) first(ctx context.Context) error {
-	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: 2 * time.Minute, Progress: r.Progress}
+	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: 100 * time.Second, Progress: r.Progress}
 	if r.Quick {
 		c.Sizes, c.Dials = c.Sizes[:2], 300
 	}
@@ -190,7 +194,7 @@ func (r *run) first(ctx context.Context) error {
 func (r *run) work(ctx context.Context) (err error) {
 	w := scale.Work{
 		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: 90 * time.Second,
-		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: 50 * time.Millisecond, RowLimit: 45 * time.Second, Churn: time.Minute, Progress: r.Progress,
+		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: 50 * time.Millisecond, RowLimit: 30 * time.Second, Churn: time.Minute, Progress: r.Progress,
 	}
 	if r.Quick {
 		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn, w.Few = w.Sizes[:1], 1000, 3, 20, 2*time.Second, 2*time.Second, true

@@ -8,32 +8,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// requestResponse asks over one connection until end.
-func requestResponse(r *recorder, j Job, end time.Duration) error {
+// requestResponse asks over one connection.
+func requestResponse(r *recorder, j Job) error {
 	fd, err := connect(unix.SOCK_STREAM, j.Targets[0], j.Timeout)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = reset(fd) }()
-	return loop(r, fd, end)
+	return loop(r, fd, j.Duration)
 }
 
-func udpResponse(r *recorder, j Job, end time.Duration) error {
+func udpResponse(r *recorder, j Job) error {
 	fd, err := connect(unix.SOCK_DGRAM, j.Targets[0], j.Timeout)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return loop(r, fd, end)
+	return loop(r, fd, j.Duration)
 }
 
-// loop is a closed loop over one socket.
-func loop(r *recorder, fd int, end time.Duration) error {
+// loop is a closed loop over one socket. The time counts from when the first
+// request, which finds the way, was answered.
+func loop(r *recorder, fd int, duration time.Duration) error {
 	buf := make([]byte, messageSize)
-	if err := ask(fd, buf); err != nil { // the way is known from here on
+	if err := ask(fd, buf); err != nil {
 		return err
 	}
-	for at := Now(); at < end; {
+	r.begin = Now()
+	for at := r.begin; at < r.begin+duration; {
 		if err := ask(fd, buf); err != nil {
 			return err
 		}

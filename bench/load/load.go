@@ -89,13 +89,12 @@ func run(j Job) (*Outcome, error) {
 	if j.Timeout == 0 {
 		j.Timeout = patience
 	}
-	r := &recorder{times: NewHistogram()}
-	begin := Now()
-	end := begin + j.Duration
+	r := &recorder{times: NewHistogram(), begin: Now()}
+	end := r.begin + j.Duration
 	var err error
 	switch j.Kind {
 	case RequestResponse:
-		err = requestResponse(r, j, end)
+		err = requestResponse(r, j)
 	case OpenLoop:
 		err = openLoop(r, j)
 	case ConnectRate:
@@ -103,7 +102,7 @@ func run(j Job) (*Outcome, error) {
 	case Dial:
 		dialEach(r, j)
 	case UDPResponse:
-		err = udpResponse(r, j, end)
+		err = udpResponse(r, j)
 	case UDPFlood:
 		err = udpFlood(r, j, end)
 	default:
@@ -112,5 +111,5 @@ func run(j Job) (*Outcome, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s, to %s: %w", j.Kind, j.Targets[0], err)
 	}
-	return r.outcome(Now() - begin), nil
+	return r.outcome(Now() - r.begin), nil
 }

@@ -9,6 +9,7 @@ import (
 
 // recorder sums up requests; several workers may share one.
 type recorder struct {
+	begin    time.Duration // of what counts, on the clock that Now reads
 	mu       sync.Mutex
 	times    *hdrhistogram.Histogram
 	requests int

@@ -52,6 +52,7 @@ type Proxy struct {
 	process       *process
 	starts        int
 	stopIperf     []func()
+	undo          func() bool
 }
 
 // New makes a proxy's lab. It is not running yet.
@@ -61,6 +62,8 @@ func New(ctx context.Context, k Kind, cfg Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{Kind: k, Lab: lab, Node: lab.Nodes[0], cfg: cfg}
+	// An interrupt ends what a step is waiting for.
+	p.undo = context.AfterFunc(ctx, func() { _ = lab.Close() }) // Close tells
 	if err := p.prepare(); err != nil {
 		return nil, errors.Join(fmt.Errorf("preparing %s: %w", k.Name, err), p.Close())
 	}
@@ -208,6 +211,7 @@ func (p *Proxy) Stop() {
 
 // Close ends all and removes the lab.
 func (p *Proxy) Close() error {
+	p.undo()
 	p.Stop()
 	for _, stop := range p.stopIperf {
 		stop()

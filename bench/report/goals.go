@@ -11,6 +11,7 @@ import (
 type goal struct {
 	what, figure, measured string
 	reached                bool
+	noise                  bool // the rounds differ by more than the figure is about
 }
 
 // goals are Switchyard's figures that this run can judge.
@@ -55,8 +56,9 @@ func nearStraight(r *result.Report, what, metric string) (goal, bool) {
 	if a == nil || b == nil {
 		return goal{}, false
 	}
-	ratio := a.Ratio(b)
-	return goal{"switchyard-ebpf, ClusterIP: " + metric + ", against straight to the pod", "within 2 %", fmt.Sprintf("%+.1f %%", 100*(ratio-1)), ratio >= share}, true
+	ratio, spread := a.Ratio(b)
+	return goal{"switchyard-ebpf, ClusterIP: " + metric + ", against straight to the pod", "within 2 %",
+		fmt.Sprintf("%+.1f %% ±%.1f", 100*(ratio-1), 100*spread), ratio >= share, spread > 1-share}, true
 }
 
 func flat(r *result.Report, p string) (goal, bool) {
@@ -69,7 +71,9 @@ func flat(r *result.Report, p string) (goal, bool) {
 		return goal{}, false
 	}
 	ratio := many.Median() / few.Median()
-	return goal{p + ", first packet, 10,000 Services against 10, p50", "within 10 %", fmt.Sprintf("%+.1f %%", 100*(ratio-1)), ratio <= share}, true
+	spread := few.Spread() + many.Spread()
+	return goal{p + ", first packet, 10,000 Services against 10, p50", "within 10 %",
+		fmt.Sprintf("%+.1f %% ±%.1f", 100*(ratio-1), 100*spread), ratio <= share, spread > share-1}, true
 }
 
 func below(r *result.Report, p string, row result.Key, what, unit string, limits map[string]float64) (goal, bool) {
@@ -78,5 +82,5 @@ func below(r *result.Report, p string, row result.Key, what, unit string, limits
 	if s == nil || !ok {
 		return goal{}, false
 	}
-	return goal{p + ", " + what, fmt.Sprintf("under %g %s", limit, unit), value(s.Median()) + " " + unit, !s.Over && s.Median() < limit}, true
+	return goal{p + ", " + what, fmt.Sprintf("under %g %s", limit, unit), value(s.Median()) + " " + unit, !s.Over && s.Median() < limit, false}, true
 }

@@ -85,10 +85,14 @@ func Plots(r *result.Report, dir string) ([]Plot, error) {
 	return all, nil
 }
 
+// headroom is what is left free above the curves, for the legend.
+const headroom = 1.6
+
 func newPlot(title, x, y string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
-	p.Legend.Top, p.Legend.Left = true, true
+	p.Legend.Top, p.Legend.Left, p.Legend.Padding = true, true, vg.Points(2)
+	p.Title.Padding = vg.Points(6)
 	p.Add(plotter.NewGrid())
 	return p
 }
@@ -167,6 +171,10 @@ func costs(r *result.Report, title, y string, row result.Key, log bool) (*plot.P
 	}
 	if len(sizes) < 2 { // no line to draw
 		return nil, nil
+	}
+	p.Y.Max *= headroom
+	if log {
+		p.Y.Max *= headroom
 	}
 	var ticks plot.ConstantTicks
 	for size := range sizes {

@@ -90,7 +90,10 @@ func Table(w io.Writer, r *result.Report) error {
 }
 
 func verdict(g goal) string {
-	if g.reached {
+	switch {
+	case g.noise:
+		return "too noisy to tell"
+	case g.reached:
 		return "reached"
 	}
 	return "missed"

@@ -126,8 +126,9 @@ func quantile(samples []float64, q float64) float64 {
 }
 
 // Ratio is the median over rounds of each round's ratio to the other series of
-// the same round, so that what the machine did in a round hits both.
-func (s *Series) Ratio(other *Series) float64 {
+// the same round, so that what the machine did in a round hits both, and half
+// of the distance between the ratios' quartiles.
+func (s *Series) Ratio(other *Series) (ratio, spread float64) {
 	n := min(len(s.Samples), len(other.Samples))
 	var ratios []float64
 	for i := range n {
@@ -135,7 +136,7 @@ func (s *Series) Ratio(other *Series) float64 {
 			ratios = append(ratios, s.Samples[i]/other.Samples[i])
 		}
 	}
-	return quantile(ratios, 0.5)
+	return quantile(ratios, 0.5), (quantile(ratios, 0.75) - quantile(ratios, 0.25)) / 2
 }
 
 // Write writes the report as JSON.

@@ -27,8 +27,8 @@ func TestSamples(t *testing.T) {
 func TestRatio(t *testing.T) {
 	a := Series{Samples: []float64{90, 45, 90, 9, 90}}
 	b := Series{Samples: []float64{100, 50, 100, 10, 100}}
-	if got := a.Ratio(&b); got != 0.9 {
-		t.Errorf("ratio %v; want 0.9", got)
+	if got, spread := a.Ratio(&b); got != 0.9 || spread != 0 {
+		t.Errorf("ratio %v ± %v; want 0.9 ± 0", got, spread)
 	}
 }
 

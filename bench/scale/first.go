@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
+
 	"github.com/switchyard-io/switchyard/bench/control"
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/proxy"
@@ -47,12 +49,21 @@ func (c First) Run(ctx context.Context, plane *control.Plane, proxies []*proxy.P
 		if running, err = c.start(ctx, running, size, report); err != nil {
 			return err
 		}
-		for round := range c.Rounds {
-			c.Progress("%s Services: round %d of %d", number(size), round+1, c.Rounds)
+		for round := range c.Rounds + 1 { // the first one is to warm up
+			c.Progress("%s Services: round %d of %d", number(size), round, c.Rounds)
 			for i := range running {
 				p := running[(i+round)%len(running)]
-				if err := c.round(p, have, size, round, report); err != nil {
+				h, err := c.round(p, have, size, round)
+				if err != nil {
 					return fmt.Errorf("%s, %d Services: %w", p.Name, size, err)
+				}
+				if round == 0 {
+					continue
+				}
+				for _, q := range []float64{50, 99} {
+					report.Add(result.Series{
+						Key: key(FirstPart, "time to connect, pod to ClusterIP", fmt.Sprintf("p%g", q), p, size), Unit: "µs",
+					}, float64(h.ValueAtPercentile(q))/1e3)
 				}
 			}
 		}
@@ -78,7 +89,8 @@ func (c First) start(ctx context.Context, proxies []*proxy.Proxy, size int, repo
 	return running, nil
 }
 
-func (c First) round(p *proxy.Proxy, have []*control.Placed, size, round int, report *result.Report) error {
+// round opens connections through one proxy.
+func (c First) round(p *proxy.Proxy, have []*control.Placed, size, round int) (*hdrhistogram.Histogram, error) {
 	random := rand.New(rand.NewPCG(uint64(size), uint64(round)))
 	var targets []netip.AddrPort
 	for range c.Dials {
@@ -89,27 +101,18 @@ func (c First) round(p *proxy.Proxy, have []*control.Placed, size, round int, re
 		}
 		targets = append(targets, to)
 	}
-	if _, err := p.Pod.Run(load.Job{Kind: load.Dial, Targets: targets[:c.Dials/4]}); err != nil { // warm-up
-		return err
+	if _, err := p.Pod.Run(load.Job{Kind: load.Dial, Targets: targets[:c.Dials/4]}); err != nil { // its turn begins warm
+		return nil, err
 	}
 	if err := p.Begin(); err != nil {
-		return err
+		return nil, err
 	}
 	o, err := p.Pod.Run(load.Job{Kind: load.Dial, Targets: targets})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if o.Failed > 0 {
-		return fmt.Errorf("%d of %d connections failed, the first: %s", o.Failed, c.Dials, o.Error)
+		return nil, fmt.Errorf("%d of %d connections failed, the first: %s", o.Failed, c.Dials, o.Error)
 	}
-	if err := p.Prove(o.Requests); err != nil {
-		return err
-	}
-	h := o.Histogram()
-	for _, q := range []float64{50, 99} {
-		report.Add(result.Series{
-			Key: key(FirstPart, "time to connect, pod to ClusterIP", fmt.Sprintf("p%g", q), p, size), Unit: "µs",
-		}, float64(h.ValueAtPercentile(q))/1e3)
-	}
-	return nil
+	return o.Histogram(), p.Prove(o.Requests)
 }

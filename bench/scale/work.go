@@ -47,18 +47,19 @@ type work struct {
 	have    []*control.Placed
 	markers []*control.Placed // Services that answer a probe
 	size    int
+	slow    map[string]bool // by name: what did not get ready at a smaller size
 }
 
 // Run measures each kind at each size.
 func (c Work) Run(ctx context.Context, plane *control.Plane, kinds []proxy.Kind, make Maker, report *result.Report) error {
-	w := &work{Work: c, plane: plane, report: report}
+	w := &work{Work: c, plane: plane, report: report, slow: map[string]bool{}}
 	for _, w.size = range c.Sizes {
 		c.Progress("creating Services with %d endpoints each until there are %s", endpoints, number(w.size))
 		if err := w.fill(ctx); err != nil {
 			return err
 		}
 		for _, k := range kinds {
-			if k.Program == "" {
+			if k.Program == "" || w.slow[k.Name] {
 				continue
 			}
 			if err := w.measure(ctx, k, make); err != nil {
@@ -108,6 +109,8 @@ func (w *work) measure(ctx context.Context, k proxy.Kind, make Maker) (err error
 	w.Progress("%s Services, %s: cold start", number(w.size), k.Name)
 	if err := w.cold(ctx, p); err != nil {
 		if errors.Is(err, proxy.ErrSlow) {
+			w.slow[k.Name] = true
+			w.report.Notes = append(w.report.Notes, fmt.Sprintf("Control plane: %s had not programmed %s Services with %d endpoints each after %s, and is left out at larger numbers.", k.Name, number(w.size), endpoints, w.Within))
 			return nil
 		}
 		return err
