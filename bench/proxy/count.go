@@ -22,7 +22,7 @@ func (p *Proxy) Begin() (err error) {
 	if err := p.ForgetFlows(); err != nil {
 		return err
 	}
-	p.before, err = p.Kind.counter(p)
+	p.before, err = p.counter(p)
 	return err
 }
 
@@ -36,7 +36,7 @@ func (p *Proxy) ForgetFlows() error {
 
 // Counted is how many connections and flows went through the proxy since Begin.
 func (p *Proxy) Counted() (float64, error) {
-	now, err := p.Kind.counter(p)
+	now, err := p.counter(p)
 	return now - p.before, err
 }
 
