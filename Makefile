@@ -56,11 +56,12 @@ test-unit: deps-test
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /dataplane/conformance)
 
 # The test binary runs by itself so that its table is printed whatever the result.
+# The columns wait more than they work, so all go at once.
 .PHONY: test-conformance
 test-conformance: deps-test
 	@mkdir -p bin
 	$(GO) test -c -o bin/conformance.test ./dataplane/conformance
-	cd dataplane/conformance && $(CURDIR)/bin/conformance.test $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-test.run '$(RUN)')
+	cd dataplane/conformance && $(CURDIR)/bin/conformance.test -test.parallel=5 $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-test.run '$(RUN)')
 
 .PHONY: test-kernel
 test-kernel: deps-test ## run just the tests that need root and this kernel (BACKEND=..., RUN=...)
