@@ -115,7 +115,7 @@ func stateCases() []testCase {
 				step[i] = r.col.state(r, r.node("node-a"))
 			}
 			for i, w := range worlds {
-				r.cleared()
+				r.cleared("node-a")
 				r.syncUnknown(w)
 				r.sameState(fmt.Sprintf("step %d", i+1), r.col.state(r, r.node("node-a")), step[i])
 			}
@@ -134,9 +134,10 @@ func stateCases() []testCase {
 			r.sameState("after the walk", r.col.state(r, r.node("node-a")), walked)
 		}},
 		{"clause 3", "Sync(w, w) writes nothing, with and without knowing the kernel's state", func(r *run) {
+			f := r.col.faults(r)
+			f.restart(r, "node-a")
 			for _, w := range walk() {
-				f := r.col.faults(r)
-				f.restart(r, "node-a")
+				f.plan(r, "")
 				r.sync(w)
 				before := r.col.state(r, r.node("node-a"))
 				for _, unknown := range []bool{false, true} {
@@ -248,6 +249,7 @@ func neighbourCases() []testCase {
 			r.check(works("web", "a1 b1")...)
 			r.must(r.agentOf("node-a").cleanup())
 			r.sameState("Cleanup", foreign, r.col.state(r, a))
+			r.restart("node-a")
 		}},
 		{"clause 7", "Cleanup leaves nothing of ours, twice in a row, and ends forwarding", func(r *run) {
 			r.cleared()
