@@ -134,10 +134,9 @@ func stateCases() []testCase {
 			r.sameState("after the walk", r.col.state(r, r.node("node-a")), walked)
 		}},
 		{"clause 3", "Sync(w, w) writes nothing, with and without knowing the kernel's state", func(r *run) {
-			f := r.col.faults(r)
-			f.restart(r, "node-a")
 			for _, w := range walk() {
-				f.plan(r, "")
+				f := r.col.faults(r)
+				f.restart(r, "node-a") // one that has no sockets to end from the world before
 				r.sync(w)
 				before := r.col.state(r, r.node("node-a"))
 				for _, unknown := range []bool{false, true} {
