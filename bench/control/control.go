@@ -16,8 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -47,14 +46,13 @@ type Plane struct {
 	dir, bin, token string
 	log             *slog.Logger
 	lab             *netlab.Lab
-	programs        []*program
+	programs        []program
 	links           int
 }
 
 type program struct {
-	name, log string
-	cmd       *exec.Cmd
-	exited    chan struct{}
+	*netlab.Program
+	name string
 }
 
 // Start starts etcd and the kube-apiserver in bin, with their state in dir.
@@ -75,12 +73,11 @@ func (p *Plane) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	etcd := p.run("etcd", "etcd", "--name=bench", "--data-dir="+filepath.Join(p.dir, "etcd"),
+	if err := p.run("etcd", "etcd", "--name=bench", "--data-dir="+filepath.Join(p.dir, "etcd"),
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
 		"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL, "--initial-cluster=bench="+etcdPeerURL,
-		"--unsafe-no-fsync", fmt.Sprintf("--max-txn-ops=%d", maxTxnOps), "--quota-backend-bytes=4294967296", "--logger=zap", "--log-level=error")
-	if etcd != nil {
-		return etcd
+		"--unsafe-no-fsync", fmt.Sprintf("--max-txn-ops=%d", maxTxnOps), "--quota-backend-bytes=4294967296", "--logger=zap", "--log-level=error"); err != nil {
+		return err
 	}
 	if err := p.run("kube-apiserver", filepath.Join(p.bin, "kube-apiserver"),
 		"--etcd-servers="+etcdURL, "--advertise-address="+p.host().Addr(4).String(), fmt.Sprintf("--secure-port=%d", apiPort),
@@ -94,7 +91,10 @@ func (p *Plane) start(ctx context.Context) error {
 	if err := p.clients(); err != nil {
 		return err
 	}
-	return errors.Join(p.ready(ctx), p.createNamespace(ctx))
+	if err := p.ready(ctx); err != nil {
+		return err
+	}
+	return p.createNamespace(ctx)
 }
 
 // identities writes a token for everybody and the key that the API server insists on.
@@ -126,23 +126,11 @@ func (p *Plane) host() *netlab.Host { return p.lab.Nodes[0].Host }
 
 // run starts a program in the control plane's namespace.
 func (p *Plane) run(name, path string, args ...string) error {
-	prog := &program{name: name, log: filepath.Join(p.dir, name+".log"), cmd: exec.Command(path, args...), exited: make(chan struct{})}
-	log, err := os.Create(prog.log)
+	prog, err := p.host().StartProgram(exec.Command(path, args...), filepath.Join(p.dir, name+".log"))
 	if err != nil {
-		return fmt.Errorf("making the log of %s: %w", name, err)
-	}
-	defer func() { _ = log.Close() }()
-	prog.cmd.Stdout, prog.cmd.Stderr = log, log
-	// A process group of its own: Ctrl-C is for the benchmark, which ends its programs.
-	prog.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: 0}
-	if err := p.host().Start(prog.cmd); err != nil {
 		return err
 	}
-	p.programs = append(p.programs, prog)
-	go func() {
-		_ = prog.cmd.Wait()
-		close(prog.exited)
-	}()
+	p.programs = append(p.programs, program{prog, name})
 	return nil
 }
 
@@ -153,8 +141,8 @@ func (p *Plane) ready(ctx context.Context) error {
 	for {
 		for _, prog := range p.programs {
 			select {
-			case <-prog.exited:
-				return fmt.Errorf("%s has ended; the end of its log:\n%s", prog.name, lastLines(prog.log))
+			case <-prog.Exited():
+				return fmt.Errorf("%s has ended; the end of its log:\n%s", prog.name, prog.LastLines(logLines))
 			default:
 			}
 		}
@@ -167,15 +155,6 @@ func (p *Plane) ready(ctx context.Context) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-}
-
-func lastLines(file string) string {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-logLines):], "\n")
 }
 
 // Connect gives a host of another lab a link to the API server, and writes a
@@ -209,18 +188,10 @@ current-context: bench
 
 // Close ends the control plane and removes its namespaces.
 func (p *Plane) Close() error {
-	for i := len(p.programs) - 1; i >= 0; i-- { // the API server before etcd
-		prog := p.programs[i]
-		_ = prog.cmd.Process.Signal(syscall.SIGTERM)
-		if i == len(p.programs)-1 {
-			_ = prog.cmd.Process.Kill() // it would wait for watches to end
-		}
-		select {
-		case <-prog.exited:
-		case <-time.After(stopTime):
-			_ = prog.cmd.Process.Kill()
-			<-prog.exited
-		}
+	patience := time.Duration(0) // the API server would wait for watches to end
+	for _, prog := range slices.Backward(p.programs) {
+		prog.Stop(patience)
+		patience = stopTime
 	}
 	return p.lab.Close()
 }

@@ -131,7 +131,7 @@ func stored(s *Placed) ([]putOp, error) {
 	if err := put("ipaddresses/"+address, &holder.ObjectMeta, holder); err != nil {
 		return nil, err
 	}
-	for _, slice := range slices(s.Service) {
+	for _, slice := range endpointSlices(s.Service) {
 		slice.TypeMeta = metav1.TypeMeta{APIVersion: discoveryv1.SchemeGroupVersion.String(), Kind: "EndpointSlice"}
 		if err := put("endpointslices/"+Namespace+"/"+slice.Name, &slice.ObjectMeta, slice); err != nil {
 			return nil, err

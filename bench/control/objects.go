@@ -81,7 +81,7 @@ func (p *Plane) CreateNode(ctx context.Context, n *netlab.Node) error {
 
 // Create creates a Service: its endpoints first, so that it works at once.
 func (p *Plane) Create(ctx context.Context, s Service) (*Placed, error) {
-	for _, slice := range slices(s) {
+	for _, slice := range endpointSlices(s) {
 		if err := p.discovery.Post().Namespace(Namespace).Resource("endpointslices").Body(slice).Do(ctx).Error(); err != nil {
 			return nil, fmt.Errorf("creating EndpointSlice %s: %w", slice.Name, err)
 		}
@@ -111,7 +111,7 @@ func (p *Plane) CreateService(ctx context.Context, s Service) (*Placed, error) {
 
 // SetEndpoints replaces the endpoints of a Service that has just a few.
 func (p *Plane) SetEndpoints(ctx context.Context, s Service) error {
-	for _, slice := range slices(s) {
+	for _, slice := range endpointSlices(s) {
 		if err := p.discovery.Put().Namespace(Namespace).Resource("endpointslices").Name(slice.Name).Body(slice).Do(ctx).Error(); err != nil {
 			return fmt.Errorf("changing EndpointSlice %s: %w", slice.Name, err)
 		}
@@ -124,7 +124,7 @@ func (p *Plane) Delete(ctx context.Context, s Service) error {
 	if err := p.core.Delete().Namespace(Namespace).Resource("services").Name(s.Name).Do(ctx).Error(); err != nil {
 		return fmt.Errorf("deleting Service %s: %w", s.Name, err)
 	}
-	for _, slice := range slices(s) {
+	for _, slice := range endpointSlices(s) {
 		if err := p.discovery.Delete().Namespace(Namespace).Resource("endpointslices").Name(slice.Name).Do(ctx).Error(); err != nil {
 			return fmt.Errorf("deleting EndpointSlice %s: %w", slice.Name, err)
 		}
@@ -161,8 +161,8 @@ const (
 	slicePorts     = 100
 )
 
-// slices are the EndpointSlices of a Service.
-func slices(s Service) []*discoveryv1.EndpointSlice {
+// endpointSlices are the EndpointSlices of a Service.
+func endpointSlices(s Service) []*discoveryv1.EndpointSlice {
 	types := []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4}
 	if s.DualStack {
 		types = append(types, discoveryv1.AddressTypeIPv6)

@@ -29,7 +29,7 @@ func TestSlices(t *testing.T) {
 		{"1,000 endpoints", Service{Ports: ports(1), Endpoints: endpoints(1000)}, 10},
 		{"400 ports", Service{Ports: ports(400), Endpoints: endpoints(10)}, 4},
 	} {
-		got := slices(c.s)
+		got := endpointSlices(c.s)
 		if len(got) != c.slices {
 			t.Errorf("%s: %d slices; want %d", c.name, len(got), c.slices)
 		}

@@ -49,7 +49,7 @@ type Proxy struct {
 	cfg           Config
 	kubeconfig    string
 	before        float64
-	process       *process
+	process       *netlab.Program // nil: it does not run
 	starts        int
 	stopIperf     []func()
 	undo          func() bool
@@ -178,8 +178,8 @@ func (p *Proxy) Start() error {
 	p.starts++
 	log := filepath.Join(p.cfg.Dir, fmt.Sprintf("%s-%d.log", p.Name, p.starts))
 	cmd := exec.Command(p.cfg.Program[p.Program], p.args()...)
-	proc, err := start(p.Node.Host, cmd, log)
-	p.process = proc
+	var err error
+	p.process, err = p.Node.StartProgram(cmd, log)
 	return err
 }
 
@@ -204,7 +204,7 @@ func (p *Proxy) args() []string {
 // Stop ends the proxy's process; forwarding stays as it is.
 func (p *Proxy) Stop() {
 	if p.process != nil {
-		p.process.stop()
+		p.process.Stop(stopTime)
 		p.process = nil
 	}
 }

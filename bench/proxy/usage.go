@@ -23,7 +23,7 @@ func (p *Proxy) Usage() (Usage, error) {
 	if p.process == nil {
 		return Usage{}, errors.New(p.Name + " does not run")
 	}
-	dir := fmt.Sprintf("/proc/%d", p.process.cmd.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d", p.process.Cmd.Process.Pid)
 	status, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
 		return Usage{}, fmt.Errorf("reading what %s takes: %w", p.Name, err)
@@ -92,7 +92,7 @@ type Metrics string
 
 // Metrics asks the proxy.
 func (p *Proxy) Metrics() (Metrics, error) {
-	body, err := p.get(context.Background(), metricsAddr, "/metrics")
+	body, err := p.Node.Get(context.Background(), metricsAddr, "/metrics")
 	if err != nil {
 		return "", fmt.Errorf("asking %s for its metrics: %w", p.Name, err)
 	}

@@ -1,19 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/switchyard-io/switchyard/internal/netlab"
@@ -37,10 +31,8 @@ type agents struct {
 }
 
 type agentProcess struct {
-	node   *netlab.Node
-	cmd    *exec.Cmd
-	log    string
-	exited chan struct{}
+	*netlab.Program
+	node *netlab.Node
 }
 
 // start starts the agent on a node.
@@ -50,30 +42,19 @@ func (a *agents) start(node *netlab.Node, manifests string) error {
 	if a.stopped {
 		return errors.New("the demo is over")
 	}
-	p := &agentProcess{node: node, log: filepath.Join(a.dir, node.Name+".log"), exited: make(chan struct{})}
-	log, err := os.Create(p.log)
-	if err != nil {
-		return fmt.Errorf("making the log of the agent on %s: %w", node.Name, err)
-	}
-	defer func() { _ = log.Close() }() // the agent has its own
 	var cidrs []string
 	for _, c := range netlab.ClusterCIDRs() {
 		cidrs = append(cidrs, c.String())
 	}
-	p.cmd = exec.Command(a.binary, append([]string{"run", "--backend=" + a.backend, "--manifests=" + manifests,
+	cmd := exec.Command(a.binary, append([]string{"run", "--backend=" + a.backend, "--manifests=" + manifests,
 		"--hostname-override=" + node.Name, "--cluster-cidr=" + strings.Join(cidrs, ","),
 		"--socket=" + filepath.Join(a.dir, node.Name+".sock"),
 		"--healthz-bind-address=" + healthAddr, "--metrics-bind-address=" + metricsAddr}, ebpfFlags(node)...)...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which stops its agents
-	if err := node.Start(p.cmd); err != nil {
+	p, err := node.StartProgram(cmd, filepath.Join(a.dir, node.Name+".log"))
+	if err != nil {
 		return err
 	}
-	a.all = append(a.all, p)
-	go func() {
-		_ = p.cmd.Wait()
-		close(p.exited)
-	}()
+	a.all = append(a.all, &agentProcess{p, node})
 	return nil
 }
 
@@ -92,23 +73,15 @@ func (a *agents) stop() {
 	defer a.mu.Unlock()
 	a.stopped = true
 	for _, p := range a.all {
-		p.signal(syscall.SIGTERM)
+		p.Terminate()
 	}
 	patience, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
 	for _, p := range a.all {
-		select {
-		case <-p.exited:
-		case <-patience.Done():
-			p.signal(syscall.SIGKILL)
-			<-p.exited
-		}
+		p.End(patience)
 	}
 	a.all = nil
 }
-
-// signal is for a process that may have ended.
-func (p *agentProcess) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
 // ready waits until every agent says that its node's kernel forwards what is wanted.
 func (a *agents) ready(ctx context.Context) error {
@@ -119,7 +92,7 @@ func (a *agents) ready(ctx context.Context) error {
 	defer cancel()
 	for _, p := range all {
 		if err := p.ready(ctx); err != nil {
-			return fmt.Errorf("the agent on %s: %w; the end of its log:\n%s", p.node.Name, err, p.lastLines())
+			return fmt.Errorf("the agent on %s: %w; the end of its log:\n%s", p.node.Name, err, p.LastLines(logLines))
 		}
 	}
 	return nil
@@ -131,53 +104,14 @@ func (p *agentProcess) ready(ctx context.Context) error {
 	last := errors.New("never asked")
 	for {
 		select {
-		case <-p.exited:
+		case <-p.Exited():
 			return errors.New("it ended by itself")
 		case <-ctx.Done():
 			return fmt.Errorf("not ready: %w", last)
 		case <-tick.C:
 		}
-		if _, last = get(p.node, healthAddr, "/readyz"); last == nil {
+		if _, last = p.node.Get(ctx, healthAddr, "/readyz"); last == nil {
 			return nil
 		}
 	}
-}
-
-func (p *agentProcess) lastLines() string {
-	b, err := os.ReadFile(p.log)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-logLines):], "\n")
-}
-
-// get asks a server on a node from the node itself. Other answers than 200 are
-// errors.
-func get(node *netlab.Node, addr, path string) (body string, err error) {
-	err = node.Do(func() error {
-		conn, err := net.DialTimeout("tcp", addr, time.Second)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = conn.Close() }()
-		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
-		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, addr); err != nil {
-			return err
-		}
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = resp.Body.Close() }()
-		b, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		if err != nil {
-			return err
-		}
-		if body = strings.TrimSpace(string(b)); resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s says %s: %s", path, resp.Status, body)
-		}
-		return nil
-	})
-	return body, err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -85,11 +86,11 @@ func (d *demo) begin(ctx context.Context) error {
 	if err := d.agents.ready(ctx); err != nil {
 		return err
 	}
-	backend, err := get(a, metricsAddr, "/proxyMode")
+	backend, err := a.Get(ctx, metricsAddr, "/proxyMode")
 	if err != nil {
 		return fmt.Errorf("asking the agent for its backend: %w", err)
 	}
-	d.out.line("On each node runs the agent, with backend %s. Both were ready after %.1f s.", backend, time.Since(start).Seconds())
+	d.out.line("On each node runs the agent, with backend %s. Both were ready after %.1f s.", bytes.TrimSpace(backend), time.Since(start).Seconds())
 	return nil
 }
 
