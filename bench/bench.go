@@ -33,9 +33,6 @@ type Options struct {
 	Progress   func(format string, args ...any)
 }
 
-// Parts are what can be measured.
-func Parts() []string { return []string{traffic.Part, scale.FirstPart, scale.WorkPart} }
-
 // rounds of any run: fewer tell nothing of the spread.
 const rounds = 5
 
@@ -71,9 +68,9 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		name string
 		do   func(context.Context) error
 	}{
-		{traffic.Part, r.traffic},
-		{scale.FirstPart, r.first},
-		{scale.WorkPart, r.work},
+		{result.Traffic, r.traffic},
+		{result.FirstPacket, r.first},
+		{result.ControlPlane, r.work},
 	} {
 		if len(o.Parts) > 0 && !slices.Contains(o.Parts, part.name) {
 			continue
@@ -96,8 +93,8 @@ func (r *run) check() (err error) {
 		return fmt.Errorf("%w; the benchmark changes nothing outside of them", err)
 	}
 	for _, p := range r.Parts {
-		if !slices.Contains(Parts(), p) {
-			return fmt.Errorf("--parts: there is no %q; there are %s", p, strings.Join(Parts(), ", "))
+		if !slices.Contains(result.Parts(), p) {
+			return fmt.Errorf("--parts: there is no %q; there are %s", p, strings.Join(result.Parts(), ", "))
 		}
 	}
 	r.report = &result.Report{}
@@ -172,7 +169,7 @@ func (r *run) traffic(ctx context.Context) error {
 		for _, p := range all {
 			r.Progress("starting %s", p.Name)
 			const patience = time.Minute
-			if err := errors.Join(p.Start(), p.Ready(ctx, patience)); err != nil {
+			if err := p.StartReady(ctx, patience); err != nil {
 				return err
 			}
 		}
@@ -194,7 +191,7 @@ func (r *run) first(ctx context.Context) error {
 func (r *run) work(ctx context.Context) (err error) {
 	w := scale.Work{
 		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: 90 * time.Second,
-		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: 50 * time.Millisecond, RowLimit: 30 * time.Second, Churn: time.Minute, Progress: r.Progress,
+		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: result.RowPause, RowLimit: 30 * time.Second, Churn: time.Minute, Progress: r.Progress,
 	}
 	if r.Quick {
 		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn, w.Few = w.Sizes[:1], 1000, 3, 20, 2*time.Second, 2*time.Second, true

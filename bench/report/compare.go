@@ -20,7 +20,7 @@ func Changes(w io.Writer, older, newer *result.Report) error {
 	for _, c := range result.Compare(older, newer) {
 		t := c.Part + ": " + c.Case
 		if c.Services > 0 {
-			t += ", " + thousands(int64(c.Services)) + " Services"
+			t += ", " + result.Thousands(c.Services) + " Services"
 		}
 		if t != title {
 			title = t

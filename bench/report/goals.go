@@ -22,17 +22,16 @@ func goals(r *result.Report) []goal {
 			all = append(all, g)
 		}
 	}
-	const clusterIP = "pod to ClusterIP, endpoint on another node"
-	for _, metric := range []string{"TCP requests, one connection", "throughput, TCP streams: 1", "throughput, TCP streams: 8"} {
-		add(nearStraight(r, clusterIP, metric))
+	for _, metric := range []string{result.Requests, result.Throughput + "1", result.Throughput + "8"} {
+		add(nearStraight(r, result.PodToClusterIP, metric))
 	}
 	for _, p := range own(r) {
 		add(flat(r, p))
-		add(below(r, p, result.Key{Part: "control plane", Case: "cold start, of that programming the kernel", Metric: "time", Services: 10_000},
+		add(below(r, p, result.Key{Part: result.ControlPlane, Case: result.ColdSync, Metric: result.Time, Services: 10_000},
 			"cold start, 10,000 Services × 10 endpoints, to the kernel", "s", map[string]float64{"ebpf": 1, "ipvs": 5, "iptables": 15}))
-		add(below(r, p, result.Key{Part: "control plane", Case: "one endpoint changed, 50ms apart", Metric: "p99", Services: 10_000},
+		add(below(r, p, result.Key{Part: result.ControlPlane, Case: result.EndpointChanged(result.RowPause), Metric: "p99", Services: 10_000},
 			"one endpoint changes, 10,000 Services, from the request to the API server to the first packet, p99", "ms", map[string]float64{"ebpf": 10, "ipvs": 10, "iptables": 200}))
-		add(below(r, p, result.Key{Part: "control plane", Case: "memory", Metric: "resident", Services: 10_000},
+		add(below(r, p, result.Key{Part: result.ControlPlane, Case: result.Memory, Metric: result.Resident, Services: 10_000},
 			"memory at 10,000 Services × 10 endpoints", "MB", map[string]float64{"ebpf": 140, "ipvs": 140, "iptables": 140}))
 	}
 	return all
@@ -51,7 +50,7 @@ func own(r *result.Report) []string {
 
 func nearStraight(r *result.Report, what, metric string) (goal, bool) {
 	const share = 0.98
-	row := result.Key{Part: "traffic", Case: what, Metric: metric}
+	row := result.Key{Part: result.Traffic, Case: what, Metric: metric}
 	a, b := r.Of(row, "switchyard-ebpf"), r.Of(row, "straight")
 	if a == nil || b == nil {
 		return goal{}, false
@@ -63,7 +62,7 @@ func nearStraight(r *result.Report, what, metric string) (goal, bool) {
 
 func flat(r *result.Report, p string) (goal, bool) {
 	const share = 1.1
-	row := result.Key{Part: "first packet", Case: "time to connect, pod to ClusterIP", Metric: "p50", Services: 10}
+	row := result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: "p50", Services: 10}
 	few := r.Of(row, p)
 	row.Services = 10_000
 	many := r.Of(row, p)

@@ -30,7 +30,7 @@ func Markdown(w io.Writer, r *result.Report, plots []Plot, pictures string) erro
 		},
 		"title":    func(s section) string { return s.title },
 		"rows":     func(s section) []result.Key { return s.rows },
-		"parts":    parts,
+		"parts":    result.Parts,
 		"what":     func(g goal) string { return g.what },
 		"figure":   func(g goal) string { return g.figure },
 		"reached":  func(g goal) string { return g.measured },

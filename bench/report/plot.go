@@ -55,7 +55,7 @@ func Plots(r *result.Report, dir string) ([]Plot, error) {
 	for _, s := range []struct {
 		file string
 		what string
-	}{{"latency-clusterip", "pod to ClusterIP, endpoint on another node"}, {"latency-nodeport", "outside to NodePort, endpoint on another node"}} {
+	}{{"latency-clusterip", result.PodToClusterIP}, {"latency-nodeport", result.OutsideToNodePort}} {
 		p, err := latencies(r, s.what)
 		if err != nil {
 			return nil, err
@@ -69,10 +69,10 @@ func Plots(r *result.Report, dir string) ([]Plot, error) {
 		row            result.Key
 		log            bool
 	}{
-		{"first-packet", "First packet: median time to connect to a ClusterIP", "µs", result.Key{Part: "first packet", Case: "time to connect, pod to ClusterIP", Metric: "p50"}, false},
-		{"first-packet-p99", "First packet: 99th percentile of the time to connect", "µs", result.Key{Part: "first packet", Case: "time to connect, pod to ClusterIP", Metric: "p99"}, false},
-		{"cold-start", "Cold start until all Services answer (10 endpoints each)", "s", result.Key{Part: "control plane", Case: "cold start, until all Services answer", Metric: "time"}, true},
-		{"memory", "Resident memory of the proxy (10 endpoints each)", "MB", result.Key{Part: "control plane", Case: "memory", Metric: "resident"}, false},
+		{"first-packet", "First packet: median time to connect to a ClusterIP", "µs", result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: "p50"}, false},
+		{"first-packet-p99", "First packet: 99th percentile of the time to connect", "µs", result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: "p99"}, false},
+		{"cold-start", "Cold start until all Services answer (10 endpoints each)", "s", result.Key{Part: result.ControlPlane, Case: result.ColdStart, Metric: result.Time}, true},
+		{"memory", "Resident memory of the proxy (10 endpoints each)", "MB", result.Key{Part: result.ControlPlane, Case: result.Memory, Metric: result.Resident}, false},
 	} {
 		p, err := costs(r, s.title, s.y, s.row, s.log)
 		if err != nil {
@@ -178,7 +178,7 @@ func costs(r *result.Report, title, y string, row result.Key, log bool) (*plot.P
 	}
 	var ticks plot.ConstantTicks
 	for size := range sizes {
-		ticks = append(ticks, plot.Tick{Value: size, Label: thousands(int64(size))})
+		ticks = append(ticks, plot.Tick{Value: size, Label: result.Thousands(int(size))})
 	}
 	p.X.Tick.Marker = ticks
 	return p, nil

@@ -11,9 +11,6 @@ import (
 	"github.com/switchyard-io/switchyard/bench/result"
 )
 
-// parts of a report, in its order.
-func parts() []string { return []string{"traffic", "first packet", "control plane"} }
-
 // section is the rows of one case.
 type section struct {
 	title string
@@ -25,7 +22,7 @@ func sections(r *result.Report, part string) []section {
 	for _, row := range r.Rows(part) {
 		title := row.Case
 		if row.Services > 0 {
-			title += ", " + thousands(int64(row.Services)) + " Services"
+			title += ", " + result.Thousands(row.Services) + " Services"
 		}
 		at := -1
 		for i := range all {
@@ -58,7 +55,7 @@ func measured(r *result.Report, part string) []string {
 
 // Table prints medians with their spread.
 func Table(w io.Writer, r *result.Report) error {
-	for _, part := range parts() {
+	for _, part := range result.Parts() {
 		proxies := measured(r, part)
 		if len(proxies) == 0 {
 			continue
@@ -132,19 +129,11 @@ func cell(s *result.Series) string {
 func value(v float64) string {
 	switch a := math.Abs(v); {
 	case a >= 1000:
-		return thousands(int64(math.Round(v)))
+		return result.Thousands(int(math.Round(v)))
 	case a >= 100 || v == math.Trunc(v):
 		return fmt.Sprintf("%.0f", v)
 	case a >= 10:
 		return fmt.Sprintf("%.1f", v)
 	}
 	return fmt.Sprintf("%.2f", v)
-}
-
-func thousands(n int64) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/control"
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/proxy"
+	"github.com/switchyard-io/switchyard/bench/result"
 )
 
 const (
@@ -30,7 +31,7 @@ func (w *work) answer(p *proxy.Proxy, to netip.AddrPort, want byte, begin time.D
 
 // added creates Services one at a time.
 func (w *work) added(ctx context.Context, p *proxy.Proxy) error {
-	w.Progress("%s Services, %s: one more", number(w.size), p.Name)
+	w.Progress("%s Services, %s: one more", result.Thousands(w.size), p.Name)
 	h := load.NewHistogram()
 	for i := range w.Rounds {
 		time.Sleep(w.Pause)
@@ -109,16 +110,16 @@ func (w *work) move(ctx context.Context, p *proxy.Proxy, t *toggle) (time.Durati
 // alone changes an endpoint after a pause, so that no proxy is held up by what it
 // did before.
 func (w *work) alone(ctx context.Context, p *proxy.Proxy) error {
-	return w.moves(ctx, p, "alone", fmt.Sprintf("one endpoint changed, %s apart", w.Pause), w.Alone, w.Pause, time.Hour)
+	return w.moves(ctx, p, "alone", result.EndpointChanged(w.Pause), w.Alone, w.Pause, time.Hour)
 }
 
 // row changes an endpoint soon after the change before is in force.
 func (w *work) row(ctx context.Context, p *proxy.Proxy) error {
-	return w.moves(ctx, p, "row", fmt.Sprintf("one endpoint changed, %s apart", w.RowPause), w.Row, w.RowPause, w.RowLimit)
+	return w.moves(ctx, p, "row", result.EndpointChanged(w.RowPause), w.Row, w.RowPause, w.RowLimit)
 }
 
 func (w *work) moves(ctx context.Context, p *proxy.Proxy, name, what string, n int, pause, limit time.Duration) error {
-	w.Progress("%s Services, %s: %s", number(w.size), p.Name, what)
+	w.Progress("%s Services, %s: %s", result.Thousands(w.size), p.Name, what)
 	t, err := w.newToggle(ctx, p, name, udp())
 	if err != nil {
 		return err
@@ -140,14 +141,14 @@ func (w *work) moves(ctx context.Context, p *proxy.Proxy, name, what string, n i
 
 // large creates a Service with many endpoints.
 func (w *work) large(ctx context.Context, p *proxy.Proxy) error {
-	w.Progress("%s Services, %s: one with %s endpoints", number(w.size), p.Name, number(manyEndpoints))
-	return w.appear(ctx, p, fmt.Sprintf("a Service of %s endpoints, until it answers", number(manyEndpoints)),
+	w.Progress("%s Services, %s: one with %s endpoints", result.Thousands(w.size), p.Name, result.Thousands(manyEndpoints))
+	return w.appear(ctx, p, fmt.Sprintf("a Service of %s endpoints, until it answers", result.Thousands(manyEndpoints)),
 		control.Service{Name: "large", Ports: udp(), Endpoints: proxy.Many(manyEndpoints)})
 }
 
 // ports creates a Service with many ports, and moves its endpoint.
 func (w *work) ports(ctx context.Context, p *proxy.Proxy) error {
-	w.Progress("%s Services, %s: one with %d ports", number(w.size), p.Name, manyPorts)
+	w.Progress("%s Services, %s: one with %d ports", result.Thousands(w.size), p.Name, manyPorts)
 	var ports []control.Port
 	for i := range int32(manyPorts) {
 		ports = append(ports, control.Port{Protocol: corev1.ProtocolUDP, Port: 1000 + i, Target: load.EchoPort})
@@ -191,7 +192,7 @@ func (w *work) appear(ctx context.Context, p *proxy.Proxy, what string, s contro
 // churn changes other Services all the time, and one endpoint each second whose
 // change is timed.
 func (w *work) churn(ctx context.Context, p *proxy.Proxy) error {
-	w.Progress("%s Services, %s: %d changes a second for %s", number(w.size), p.Name, churnRate, w.Churn)
+	w.Progress("%s Services, %s: %d changes a second for %s", result.Thousands(w.size), p.Name, churnRate, w.Churn)
 	t, err := w.newToggle(ctx, p, "churn", udp())
 	if err != nil {
 		return err

@@ -3,7 +3,6 @@ package scale
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,23 +34,8 @@ func fill(ctx context.Context, plane *control.Plane, have []*control.Placed, n i
 	return append(have, placed...), err
 }
 
-// startAll starts a proxy and waits for it; false: it takes longer than that.
-func startAll(ctx context.Context, p *proxy.Proxy, within time.Duration) error {
-	if err := p.Start(); err != nil {
-		return err
-	}
-	return p.Ready(ctx, within)
-}
-
 func key(part, what, metric string, p *proxy.Proxy, services int) result.Key {
 	return result.Key{Part: part, Case: what, Metric: metric, Proxy: p.Name, Services: services}
 }
 
 func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
-
-func number(n int) string {
-	if n >= 1000 {
-		return fmt.Sprintf("%d,%03d", n/1000, n%1000)
-	}
-	return fmt.Sprint(n)
-}

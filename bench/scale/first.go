@@ -17,9 +17,6 @@ import (
 	"github.com/switchyard-io/switchyard/bench/result"
 )
 
-// FirstPart is the part of the report about first packets.
-const FirstPart = "first packet"
-
 // First says how first packets are measured.
 type First struct {
 	Rounds   int
@@ -39,7 +36,7 @@ func (c First) Run(ctx context.Context, plane *control.Plane, proxies []*proxy.P
 		for _, p := range running {
 			p.Stop()
 		}
-		c.Progress("creating Services until there are %s", number(size))
+		c.Progress("creating Services until there are %s", result.Thousands(size))
 		var err error
 		if have, err = fill(ctx, plane, have, size, func(i int) control.Service {
 			return control.Service{Name: fmt.Sprintf("fill-%d", i), Ports: tcp(), Endpoints: []control.Endpoint{there}}
@@ -50,7 +47,7 @@ func (c First) Run(ctx context.Context, plane *control.Plane, proxies []*proxy.P
 			return err
 		}
 		for round := range c.Rounds + 1 { // the first one is to warm up
-			c.Progress("%s Services: round %d of %d", number(size), round, c.Rounds)
+			c.Progress("%s Services: round %d of %d", result.Thousands(size), round, c.Rounds)
 			for i := range running {
 				p := running[(i+round)%len(running)]
 				h, err := c.round(p, have, size, round)
@@ -62,7 +59,7 @@ func (c First) Run(ctx context.Context, plane *control.Plane, proxies []*proxy.P
 				}
 				for _, q := range []float64{50, 99} {
 					report.Add(result.Series{
-						Key: key(FirstPart, "time to connect, pod to ClusterIP", fmt.Sprintf("p%g", q), p, size), Unit: "µs",
+						Key: key(result.FirstPacket, result.TimeToConnect, fmt.Sprintf("p%g", q), p, size), Unit: "µs",
 					}, float64(h.ValueAtPercentile(q))/1e3)
 				}
 			}
@@ -74,10 +71,10 @@ func (c First) Run(ctx context.Context, plane *control.Plane, proxies []*proxy.P
 // start starts the proxies; those that take too long are left out from here on.
 func (c First) start(ctx context.Context, proxies []*proxy.Proxy, size int, report *result.Report) (running []*proxy.Proxy, err error) {
 	for _, p := range proxies {
-		c.Progress("%s Services: starting %s", number(size), p.Name)
-		err := startAll(ctx, p, c.Within)
+		c.Progress("%s Services: starting %s", result.Thousands(size), p.Name)
+		err := p.StartReady(ctx, c.Within)
 		if errors.Is(err, proxy.ErrSlow) {
-			report.Notes = append(report.Notes, fmt.Sprintf("First packet: %s had not programmed %s Services with an endpoint each after %s, and is left out from there on.", p.Name, number(size), c.Within))
+			report.Notes = append(report.Notes, fmt.Sprintf("First packet: %s had not programmed %s Services with an endpoint each after %s, and is left out from there on.", p.Name, result.Thousands(size), c.Within))
 			p.Stop()
 			continue
 		}

@@ -13,9 +13,6 @@ import (
 	"github.com/switchyard-io/switchyard/bench/result"
 )
 
-// WorkPart is the part of the report about the proxies' own work.
-const WorkPart = "control plane"
-
 // endpoints of each Service that fills the cluster.
 const endpoints = 10
 
@@ -54,7 +51,7 @@ type work struct {
 func (c Work) Run(ctx context.Context, plane *control.Plane, kinds []proxy.Kind, make Maker, report *result.Report) error {
 	w := &work{Work: c, plane: plane, report: report, slow: map[string]bool{}}
 	for _, w.size = range c.Sizes {
-		c.Progress("creating Services with %d endpoints each until there are %s", endpoints, number(w.size))
+		c.Progress("creating Services with %d endpoints each until there are %s", endpoints, result.Thousands(w.size))
 		if err := w.fill(ctx); err != nil {
 			return err
 		}
@@ -106,11 +103,11 @@ func (w *work) measure(ctx context.Context, k proxy.Kind, make Maker) (err error
 	if err := p.ServeMany(ctx, proxy.Many(manyEndpoints)); err != nil {
 		return err
 	}
-	w.Progress("%s Services, %s: cold start", number(w.size), k.Name)
+	w.Progress("%s Services, %s: cold start", result.Thousands(w.size), k.Name)
 	if err := w.cold(ctx, p); err != nil {
 		if errors.Is(err, proxy.ErrSlow) {
 			w.slow[k.Name] = true
-			w.report.Notes = append(w.report.Notes, fmt.Sprintf("Control plane: %s had not programmed %s Services with %d endpoints each after %s, and is left out at larger numbers.", k.Name, number(w.size), endpoints, w.Within))
+			w.report.Notes = append(w.report.Notes, fmt.Sprintf("Control plane: %s had not programmed %s Services with %d endpoints each after %s, and is left out at larger numbers.", k.Name, result.Thousands(w.size), endpoints, w.Within))
 			return nil
 		}
 		return err
@@ -131,16 +128,15 @@ func (w *work) measure(ctx context.Context, k proxy.Kind, make Maker) (err error
 }
 
 func (w *work) add(p *proxy.Proxy, what, metric, unit string, sample float64) {
-	w.report.Add(result.Series{Key: key(WorkPart, what, metric, p, w.size), Unit: unit}, sample)
+	w.report.Add(result.Series{Key: key(result.ControlPlane, what, metric, p, w.size), Unit: unit}, sample)
 }
 
 // cold starts the proxy on an empty node.
 func (w *work) cold(ctx context.Context, p *proxy.Proxy) error {
-	const what = "cold start, until all Services answer"
 	begin := load.Now()
-	err := startAll(ctx, p, w.Within)
+	err := p.StartReady(ctx, w.Within)
 	if errors.Is(err, proxy.ErrSlow) {
-		w.report.Add(result.Series{Key: key(WorkPart, what, "time", p, w.size), Unit: "s", Over: true}, w.Within.Seconds())
+		w.report.Add(result.Series{Key: key(result.ControlPlane, result.ColdStart, result.Time, p, w.size), Unit: "s", Over: true}, w.Within.Seconds())
 		return errors.Join(err, w.memory(p))
 	}
 	if err != nil {
@@ -150,7 +146,7 @@ func (w *work) cold(ctx context.Context, p *proxy.Proxy) error {
 	if err != nil {
 		return err
 	}
-	w.add(p, what, "time", "s", (at - begin).Seconds())
+	w.add(p, result.ColdStart, result.Time, "s", (at - begin).Seconds())
 	const settle = time.Second // the Services answer a little before the Sync counts as done
 	time.Sleep(settle)
 	m, err := p.Metrics()
@@ -161,7 +157,7 @@ func (w *work) cold(ctx context.Context, p *proxy.Proxy) error {
 	if p.Program == proxy.KubeProxy {
 		syncs += m.Sum("kubeproxy_sync_proxy_rules_duration_seconds_sum", `ip_family="IPv6"`)
 	}
-	w.add(p, "cold start, of that programming the kernel", "time", "s", syncs)
+	w.add(p, result.ColdSync, result.Time, "s", syncs)
 	return w.memory(p)
 }
 
@@ -171,9 +167,9 @@ func (w *work) memory(p *proxy.Proxy) error {
 		return err
 	}
 	const mb = 1e6
-	w.add(p, "memory", "resident", "MB", u.RSS/mb)
-	w.add(p, "memory", "peak", "MB", u.Peak/mb)
-	w.add(p, "memory", "BPF maps", "MB", u.Maps/mb)
+	w.add(p, result.Memory, result.Resident, "MB", u.RSS/mb)
+	w.add(p, result.Memory, "peak", "MB", u.Peak/mb)
+	w.add(p, result.Memory, "BPF maps", "MB", u.Maps/mb)
 	return nil
 }
 
@@ -189,7 +185,7 @@ func (w *work) probeMarkers(p *proxy.Proxy) (time.Duration, error) {
 // restart starts the proxy again while the kernel's state is in place. A Service
 // that came meanwhile shows when it has caught up.
 func (w *work) restart(ctx context.Context, p *proxy.Proxy) error {
-	w.Progress("%s Services, %s: restart", number(w.size), p.Name)
+	w.Progress("%s Services, %s: restart", result.Thousands(w.size), p.Name)
 	p.Stop()
 	s := control.Service{Name: "meanwhile", Ports: udp(), Endpoints: proxy.Many(endpoints)}
 	placed, err := w.plane.Create(ctx, s)

@@ -19,14 +19,12 @@ import (
 
 // The metrics.
 const (
-	requestRate    = "TCP requests, one connection"
 	requestCPU     = "CPU of the machine for a request"
 	latency        = "latency at a fixed rate, "
 	connectRate    = "new connections with a request each"
 	connectCPU     = "CPU of the machine for a connection"
 	udpRate        = "UDP requests, one socket"
 	udpPackets     = "UDP datagrams received"
-	throughput     = "throughput, TCP streams: "
 	perSecond      = "/s"
 	microseconds   = "µs"
 	gigabits       = "Gbit/s"
@@ -51,7 +49,7 @@ func (b *bench) measure(p *proxy.Proxy, way path) error {
 }
 
 func (b *bench) add(p *proxy.Proxy, way path, metric, unit string, more bool, sample float64) {
-	b.report.Add(result.Series{Key: result.Key{Part: Part, Case: way.name, Metric: metric, Proxy: p.Name}, Unit: unit, More: more}, sample)
+	b.report.Add(result.Series{Key: result.Key{Part: result.Traffic, Case: way.name, Metric: metric, Proxy: p.Name}, Unit: unit, More: more}, sample)
 }
 
 // run does a job that must not fail, and tells the CPU time of the machine for
@@ -76,7 +74,7 @@ func (b *bench) requests(p *proxy.Proxy, way path) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	b.add(p, way, requestRate, perSecond, true, float64(o.Requests)/o.Took.Seconds())
+	b.add(p, way, result.Requests, perSecond, true, float64(o.Requests)/o.Took.Seconds())
 	b.add(p, way, requestCPU, microseconds, false, cpu)
 	return 1, nil
 }
@@ -90,7 +88,7 @@ func (b *bench) openLoop(p *proxy.Proxy, way path) (int, error) {
 	for _, q := range []float64{50, 90, 99, 99.9} {
 		b.add(p, way, fmt.Sprintf("%sp%g", latency, q), microseconds, false, float64(h.ValueAtPercentile(q))/1e3)
 	}
-	key := result.Key{Part: Part, Case: way.name, Metric: latency, Proxy: p.Name}
+	key := result.Key{Part: result.Traffic, Case: way.name, Metric: latency, Proxy: p.Name}
 	if b.curves[key] == nil {
 		b.curves[key] = load.NewHistogram()
 	}
@@ -164,7 +162,7 @@ func (b *bench) iperf(p *proxy.Proxy, way path, streams int) (int, error) {
 			if err := json.Unmarshal([]byte(out), &got); err != nil {
 				return 0, fmt.Errorf("reading what iperf3 says: %w", err)
 			}
-			b.add(p, way, fmt.Sprintf("%s%d", throughput, streams), gigabits, true, got.End.Received.Rate/1e9)
+			b.add(p, way, fmt.Sprintf("%s%d", result.Throughput, streams), gigabits, true, got.End.Received.Rate/1e9)
 			return streams + 1, nil // and the control connection
 		}
 		time.Sleep(50 * time.Millisecond)

@@ -16,9 +16,6 @@ import (
 	"github.com/switchyard-io/switchyard/bench/result"
 )
 
-// Part is the part of the report.
-const Part = "traffic"
-
 // Config says how much is measured.
 type Config struct {
 	Rounds   int
@@ -51,14 +48,14 @@ const (
 
 func paths(few bool) []path {
 	all := []path{
-		{"pod to ClusterIP, endpoint on another node", fromPod, remote, false, 4},
-		{"outside to NodePort, endpoint on another node", fromOutside, remote, true, 4},
+		{result.PodToClusterIP, fromPod, remote, false, 4},
+		{result.OutsideToNodePort, fromOutside, remote, true, 4},
 		{"pod to ClusterIP, endpoint on its node", fromPod, local, false, 4},
 		{"node to ClusterIP, endpoint on another node", fromNode, remote, false, 4},
 		{"outside to NodePort, endpoint on that node", fromOutside, local, true, 4},
 		{"outside to NodePort, externalTrafficPolicy Local", fromOutside, localOnly, true, 4},
-		{"pod to ClusterIP, endpoint on another node, IPv6", fromPod, remote, false, 6},
-		{"outside to NodePort, endpoint on another node, IPv6", fromOutside, remote, true, 6},
+		{result.PodToClusterIP + ", IPv6", fromPod, remote, false, 6},
+		{result.OutsideToNodePort + ", IPv6", fromOutside, remote, true, 6},
 	}
 	if few {
 		return all[:2]
