@@ -147,7 +147,10 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 		return err
 	}
 	if b.path != nil {
-		if err := errors.Join(b.path.Repair(), b.letBegin()); err != nil {
+		if err := b.path.Repair(); err != nil {
+			return err
+		}
+		if err := b.letBegin(); err != nil {
 			return err
 		}
 		return b.setNode(node)
@@ -161,7 +164,10 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	}
 	b.path, b.pathNode = path, node
 	b.flows.Store(path)
-	return errors.Join(b.letBegin(), b.adoptMaps())
+	if err := b.letBegin(); err != nil {
+		return err
+	}
+	return b.adoptMaps()
 }
 
 // setNode tells the packet path of another Node.

@@ -29,15 +29,18 @@ type hooks interface {
 
 // side is one of a device's two hooks.
 type side struct {
-	name string // in the names of pins and filters
-	tcx  ebpf.AttachType
-	tc   uint32 // parent of a clsact filter
+	name    string // in the names of pins and filters
+	gress   string // in errors
+	tcx     ebpf.AttachType
+	tc      uint32 // parent of a clsact filter
+	program string
+	bare    string // the program for devices without a link layer header
 }
 
 func sides() []side {
 	return []side{
-		{"in", ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
-		{"out", ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{"in", "ingress", ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, progIn, progInBare},
+		{"out", "egress", ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS, progOut, progOutBare},
 	}
 }
 
@@ -52,13 +55,28 @@ type programSet struct {
 	bare *ebpf.Collection // nil: not loaded yet; its maker closes it
 }
 
-// of is the program for one side of a device; nil: it needs none.
-func (p *programSet) of(s side, l netlink.Link) (*ebpf.Program, error) {
-	if s.name == "in" && isLoopback(l) {
-		return nil, nil // what comes in from lo went out to it
+// each calls do for each side of a device that has a program, and ends with the
+// first error.
+func (p *programSet) each(l netlink.Link, do func(side, *ebpf.Program) error) error {
+	for _, s := range sides() {
+		if s.name == "in" && isLoopback(l) {
+			continue // what comes in from lo went out to it
+		}
+		prog, err := p.of(s, l)
+		if err != nil {
+			return err
+		}
+		if err := do(s, prog); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// of is the program for one side of a device.
+func (p *programSet) of(s side, l netlink.Link) (*ebpf.Program, error) {
 	if !isBare(l) {
-		return p.usual.Programs[map[string]string{"in": progIn, "out": progOut}[s.name]], nil
+		return p.usual.Programs[s.program], nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,7 +87,7 @@ func (p *programSet) of(s side, l netlink.Link) (*ebpf.Program, error) {
 		}
 		p.bare = c
 	}
-	return p.bare.Programs[map[string]string{"in": progInBare, "out": progOutBare}[s.name]], nil
+	return p.bare.Programs[s.bare], nil
 }
 
 // isBare tells a device whose packets have no link layer header. The kernel
@@ -141,19 +159,12 @@ func (t *tcx) pin(ifindex int, s side) string {
 }
 
 func (t *tcx) attach(l netlink.Link) error {
-	for _, s := range sides() {
-		prog, err := t.programs.of(s, l)
-		if err != nil {
-			return err
-		}
-		if prog == nil {
-			continue
-		}
+	return t.programs.each(l, func(s side, prog *ebpf.Program) error {
 		if err := t.attachOne(t.pin(l.Attrs().Index, s), l.Attrs().Index, s, prog); err != nil {
-			return fmt.Errorf("attaching to %s, %sgress: %w", l.Attrs().Name, map[string]string{"in": "in", "out": "e"}[s.name], err)
+			return fmt.Errorf("attaching to %s, %s: %w", l.Attrs().Name, s.gress, err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // attachOne replaces the program of a pinned link, or makes a new one.
@@ -200,14 +211,7 @@ func runs(l link.Link, prog *ebpf.Program, ifindex int) bool {
 }
 
 func (t *tcx) check(l netlink.Link) error {
-	for _, s := range sides() {
-		prog, err := t.programs.of(s, l)
-		if err != nil {
-			return err
-		}
-		if prog == nil {
-			continue
-		}
+	return t.programs.each(l, func(s side, prog *ebpf.Program) error {
 		pinned, err := link.LoadPinnedLink(t.pin(l.Attrs().Index, s), nil)
 		if err != nil {
 			return fmt.Errorf("device %s has no program (%s): %w", l.Attrs().Name, s.name, err)
@@ -219,8 +223,8 @@ func (t *tcx) check(l netlink.Link) error {
 		if !well {
 			return fmt.Errorf("device %s does not run our program (%s)", l.Attrs().Name, s.name)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (t *tcx) forget(ifindex int) error {
@@ -248,14 +252,7 @@ func (t *clsact) attach(l netlink.Link) error {
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("adding the clsact qdisc to %s: %w", l.Attrs().Name, err)
 	}
-	for _, s := range sides() {
-		prog, err := t.programs.of(s, l)
-		if err != nil {
-			return err
-		}
-		if prog == nil {
-			continue
-		}
+	return t.programs.each(l, func(s side, prog *ebpf.Program) error {
 		filter := &netlink.BpfFilter{
 			FilterAttrs: netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: s.tc, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: filterPriority},
 			Fd:          prog.FD(), Name: filterName + s.name, DirectAction: true,
@@ -263,18 +260,12 @@ func (t *clsact) attach(l netlink.Link) error {
 		if err := netlink.FilterReplace(filter); err != nil {
 			return fmt.Errorf("attaching to %s: %w", l.Attrs().Name, err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (t *clsact) check(l netlink.Link) error {
-	for _, s := range sides() {
-		if prog, err := t.programs.of(s, l); prog == nil {
-			if err != nil {
-				return err
-			}
-			continue
-		}
+	return t.programs.each(l, func(s side, _ *ebpf.Program) error {
 		filters, err := netlink.FilterList(l, s.tc)
 		if err != nil {
 			return fmt.Errorf("listing the filters of %s: %w", l.Attrs().Name, err)
@@ -282,8 +273,8 @@ func (t *clsact) check(l netlink.Link) error {
 		if !slices.ContainsFunc(filters, isOurs) {
 			return fmt.Errorf("device %s does not run our program (%s)", l.Attrs().Name, s.name)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func isOurs(f netlink.Filter) bool {
