@@ -58,8 +58,9 @@ func (h *Health) Healthy() bool {
 
 // Ready is whether the kernel held all that was wanted, but for what is refused,
 // once, and does not fall behind for longer than BehindLimit.
-func (h *Health) Ready() bool {
-	s := h.Sync()
+func (h *Health) Ready() bool { return h.ready(h.Sync()) }
+
+func (h *Health) ready(s dataplane.SyncStatus) bool {
 	ok, _ := h.healthy(s)
 	return ok && s.Served > 0
 }
@@ -96,7 +97,7 @@ func (h *Health) Livez() http.Handler {
 // Readyz is 200 while the agent is Ready.
 func (h *Health) Readyz() http.Handler {
 	return h.handler(func(a *answer, s dataplane.SyncStatus) int {
-		ready := a.Healthy && s.Served > 0
+		ready := h.ready(s)
 		a.Ready = &ready
 		switch {
 		case a.Reason != "":

@@ -344,8 +344,7 @@ func (a *agent) counted() string {
 // healthNow is what the health paths say.
 func (a *agent) healthNow() inspect.Health {
 	s := a.syncer.Status()
-	h := inspect.Health{Healthy: a.health.Healthy(), Reason: a.waiting()}
-	h.Ready = h.Healthy && s.Served > 0
+	h := inspect.Health{Healthy: a.health.Healthy(), Ready: a.health.Ready(), Reason: a.waiting()}
 	if s.Err != nil && !h.Ready {
 		h.Reason = s.Err.Error()
 	}

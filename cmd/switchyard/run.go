@@ -185,7 +185,6 @@ type agent struct {
 	health                      *status.Health
 	programmed                  bool          // the kernel held all that was wanted, once
 	forwarding                  chan struct{} // closed when it did
-	lastNode                    atomic.Pointer[dataplane.Node]
 }
 
 // open chooses the backend and readies it.
@@ -260,7 +259,6 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
 	a.events.Synced(r, a.watcher.ServiceUID)
-	a.lastNode.Store(r.Want.Node)
 	if r.Err == nil && !a.programmed {
 		a.programmed = true
 		close(a.forwarding)

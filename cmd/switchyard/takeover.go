@@ -42,5 +42,6 @@ func (a *agent) predecessors() []takeover.Old {
 	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error { return kubeproxy.Remove(ctx, a.log) }})
 }
 
-// node is this node as the last Snapshot in force has it.
-func (a *agent) node() *dataplane.Node { return a.lastNode.Load() }
+// node is this node as the newest Snapshot has it. There is one, as the kernel
+// forwards all of an earlier one.
+func (a *agent) node() *dataplane.Node { return a.watcher.Around().Snapshot.Node }
