@@ -71,18 +71,18 @@ func remove(ctx context.Context, log *slog.Logger, o Old) {
 // waitForNAT lets the kernel's NAT go when no connection needs it.
 func waitForNAT(ctx context.Context, log *slog.Logger, families []dataplane.Family) {
 	for ctx.Err() == nil {
+		pause := look
 		count, err := translated(ctx, families)
 		if err == nil && count == 0 {
-			err = Release(families)
-		}
-		if err == nil && count == 0 {
-			return
+			if err = Release(families); err == nil {
+				return
+			}
 		}
 		if err != nil && ctx.Err() == nil {
-			log.Warn("the kernel's NAT is kept for older connections", "error", err, "retry", lastRetry)
-			wait(ctx, lastRetry)
+			pause = lastRetry
+			log.Warn("the kernel's NAT is kept for older connections", "error", err, "retry", pause)
 		}
-		wait(ctx, look)
+		wait(ctx, pause)
 	}
 }
 
