@@ -2,7 +2,6 @@ package main
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -179,8 +178,8 @@ func parseRecords(arch string, records []byte) ([]debian, error) {
 	var all []debian
 	for record := range strings.SplitSeq(string(records), "\n\n") {
 		d := debian{arch: arch}
-		for lines := bufio.NewScanner(strings.NewReader(record)); lines.Scan(); {
-			key, value, _ := strings.Cut(lines.Text(), ": ")
+		for line := range strings.Lines(record) {
+			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
 			if field, ok := map[string]*string{"Package": &d.name, "Version": &d.version, "SHA256": &d.sha256}[key]; ok {
 				*field = value
 			}

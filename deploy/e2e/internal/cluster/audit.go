@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	_ "embed"
@@ -40,14 +39,14 @@ func rights(log, role []byte) ([]string, error) {
 		return nil, err
 	}
 	used, errs := map[string]bool{}, []error{}
-	for lines := bufio.NewScanner(bytes.NewReader(log)); lines.Scan(); {
+	for line := range bytes.Lines(log) { // of any length
 		var e struct {
 			Verb, RequestURI string
 			ObjectRef        struct{ APIGroup, Resource string }
 			ResponseStatus   struct{ Code int }
 			Annotations      map[string]string
 		}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+		if err := json.Unmarshal(line, &e); err != nil {
 			continue // the line that is being written
 		}
 		// An API server that starts answers before it has read the roles.

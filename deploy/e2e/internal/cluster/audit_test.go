@@ -21,6 +21,8 @@ func TestRights(t *testing.T) {
 		"one is refused":         {list + watch + create + line("get", "", "secrets", "403"), "refused with 403: get /x"},
 		"the API server had not read its roles": {list + watch + create + strings.Replace(line("watch", "", "nodes", "403"), "}\n",
 			`, "annotations": {"authorization.k8s.io/reason": "RBAC: clusterrole.rbac.authorization.k8s.io \"switchyard\" not found"}}`+"\n", 1), ""},
+		"one is refused after a very long line": {list + watch + create + strings.Replace(list, "/x", "/"+strings.Repeat("x", 1<<17), 1) +
+			line("get", "", "secrets", "403"), "refused with 403: get /x"},
 		"nothing was asked": {"", "granted and never used"},
 	} {
 		_, err := rights([]byte(c.log), []byte(role))

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -96,16 +94,7 @@ func (l *Lab) kubeProxySynced(ctx context.Context, n Node) error {
 	defer client.CloseIdleConnections()
 	const limit = 30 * time.Second
 	return Wait(ctx, "kube-proxy's rules on "+n.Name, limit, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", metricsPort), nil)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = resp.Body.Close() }()
-		body, err := io.ReadAll(resp.Body)
+		body, err := get(ctx, client, fmt.Sprintf("http://127.0.0.1:%d/metrics", metricsPort))
 		if err != nil {
 			return err
 		}

@@ -131,7 +131,8 @@ func (l *Lab) apiServerReady(ctx context.Context) error {
 		if !l.programs.Alive(apiserver) {
 			return errEnded
 		}
-		return get(ctx, client, l.server()+"/readyz")
+		_, err := get(ctx, client, l.server()+"/readyz")
+		return err
 	})
 }
 
@@ -167,24 +168,24 @@ func httpClient(namespace string, secure *tls.Config) *http.Client {
 	}}
 }
 
-// get wants a 200 from url.
-func get(ctx context.Context, client *http.Client, url string) error {
+// get wants a 200 from url, and gives its page.
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	const most = 1 << 10
-	body, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", url, resp.Status, body)
+		const most = 1 << 10
+		return nil, fmt.Errorf("%s: %s: %s", url, resp.Status, body[:min(len(body), most)])
 	}
-	return nil
+	return body, nil
 }

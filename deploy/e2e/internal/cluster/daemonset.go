@@ -168,6 +168,7 @@ func (l *Lab) agentReady(ctx context.Context, n Node, alive func() bool) error {
 		if !alive() {
 			return errEnded
 		}
-		return get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+l.Agent.ready())
+		_, err := get(ctx, client, "http://127.0.0.1:"+strconv.Itoa(HealthPort)+l.Agent.ready())
+		return err
 	})
 }
