@@ -20,7 +20,7 @@ const (
 	// firstRetry and lastRetry are the pauses after something could not be removed.
 	firstRetry = 2 * time.Second
 	lastRetry  = 5 * time.Minute
-	// look is how often connections under way are counted.
+	// look is how often connections under way are counted, at first.
 	look = 10 * time.Second
 	// MostDrain is how long connections may go on that only the old backend can serve.
 	MostDrain = 15 * time.Minute
@@ -68,10 +68,11 @@ func remove(ctx context.Context, log *slog.Logger, o Old) {
 	}
 }
 
-// waitForNAT lets the kernel's NAT go when no connection needs it.
+// waitForNAT lets the kernel's NAT go when no connection needs it. To count
+// takes a dump of the whole table, so it looks less and less often: beside the
+// iptables backend there may always be one.
 func waitForNAT(ctx context.Context, log *slog.Logger, families []dataplane.Family) {
-	for ctx.Err() == nil {
-		pause := look
+	for pause := look; ctx.Err() == nil; pause = min(2*pause, lastRetry) {
 		count, err := translated(ctx, families)
 		if err == nil && count == 0 {
 			if err = Release(families); err == nil {
