@@ -67,14 +67,14 @@ func BenchmarkChange(b *testing.B) {
 		other := *want
 		other.Ports = want.Ports.With([]*dataplane.ServicePort{withoutLast(want)}, nil)
 		prev, next := want, &other
-		back.halves[0].rulesWritten = 0
+		back.halves[0].tally.written.Store(0)
 		for b.Loop() {
 			if err := back.Sync(b.Context(), prev, next); err != nil {
 				b.Fatal(err)
 			}
 			prev, next = next, prev
 		}
-		b.ReportMetric(float64(back.halves[0].rulesWritten)/float64(b.N), "rules/op")
+		b.ReportMetric(float64(back.halves[0].tally.written.Load())/float64(b.N), "rules/op")
 	})
 }
 

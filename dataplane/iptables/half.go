@@ -14,17 +14,16 @@ import (
 
 // half is one family's part of the backend.
 type half struct {
-	family       dataplane.Family
-	commands     *commands
-	log          *slog.Logger
-	marks        marks
-	localhost    bool     // NodePorts on 127.0.0.0/8 are allowed
-	model        *model   // what the tables hold; nil: unknown
-	localnet     localnet // before the Sync that goes on
-	rulesWritten int      // since the start
-	warned       bool     // that route_localnet cannot be set
-	stale        []string // chains that are no longer needed and could not be removed
-	tally        tally
+	family    dataplane.Family
+	commands  *commands
+	log       *slog.Logger
+	marks     marks
+	localhost bool     // NodePorts on 127.0.0.0/8 are allowed
+	model     *model   // what the tables hold; nil: unknown
+	localnet  localnet // before the Sync that goes on
+	warned    bool     // that route_localnet cannot be set
+	stale     []string // chains that are no longer needed and could not be removed
+	tally     tally
 }
 
 // refused are the ServicePorts that could not be programmed, and why.
@@ -170,7 +169,6 @@ func (h *half) commit(ctx context.Context, tx *transaction, next *env) error {
 			return err
 		}
 		chains, rules := tx.size()
-		h.rulesWritten += rules
 		h.tally.written.Add(uint64(rules))
 		h.tally.rules.wrote(tx)
 		h.log.Debug("rules written", "chains", chains, "rules", rules)
