@@ -294,7 +294,7 @@ func (b *backend) syncMarks() error {
 			delete(b.marks, a)
 		}
 	}
-	clear(b.touched)
+	b.touched = map[sockAddr]struct{}{} // to clear it would keep the size that the first Sync gave it
 	if err := put(b.maps.frontends, keys, values); err != nil {
 		return err
 	}

@@ -118,7 +118,7 @@ func (t *Tree) Changed() []string {
 	for id := range t.changed {
 		ids = append(ids, id)
 	}
-	clear(t.changed)
+	t.changed = map[string]struct{}{} // to clear it would keep its size, which the next call goes through
 	slices.Sort(ids)
 	return ids
 }
