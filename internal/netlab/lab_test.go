@@ -3,6 +3,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -115,6 +118,53 @@ func TestOutcomes(t *testing.T) {
 		if a.Outcome != test.want {
 			t.Errorf("%s: %s, want %s", test.name, a, test.want)
 		}
+	}
+}
+
+// What a host without SCTP said of an earlier probe does not end a later one:
+// raw sockets get each other's ICMP errors.
+func TestLateRefusal(t *testing.T) {
+	l := newLab(t, Config{Nodes: 1, Pods: 2})
+	server, client := l.Host("a1"), l.Host("a2")
+	if _, err := server.Serve(SCTP, 80); err != nil {
+		t.Fatal(err)
+	}
+	late := make([]byte, 8+40+12) // the refusal, the IPv6 header and the SCTP header that it is about
+	late[0], late[1] = 4, 1       // parameter problem: unrecognized next header
+	late[8], late[8+6] = 6<<4, unix.IPPROTO_SCTP
+	copy(late[8+8:], client.Addr(6).AsSlice())
+	copy(late[8+24:], server.Addr(6).AsSlice())
+	done, sent := make(chan struct{}), make(chan error, 1)
+	go func() {
+		sent <- server.Do(func() error {
+			c, err := net.Dial("ip6:ipv6-icmp", client.Addr(6).String())
+			if err != nil {
+				return err
+			}
+			defer func() { _ = c.Close() }()
+			for n := 0; n < 1_000_000; n++ {
+				select {
+				case <-done:
+					return nil
+				default:
+					_, err = c.Write(late)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}()
+	for range 100 {
+		a, err := client.Ask(Request{Protocol: SCTP, To: netip.AddrPortFrom(server.Addr(6), 80)})
+		if err != nil || a.Outcome != Answered {
+			t.Errorf("%s, %v", a, err)
+		}
+	}
+	close(done)
+	if err := <-sent; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -186,16 +186,18 @@ func (s *sctpSession) ask(deadline time.Time) (string, netip.AddrPort, error) {
 		n, _, err := s.conn.ReadFromIP(buf)
 		switch {
 		case err == nil:
-		case stray != nil:
-			return "", netip.AddrPort{}, stray
-		case errors.Is(err, unix.ENOPROTOOPT):
+		case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EPROTO): // of IPv4, of IPv6
 			// A host without SCTP says so, and a raw socket gets that whichever
 			// port it is about, so it may be late word of an earlier probe.
-			stray = err
-			if err := s.conn.SetDeadline(time.Now().Add(strayWait)); err != nil {
-				return "", netip.AddrPort{}, err
+			if stray == nil {
+				if err := s.conn.SetDeadline(time.Now().Add(strayWait)); err != nil {
+					return "", netip.AddrPort{}, err
+				}
 			}
+			stray = err
 			continue
+		case stray != nil:
+			return "", netip.AddrPort{}, stray
 		default:
 			return "", netip.AddrPort{}, err
 		}
