@@ -10,13 +10,45 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
+	"time"
 )
 
 //go:embed files/audit.yaml
 var auditPolicy []byte
 
 func (l *Lab) auditLog() string { return l.path("log", "audit.json") }
+
+// start is a start of the API server. It answers before it is ready, when it
+// may not have read roles and bindings yet and refuses what they allow.
+type start struct{ From, Ready time.Time }
+
+func (l *Lab) starts() string { return l.path("log", "apiserver-starts.json") }
+
+// recordStart adds one to those that earlier commands recorded.
+func (l *Lab) recordStart(s start) error {
+	line, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("record when the API server was ready: %w", err)
+	}
+	f, err := os.OpenFile(l.starts(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("record when the API server was ready: %w", err)
+	}
+	_, err = f.Write(append(line, '\n'))
+	return errors.Join(err, f.Close())
+}
+
+func parseStarts(data []byte) ([]start, error) {
+	var all []start
+	for line := range bytes.Lines(data) {
+		var s start
+		if err := json.Unmarshal(line, &s); err != nil {
+			return nil, fmt.Errorf("read when the API server was ready: %w", err)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
 
 // Rights compares what the agents asked the API server for with what their
 // ClusterRole grants: nothing may have been refused, and no verb be unused. It
@@ -30,10 +62,18 @@ func (l *Lab) Rights(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rights(log, role)
+	lines, err := os.ReadFile(l.starts())
+	if err != nil {
+		return nil, fmt.Errorf("read when the API server was ready: %w", err)
+	}
+	starts, err := parseStarts(lines)
+	if err != nil {
+		return nil, err
+	}
+	return rights(log, role, starts)
 }
 
-func rights(log, role []byte) ([]string, error) {
+func rights(log, role []byte, starts []start) ([]string, error) {
 	granted, err := parseRole(role)
 	if err != nil {
 		return nil, err
@@ -44,13 +84,15 @@ func rights(log, role []byte) ([]string, error) {
 			Verb, RequestURI string
 			ObjectRef        struct{ APIGroup, Resource string }
 			ResponseStatus   struct{ Code int }
-			Annotations      map[string]string
+
+			RequestReceivedTimestamp time.Time
 		}
 		if err := json.Unmarshal(line, &e); err != nil {
 			continue // the line that is being written
 		}
-		// An API server that starts answers before it has read the roles.
-		early := strings.Contains(e.Annotations["authorization.k8s.io/reason"], `"switchyard" not found`)
+		early := slices.ContainsFunc(starts, func(s start) bool {
+			return e.RequestReceivedTimestamp.After(s.From) && e.RequestReceivedTimestamp.Before(s.Ready)
+		})
 		if c := e.ResponseStatus.Code; (c == 401 || c == 403) && !early {
 			errs = append(errs, fmt.Errorf("refused with %d: %s %s", c, e.Verb, e.RequestURI))
 		}

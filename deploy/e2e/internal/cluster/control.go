@@ -99,7 +99,7 @@ func (l *Lab) startControllers() error {
 
 // StartAPIServer starts the API server and waits until it is ready.
 func (l *Lab) StartAPIServer(ctx context.Context) error {
-	key, t := pki.Paths(l.path("pki")), l.Topology
+	key, t, began := pki.Paths(l.path("pki")), l.Topology, time.Now()
 	err := l.start(controlGroup(), apiserver, inControl(l.bin("kube-apiserver"),
 		"--etcd-servers="+etcdURL,
 		"--advertise-address="+t.Control4.String(), "--secure-port="+strconv.Itoa(apiPort),
@@ -117,7 +117,10 @@ func (l *Lab) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return l.apiServerReady(ctx)
+	if err := l.apiServerReady(ctx); err != nil {
+		return err
+	}
+	return l.recordStart(start{From: began, Ready: time.Now()})
 }
 
 func (l *Lab) apiServerReady(ctx context.Context) error {
