@@ -102,11 +102,7 @@ func iptablesColumn(mode string) column {
 		return v6
 	}
 	c.remove = removeRule(mode)
-	dump := []string{"nft list tables"}
-	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
-		dump = append(dump, v4+"-save -t "+table, v6+"-save -t "+table)
-	}
-	c.state = func(r *run, n *netlab.Node) []string { return rulesOf(r, n, dump) }
+	c.state = func(r *run, n *netlab.Node) []string { return rulesOf(r, n, "nft list tables", v4+"-save", v6+"-save") }
 	for _, cmd := range []string{v4, v6} {
 		c.foreign = append(c.foreign, foreignRules(cmd)...)
 		for _, table := range []string{
@@ -175,28 +171,33 @@ func agentConfig(log *slog.Logger, families []dataplane.Family) dataplane.Config
 }
 
 // rulesOf is what dump commands print: rules without their counters, chains,
-// tables; without built-in chains, which stay once a table was used.
-func rulesOf(r *run, n *netlab.Node, dump []string) []string {
-	var lines []string
+// tables; without built-in chains, which stay once a table was used. One shell
+// runs all, as starting programs is what costs.
+func rulesOf(r *run, n *netlab.Node, dump ...string) []string {
+	const mark = "== "
+	script := "set -e"
 	for _, cmd := range dump {
-		out := r.shell(n, cmd)
-		table := ""
-		for line := range strings.Lines(out) {
-			line = strings.TrimSpace(line)
-			switch {
-			case strings.HasPrefix(line, "*"):
-				table = line[1:]
-			case line == "" || line == "COMMIT" || line[0] == '#':
-			case line[0] == ':':
-				name, policy, _ := strings.Cut(line[1:], " ")
-				if strings.HasPrefix(policy, "-") || strings.HasPrefix(policy, "DROP") { // a chain of someone's own, or no default
-					lines = append(lines, fmt.Sprintf("%s %s: :%s %s", strings.Fields(cmd)[0], table, name, strings.Fields(policy)[0]))
-				}
-			case line[0] == '-':
-				lines = append(lines, fmt.Sprintf("%s %s: %s", strings.Fields(cmd)[0], table, line))
-			case strings.HasPrefix(line, "table inet"):
-				lines = append(lines, line)
+		script += "; echo '" + mark + cmd + "'; " + cmd
+	}
+	var lines []string
+	command, table := "", ""
+	for line := range strings.Lines(r.shell(n, script)) {
+		line = strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(line, mark):
+			command, table = strings.Fields(line)[1], ""
+		case strings.HasPrefix(line, "*"):
+			table = line[1:]
+		case line == "" || line == "COMMIT" || line[0] == '#':
+		case line[0] == ':':
+			name, policy, _ := strings.Cut(line[1:], " ")
+			if strings.HasPrefix(policy, "-") || strings.HasPrefix(policy, "DROP") { // a chain of someone's own, or no default
+				lines = append(lines, fmt.Sprintf("%s %s: :%s %s", command, table, name, strings.Fields(policy)[0]))
 			}
+		case line[0] == '-':
+			lines = append(lines, fmt.Sprintf("%s %s: %s", command, table, line))
+		case strings.HasPrefix(line, "table inet"):
+			lines = append(lines, line)
 		}
 	}
 	return lines

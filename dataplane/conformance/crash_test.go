@@ -40,8 +40,9 @@ func crashCases() []testCase {
 			a := r.node("node-a")
 			empty := r.col.state(r, a)
 			f := r.col.faults(r)
-			for _, point := range points(r.countSteps(f, true, world{services: []service{serving("web", "a1")}})) {
-				r.cleared("node-a")
+			n := r.countSteps(f, true, world{services: []service{serving("web", "a1")}})
+			r.must(r.agentOf("node-a").cleanup())
+			for _, point := range points(n) {
 				agent := f.restart(r, "node-a")
 				f.plan(r, killAfter, strconv.Itoa(point))
 				_ = agent.sync(true, world{services: []service{serving("web", "a1 b1")}}.snapshot(r, a)) // it is killed on the way
@@ -163,7 +164,7 @@ func killedFirstSync(r *run) {
 	n := r.countSteps(f, true, w)
 	want := r.col.state(r, r.node("node-a"))
 	for _, point := range points(n) {
-		r.cleared("node-a")
+		r.must(r.agentOf("node-a").cleanup())
 		a := f.restart(r, "node-a")
 		f.plan(r, killAfter, strconv.Itoa(point))
 		_ = a.sync(true, w.snapshot(r, a.node)) // it is killed on the way

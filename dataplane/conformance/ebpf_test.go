@@ -87,7 +87,7 @@ func ebpfState(r *run, n *netlab.Node) []string {
 	r.Helper()
 	lines := slices.Concat(serviceMaps(r, n), nodeMaps(r, n), attached(r, n))
 	slices.Sort(lines)
-	return append(lines, rulesOf(r, n, []string{"nft list tables", "iptables-nft-save -t nat", "iptables-nft-save -t filter", "iptables-nft-save -t mangle"})...)
+	return append(lines, rulesOf(r, n, "nft list tables", "iptables-nft-save")...)
 }
 
 // serviceMaps tells each frontend with its endpoints, without the numbers that

@@ -57,7 +57,7 @@ func ipvsState(r *run, n *netlab.Node) []string {
 		}
 	}
 	slices.Sort(lines)
-	return append(lines, rulesOf(r, n, []string{"iptables-nft-save -t nat", "iptables-nft-save -t filter", "iptables-nft-save -t mangle"})...)
+	return append(lines, rulesOf(r, n, "iptables-nft-save")...)
 }
 
 // ipvsServices are the services with the endpoints that get new connections.

@@ -143,7 +143,7 @@ func (r *run) shell(n *netlab.Node, command string) string {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.Context(), netlab.Patient(20*time.Second))
 	defer cancel()
-	out, err := n.Run(ctx, "env", append(r.env(n), "sh", "-c", command)...)
+	out, err := n.Run(ctx, "sh", "-c", "export "+strings.Join(r.env(n), " ")+"; "+command)
 	r.must(err)
 	return out
 }

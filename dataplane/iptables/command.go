@@ -20,11 +20,12 @@ import (
 
 // commands are the iptables programs of one variant and family.
 type commands struct {
+	path        string
 	variant     Variant
 	restorePath string
 	savePath    string
 	version     string
-	randomFully bool // MASQUERADE knows --random-fully
+	randomFully bool // MASQUERADE knows --random-fully, once learned
 	lockWait    int  // seconds for each of lockTries
 	lock        *writeLock
 }
@@ -35,9 +36,9 @@ const lockTries = 3
 // findCommands finds the programs of a variant; the error wraps ErrUnsupported
 // where they are not installed.
 func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error) {
-	base, proto := "iptables", goiptables.ProtocolIPv4
+	base := "iptables"
 	if f == dataplane.IPv6 {
-		base, proto = "ip6tables", goiptables.ProtocolIPv6
+		base = "ip6tables"
 	}
 	var reasons []string
 	for _, name := range []string{base + "-" + string(v), base} {
@@ -55,7 +56,7 @@ func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error
 			reasons = append(reasons, fmt.Sprintf("%s is %s (%s)", path, have, version))
 			continue
 		}
-		c := &commands{variant: v, version: version, lockWait: lockWait}
+		c := &commands{path: path, variant: v, version: version, lockWait: lockWait}
 		if c.restorePath, err = exec.LookPath(name + "-restore"); err != nil {
 			reasons = append(reasons, err.Error())
 			continue
@@ -64,14 +65,19 @@ func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error
 			reasons = append(reasons, err.Error())
 			continue
 		}
-		ipt, err := goiptables.New(goiptables.IPFamily(proto), goiptables.Path(path))
-		if err != nil {
-			return nil, fmt.Errorf("looking at %s: %w", path, err)
-		}
-		c.randomFully = ipt.HasRandomFully()
 		return c, nil
 	}
 	return nil, fmt.Errorf("%w: no %s for %s: %s", dataplane.ErrUnsupported, v, f, strings.Join(reasons, "; "))
+}
+
+// learn finds out what the programs can do; only those that write rules need it.
+func (c *commands) learn() error {
+	ipt, err := goiptables.New(goiptables.Path(c.path))
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", c.path, err)
+	}
+	c.randomFully = ipt.HasRandomFully()
+	return nil
 }
 
 // variantOf asks an iptables program which variant it is.

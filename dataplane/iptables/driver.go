@@ -80,6 +80,9 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	}
 	for _, f := range cfg.Families {
 		cmds, err := findCommands(v, f, o.lockWait())
+		if err == nil {
+			err = cmds.learn()
+		}
 		if err != nil {
 			return nil, errors.Join(err, b.Close())
 		}

@@ -10,10 +10,12 @@ import (
 	"net/rpc"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -187,18 +189,32 @@ func (p *Process) KillGroup() {
 	p.Kill()
 }
 
-// GroupGone waits until the process and all that it started are gone, and tells
-// whether they are within the time given.
+// GroupGone waits until the process and all that it started have ended, and
+// tells whether they do within the time given.
 func (p *Process) GroupGone(patience time.Duration) bool {
 	<-p.exited
-	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		if errors.Is(unix.Kill(-p.Cmd.Process.Pid, 0), unix.ESRCH) {
-			return true
-		}
+	for end := time.Now().Add(patience); groupRuns(p.Cmd.Process.Pid); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			return false
 		}
 	}
+	return true
+}
+
+// groupRuns tells whether a process of a group still runs. One that has ended
+// may stay for seconds, until init takes note of it.
+func groupRuns(group int) bool {
+	if errors.Is(unix.Kill(-group, 0), unix.ESRCH) {
+		return false
+	}
+	all, err := procfs.AllProcs()
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(all, func(p procfs.Proc) bool {
+		stat, err := p.Stat() // an error: it is gone
+		return err == nil && stat.PGRP == group && stat.State != "Z" && stat.State != "X"
+	})
 }
 
 // Exited is closed when the process has ended.

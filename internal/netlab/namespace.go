@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -55,22 +56,15 @@ func leftover(name string) bool {
 
 // processStart is when a process started, in clock ticks since boot.
 func processStart(pid int) (uint64, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	p, err := procfs.NewProc(pid)
+	if err != nil {
+		return 0, fmt.Errorf("looking for process %d: %w", pid, err)
+	}
+	stat, err := p.Stat()
 	if err != nil {
 		return 0, fmt.Errorf("reading when process %d started: %w", pid, err)
 	}
-	// The second field is the command in brackets and may hold spaces; the
-	// start time is the 22nd field.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	const startTime = 22 - 3
-	if len(fields) <= startTime {
-		return 0, fmt.Errorf("reading when process %d started: %d fields", pid, len(fields))
-	}
-	start, err := strconv.ParseUint(fields[startTime], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("reading when process %d started: %w", pid, err)
-	}
-	return start, nil
+	return stat.Starttime, nil
 }
 
 // removeLeftovers removes the namespaces, cgroups and pins of labs whose process
