@@ -3,7 +3,9 @@ package conformance
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -41,6 +43,7 @@ func ipvsColumn() column {
 			withoutForeignRules(r, n)
 			r.shell(n, "ipvsadm -C; /sbin/ip route del local 10.99.0.1 dev lo")
 		},
+		remove:  removeFromIPVS,
 		left:    func(site) error { return nil },
 		faults:  newCallFaults,
 		refused: refusedByNeighbour,
@@ -153,4 +156,93 @@ func refusedByNeighbour(r *run) {
 	r.observeOn(a, next.snapshot(r, a.node))
 	r.check(works("bad", "a1 b3")...)
 	r.restart("node-a")
+}
+
+// removeFromIPVS removes a random IPVS service or endpoint, route, rule or element.
+func removeFromIPVS(r *run, n *netlab.Node, random *rand.Rand) string {
+	family := []string{"ip", "ip6"}[random.IntN(2)]
+	list := map[string]func() []string{
+		"service":  func() []string { return ipvsadmLines(r, n, "-A", "ipvsadm -D %s %s", 2) },
+		"endpoint": func() []string { return ipvsadmLines(r, n, "-a", "ipvsadm -d %s %s %s %s", 4) },
+		"route":    func() []string { return routeLines(r, n, family) },
+		"rule":     func() []string { return ruleLines(r, n, family) },
+		"element":  func() []string { return elementLines(r, n, family) },
+	}
+	kind := []string{"service", "endpoint", "route", "rule", "element"}[random.IntN(5)]
+	commands := list[kind]()
+	if len(commands) == 0 {
+		r.Fatalf("there is no %s of ours to remove", kind)
+	}
+	chosen := commands[random.IntN(len(commands))]
+	r.shell(n, chosen)
+	return chosen
+}
+
+// ipvsadmLines are commands made of the first words of what ipvsadm saves.
+func ipvsadmLines(r *run, n *netlab.Node, begin, format string, words int) []string {
+	var commands []string
+	for line := range strings.Lines(r.shell(n, "ipvsadm -Sn")) {
+		f := strings.Fields(line)
+		if len(f) <= words || f[0] != begin {
+			continue
+		}
+		var args []any
+		for _, w := range f[1 : 1+words] {
+			args = append(args, w)
+		}
+		commands = append(commands, fmt.Sprintf(format, args...))
+	}
+	return commands
+}
+
+// routeLines are commands that each delete one of our routes.
+func routeLines(r *run, n *netlab.Node, family string) []string {
+	ip := "/sbin/ip"
+	if family == "ip6" {
+		ip += " -6"
+	}
+	var commands []string
+	for line := range strings.Lines(r.shell(n, ip+" route show table local proto 83")) {
+		if f := strings.Fields(line); len(f) > 1 {
+			commands = append(commands, ip+" route del local "+f[1]+" dev lo table local")
+		}
+	}
+	return commands
+}
+
+// ruleLines are commands that each delete one of our rules.
+func ruleLines(r *run, n *netlab.Node, family string) []string {
+	var commands []string
+	table, chain := family+" switchyard-ipvs", ""
+	for line := range strings.Lines(r.shell(n, "nft -a list table "+table)) {
+		text, handle, _ := strings.Cut(strings.TrimSpace(line), " # handle ")
+		f := strings.Fields(text)
+		switch {
+		case len(f) == 3 && f[2] == "{":
+			chain = ""
+			if f[0] == "chain" {
+				chain = f[1]
+			}
+		case chain != "" && handle != "":
+			commands = append(commands, fmt.Sprintf("nft delete rule %s %s handle %s", table, chain, handle))
+		}
+	}
+	return commands
+}
+
+// elementLines are commands that each delete an element of one of our sets.
+func elementLines(r *run, n *netlab.Node, family string) []string {
+	table := "table " + family + " switchyard-ipvs {"
+	attribute := regexp.MustCompile(`^\d+: [a-z]`) // a line of a set that is no element
+	var commands []string
+	for _, line := range nftLines(r.shell(n, "nft -s list table "+family+" switchyard-ipvs")) {
+		rest, is := strings.CutPrefix(line, table+" ")
+		f := strings.SplitN(rest, " ", 4) // set NAME { ELEMENT
+		if !is || len(f) < 4 || f[0] != "set" && f[0] != "map" || f[2] != "{" || attribute.MatchString(f[3]) || strings.HasPrefix(f[1], "affinity") || f[1] == "learn" {
+			continue
+		}
+		key, _, _ := strings.Cut(f[3], " : ")
+		commands = append(commands, fmt.Sprintf("nft 'delete element %s switchyard-ipvs %s { %s }'", family, f[1], key))
+	}
+	return commands
 }

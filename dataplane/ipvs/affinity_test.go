@@ -139,22 +139,22 @@ func newNode(t *testing.T) *node {
 // sync writes tables and routes as a full Sync does.
 func (n *node) sync(ports ...*dataplane.ServicePort) {
 	n.t.Helper()
-	b := &backend{tables: n.tables}
+	c := &comparison{}
 	e := &env{mark: 1 << 14, scheduler: "rr", ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}
 	all := e.wantAll(dataplane.MakePorts(ports...))
-	var w writes
+	w := &c.writes
 	for _, t := range n.tables {
 		have, err := n.routes.read(t.family)
 		if err == nil {
-			err = b.compareTable(t, e, all, &w)
+			err = c.compareTable(t, e, all)
 		}
 		if err != nil {
 			n.t.Fatal(err)
 		}
 		w.compareRoutes(t.family, have, all)
 	}
-	for _, c := range w.tables {
-		if err := errors.Join(c.table.write(&c.first, c.rules.localnet.note), c.table.write(&c.last, c.rules.localnet.note)); err != nil {
+	for _, t := range w.tables {
+		if err := errors.Join(t.table.write(&t.first, t.rules.localnet.note), t.table.write(&t.last, t.rules.localnet.note)); err != nil {
 			n.t.Fatal(err)
 		}
 	}

@@ -339,6 +339,7 @@ type backend struct {
 
 	mu         sync.Mutex // one at a time: Sync, Observe, or the drainer
 	env        env
+	held       *dataplane.Snapshot // what the kernel holds; nil: unknown
 	localnet   localnet
 	refs       map[element]int // how many ServicePorts want a shared element
 	drains     map[draining]time.Time

@@ -10,7 +10,8 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// Observe reads tables, services and routes back.
+// Observe reads tables, services and routes back, and compares all of them with
+// what they should hold where that is known.
 func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -38,6 +39,12 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 		maps.Copy(reached, taken)
 		o := &observer{family: t.family, elements: state.elements, services: services, reached: reached}
 		o.frontends(out)
+	}
+	if b.held != nil {
+		if out.Other, err = b.drift(); err != nil {
+			return nil, err
+		}
+		out.Whole = true
 	}
 	out.Sort()
 	return out, nil

@@ -28,10 +28,11 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	} else {
 		err = b.change(ctx, &next, prev, accepted)
 	}
+	b.held = nil
 	if err != nil {
 		return err
 	}
-	b.env = next
+	b.env, b.held = next, accepted
 	if len(failed) > 0 {
 		return &dataplane.PartialError{Failed: failed}
 	}
@@ -149,94 +150,15 @@ func (e *env) constantElements(f dataplane.Family) map[element]string {
 
 // full reads the kernel back and writes what differs.
 func (b *backend) full(ctx context.Context, next *env, want *dataplane.Snapshot) error {
-	var err error
-	if next.taken, err = b.routes.taken(); err != nil {
-		return err
-	}
 	if err := b.applySettings(); err != nil {
 		return err
 	}
-	all := next.wantAll(want.Ports)
-	have, err := b.kernel.read()
+	c, err := b.compare(next, want)
 	if err != nil {
 		return err
 	}
-	var w writes
-	for _, t := range b.tables {
-		if err := b.compareTable(t, next, all, &w); err != nil {
-			return err
-		}
-		b.routes.findSource(t.family)
-		routes, err := b.routes.read(t.family)
-		if err != nil {
-			return err
-		}
-		w.compareRoutes(t.family, routes, all)
-	}
-	keys := map[serviceKey]bool{}
-	for _, s := range all.services {
-		keys[s.key] = true
-		h, there := have[s.key]
-		w.services = append(w.services, serviceChange{want: s, have: h, there: there})
-	}
-	for key, h := range have {
-		if h.ours && !keys[key] && slices.Contains(b.cfg.Families, dataplane.FamilyOf(key.addr.Addr())) {
-			w.goneServices = append(w.goneServices, key)
-		}
-	}
-	b.refs = all.refs
-	return b.write(ctx, &w)
-}
-
-// compareTable finds what a table lacks and what is too much in it.
-func (b *backend) compareTable(t *table, next *env, all *wanted, w *writes) error {
-	state, err := t.read()
-	if err != nil {
-		return err
-	}
-	elements := next.constantElements(t.family)
-	for e, data := range all.elements {
-		if e.family == t.family {
-			elements[e] = data
-		}
-	}
-	if t.family == dataplane.IPv4 {
-		b.localnet = localnetOf(state.chains) // as an earlier process left it
-	}
-	r, err := b.rulesFor(t.family, next, b.localnet)
-	if err != nil {
-		return err
-	}
-	chains := r.constants()
-	for e := range all.refs {
-		if e.set == setChains && e.family == t.family {
-			chains[e.key] = r.numbered(e.key)
-		}
-	}
-	c := tableWrites{table: t, rules: r}
-	if !state.whole {
-		c.first = tableChange{remake: true, present: state.present, chains: chains, put: elements}
-		w.tables = append(w.tables, c)
-		return nil
-	}
-	c.first = tableChange{chains: map[string][]code{}, put: map[element]string{}, replaced: map[element]bool{}}
-	for name, chain := range chains {
-		notes, err := t.notes(chain, r.localnet.note(name))
-		if err != nil {
-			return err
-		}
-		if have, ok := state.chains[name]; !ok || !slices.Equal(have, notes) {
-			c.first.chains[name] = chain
-		}
-	}
-	for name := range state.chains {
-		if _, ok := chains[name]; !ok {
-			c.last.oldChains = append(c.last.oldChains, name)
-		}
-	}
-	c.compareElements(state.elements, elements)
-	w.tables = append(w.tables, c)
-	return nil
+	b.refs, b.localnet = c.refs, c.localnet
+	return b.write(ctx, &c.writes)
 }
 
 func (c *tableWrites) compareElements(have, want map[element]string) {
@@ -257,7 +179,7 @@ func (c *tableWrites) compareElements(have, want map[element]string) {
 
 // rulesFor are a family's rules. What they do about route_localnet depends on
 // who switched it on, which an earlier process may have noted.
-func (b *backend) rulesFor(f dataplane.Family, next *env, before localnet) (*rules, error) {
+func rulesFor(f dataplane.Family, next *env, before localnet) (*rules, error) {
 	r := &rules{env: next, family: f}
 	if !r.serveLocalhost() {
 		return r, nil

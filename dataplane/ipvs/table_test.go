@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -90,8 +91,12 @@ func kernelNumber(t *testing.T, a netip.AddrPort) uint32 {
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	_ = exec.Command("sh", "-c", "echo x >/dev/udp/127.0.0.1/9").Run()
-	_ = exec.Command("bash", "-c", "echo x >/dev/udp/127.0.0.1/9").Run()
+	conn, err := net.Dial("udp", "127.0.0.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = conn.Write([]byte("x")) // nobody listens
+	_ = conn.Close()
 	elements, err := c.GetSetElements(set)
 	if err != nil || len(elements) != 1 {
 		t.Fatalf("the rule noted %d numbers, %v", len(elements), err)

@@ -15,6 +15,7 @@ mount -t tmpfs run /run
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
 modprobe nf_conntrack # every node has it, and its settings
+modprobe tun # and its device file
 ulimit -n 65536
 sh /tests/script >/dev/ttyS1 2>&1 </dev/null
 sync

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	bpf "github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
@@ -276,12 +277,26 @@ func (l *lab) serve(t *testing.T) {
 	}
 }
 
+// kernelDestroysSockets tells whether the kernel has the function for programs.
+func kernelDestroysSockets(t *testing.T) bool {
+	t.Helper()
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		unable(t, err.Error())
+	}
+	var f *btf.Func
+	return kernel.TypeByName("bpf_sock_destroy", &f) == nil
+}
+
 // TestTerminate: whose connection to a Service has lost its endpoint learns it
 // at its next call, in the node and in pods; nobody else notices anything. By
 // netlink the kernel does not tell who asked for a Service.
 func TestTerminate(t *testing.T) {
 	for _, how := range []string{"by programs", "by netlink"} {
 		t.Run(how, func(t *testing.T) {
+			if how == "by programs" && !kernelDestroysSockets(t) {
+				t.Skip("Linux before 6.5 has no bpf_sock_destroy: sockets are ended by netlink there")
+			}
 			l := newLab(t)
 			l.serve(t)
 			clients := l.clients(t, how == "by programs")

@@ -1,0 +1,83 @@
+package ipvs
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// drift says in words what a Sync with prev nil would mend, had it to program
+// what the kernel held last.
+func (b *backend) drift() ([]string, error) {
+	next := b.env
+	next.see(b.held, b.cfg.LocalhostNodePorts)
+	p, err := b.compare(&next, b.held)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, t := range p.writes.tables {
+		out = append(out, t.drift()...)
+	}
+	for _, s := range p.writes.services {
+		out = append(out, s.drift()...)
+	}
+	for _, key := range p.writes.goneServices {
+		out = append(out, fmt.Sprintf("%s is nobody's any more", key))
+	}
+	for _, a := range p.writes.newRoutes {
+		out = append(out, fmt.Sprintf("the local route to %s is missing or has a wrong source", a))
+	}
+	for _, a := range p.writes.oldRoutes {
+		out = append(out, fmt.Sprintf("the local route to %s is nobody's any more", a))
+	}
+	return out, nil
+}
+
+// drift says what a table's change would mend.
+func (c *tableWrites) drift() []string {
+	name := fmt.Sprintf("nftables table %s %s", c.table.family, tableName)
+	if c.first.remake {
+		return []string{name + ": it, a set or a base chain is missing"}
+	}
+	var out []string
+	say := func(what, where string) { out = append(out, fmt.Sprintf("%s: %s %s", name, what, where)) }
+	for chain := range c.first.chains {
+		say("not as written: chain", chain)
+	}
+	for _, chain := range c.last.oldChains {
+		say("nobody's any more: chain", chain)
+	}
+	for e := range c.first.put {
+		say("missing or wrong: an element of", e.set)
+	}
+	for _, e := range c.last.remove {
+		say("nobody's any more: an element of", e.set)
+	}
+	return out
+}
+
+// drift says what writeService would mend.
+func (s *serviceChange) drift() []string {
+	if !s.there || !s.have.ours {
+		return []string{fmt.Sprintf("%s is missing", s.want.key)}
+	}
+	var out []string
+	if s.have.scheduler != s.want.scheduler {
+		out = append(out, fmt.Sprintf("%s has scheduler %s", s.want.key, s.have.scheduler))
+	}
+	wanted := map[netip.AddrPort]bool{}
+	for _, e := range s.want.endpoints {
+		wanted[e.Addr] = true
+		if d, there := s.have.destinations[e.Addr]; !there || d.weight != 1 {
+			out = append(out, fmt.Sprintf("%s does not send to %s", s.want.key, e.Addr))
+		}
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(s.have.destinations), netip.AddrPort.Compare) {
+		if s.have.destinations[a].weight > 0 && !wanted[a] {
+			out = append(out, fmt.Sprintf("%s sends to %s", s.want.key, a))
+		}
+	}
+	return out
+}
