@@ -57,6 +57,8 @@ func boot(ctx context.Context, m machine, out io.Writer) error {
 		_, _ = fmt.Fprintln(out, "the kernel warned:", w)
 	}
 	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		err = fmt.Errorf("the machine was ended before its tests: %w", ctx.Err())
 	case ctx.Err() != nil:
 		err = fmt.Errorf("the machine was ended after %s: %w", m.limit, ctx.Err())
 	case err != nil:

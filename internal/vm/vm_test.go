@@ -132,4 +132,12 @@ func TestParse(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(o.jobs, want) || o.limit != 20*time.Minute {
 		t.Errorf("%+v, %v; want the jobs %+v", o, err, want)
 	}
+	for args, want := range map[string]int{
+		"": len(matrix()), "-run TestCosts": len(matrix()), "-backend ipvs": len(matrix()) - 2,
+		"./dataplane/conformance": 3, "-backend ebpf-packets ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
+	} {
+		if o, err := parse(strings.Fields(args), io.Discard); err != nil || len(o.jobs) != want {
+			t.Errorf("%q: %d jobs, %v; want %d", args, len(o.jobs), err, want)
+		}
+	}
 }
