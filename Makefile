@@ -70,11 +70,11 @@ test-kernel: deps-test ## run just the tests that need root and this kernel (BAC
 	@$(MAKE) --no-print-directory test-conformance
 
 .PHONY: test-vm
-test-vm: ## run kernel tests on Debian's 6.1 and 6.12, emulated (KERNEL=6.1|6.12|all, PKG=./dataplane/..., RUN=..., BACKEND=..., LIMIT=20m)
+test-vm: ## run kernel tests on Debian's 6.1 and 6.12, emulated (KERNEL=6.1|6.12|all, PKG=./dataplane/..., RUN=..., BACKEND=..., ARGS=..., LIMIT=20m)
 	@deploy/packages $(PACKAGES_VM)
 	@mkdir -p bin
 	@$(GO) build -o bin/vm ./internal/vm
-	@bin/vm -kernel=$(KERNEL) $(if $(LIMIT),-limit=$(LIMIT)) $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-run='$(RUN)') $(if $(PKG),-v $(PKG))
+	@bin/vm -kernel=$(KERNEL) $(if $(LIMIT),-limit=$(LIMIT)) $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-run='$(RUN)') $(if $(ARGS),-args='$(ARGS)') $(if $(PKG),-v $(PKG))
 
 .PHONY: e2e
 e2e: ## run the DaemonSet under a real Kubernetes control plane and kubelets (BACKEND=...)

@@ -48,7 +48,7 @@ type Switchyard struct {
 	Backend string `json:"backend"`
 	// MinSyncInterval is the least time between two Syncs of the kernel; 0: the
 	// minSyncPeriod of the KubeProxyConfiguration where that is not its default,
-	// else 20 ms.
+	// else four times what the last Sync took, at most 20 ms.
 	MinSyncInterval metav1.Duration `json:"minSyncInterval"`
 	// VerifyInterval is how often the kernel is compared with what is wanted, and
 	// repaired where it differs.

@@ -120,7 +120,7 @@ func TestKubeadmsFile(t *testing.T) {
 	if k.HealthzBindAddress != "0.0.0.0:10256" || k.MetricsBindAddress != "127.0.0.1:10249" {
 		t.Errorf("serves on %s and %s", k.HealthzBindAddress, k.MetricsBindAddress)
 	}
-	if c.Backend() != "iptables" || c.MinInterval() != 20*time.Millisecond || c.BehindLimit() != time.Minute || c.Switchyard.VerifyInterval.Duration != time.Minute {
+	if c.Backend() != "iptables" || c.MinInterval() != 0 || c.BehindLimit() != time.Minute || c.Switchyard.VerifyInterval.Duration != time.Minute {
 		t.Errorf("backend %s, intervals %v, %v and %v", c.Backend(), c.MinInterval(), c.BehindLimit(), c.Switchyard.VerifyInterval.Duration)
 	}
 	if got := c.Conntrack(); got != conntrack.DefaultSettings() {

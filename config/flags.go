@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 	logsapi "k8s.io/component-base/logs/api/v1"
@@ -73,7 +72,7 @@ func (o *Options) AddBackendFlags(fs *pflag.FlagSet) {
 func (c *Config) addFlags(fs *pflag.FlagSet, backends []string) {
 	k, s := &c.KubeProxy, &c.Switchyard
 	fs.StringVar(&s.Backend, "backend", s.Backend, "the kernel mechanism: "+strings.Join(backends, ", ")+"; default: what --proxy-mode says")
-	fs.DurationVar(&s.MinSyncInterval.Duration, "min-sync-interval", s.MinSyncInterval.Duration, "least time between two Syncs of the kernel; what changes meanwhile is one Sync; 0: 20ms")
+	fs.DurationVar(&s.MinSyncInterval.Duration, "min-sync-interval", s.MinSyncInterval.Duration, "least time between two Syncs of the kernel; what changes meanwhile is one Sync; 0: four times what the last one took, at most 20ms")
 	fs.DurationVar(&s.VerifyInterval.Duration, "verify-interval", s.VerifyInterval.Duration, "how often the kernel is compared with what is wanted, and repaired where it differs")
 	fs.StringSliceVar(&s.APIServers, "apiserver", s.APIServers, "address of an API server, HOST:PORT, to connect to in place of the kubeconfig's or the Service's; of several, with commas between, the next where one fails")
 	fs.BoolVar(&s.TakeOver, "take-over", s.TakeOver, "once all Services are forwarded, remove what another backend or a kube-proxy that has ended left, without an end to connections")
@@ -362,6 +361,3 @@ func (c *Config) modeOfFlags() {
 func (c *Config) lowerHostname() {
 	c.KubeProxy.HostnameOverride = strings.ToLower(strings.TrimSpace(c.KubeProxy.HostnameOverride))
 }
-
-// defaultMinInterval is the least time between two Syncs where nobody says.
-const defaultMinInterval = 20 * time.Millisecond

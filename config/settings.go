@@ -56,9 +56,9 @@ func (c *Config) block() block {
 	return b
 }
 
-// MinInterval is the least time between two Syncs. kube-proxy's minSyncPeriod
-// is there to bound the cost of going through all rules; here a change costs
-// what it touches, so that only one which somebody chose counts.
+// MinInterval is the least time between two Syncs that somebody chose; 0: nobody
+// did. kube-proxy's minSyncPeriod is there to bound the cost of going through
+// all rules; here a change costs what it touches, so that its default is not ours.
 func (c *Config) MinInterval() time.Duration {
 	b := c.block()
 	switch own := c.Switchyard.MinSyncInterval.Duration; {
@@ -67,7 +67,7 @@ func (c *Config) MinInterval() time.Duration {
 	case b.minSyncPeriod != b.minSyncDefault:
 		return max(b.minSyncPeriod, time.Millisecond)
 	}
-	return defaultMinInterval
+	return 0
 }
 
 // Backends is what each backend alone is told.

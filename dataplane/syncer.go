@@ -17,6 +17,9 @@ const (
 	// pokedBackOff is how soon after a failure a new Snapshot is tried: it may be
 	// the remedy, but must not make a failing backend run without a pause.
 	pokedBackOff = time.Second
+	// Without a MinInterval:
+	pausePerSync = 4
+	mostPause    = 20 * time.Millisecond
 )
 
 // SyncerConfig is what a Syncer is told.
@@ -24,7 +27,9 @@ type SyncerConfig struct {
 	Log *slog.Logger
 	// MinInterval is the least time from the end of one Sync to the start of the
 	// next: Snapshots that come meanwhile are one Sync. A first Snapshot after a
-	// quiet time is taken at once. Default 20 ms.
+	// quiet time is taken at once. 0: four times what the last Sync took, at most
+	// 20 ms, so that Syncs take a fifth of the time at most and what is cheap does
+	// not wait.
 	MinInterval time.Duration
 	// AuditInterval is how often the kernel is read back, whatever changed, and
 	// repaired where it is not as programmed. Default 1 minute; negative: never.
@@ -79,6 +84,7 @@ type Syncer struct {
 	refused  map[PortID]refusal
 	failures int // failed Syncs in a row, refusals included
 	lastEnd  time.Time
+	lastTook time.Duration
 	audited  time.Time
 }
 
@@ -92,9 +98,6 @@ type refusal struct {
 
 // NewSyncer readies a Syncer; Run starts it.
 func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
-	if cfg.MinInterval == 0 {
-		cfg.MinInterval = 20 * time.Millisecond
-	}
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
@@ -161,10 +164,16 @@ func (s *Syncer) Run(ctx context.Context) {
 // at a time already.
 func (s *Syncer) afterPoke(due time.Time) time.Time {
 	pause := s.cfg.MinInterval
+	if pause == 0 {
+		pause = min(pausePerSync*s.lastTook, mostPause)
+	}
 	if s.inForce == nil && s.failures > 0 {
 		pause = pokedBackOff
 	}
 	soonest := s.lastEnd.Add(pause)
+	if soonest.IsZero() { // before the first Sync, and at once
+		soonest = time.Now()
+	}
 	if due.IsZero() || soonest.Before(due) {
 		return soonest
 	}
@@ -227,7 +236,7 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 			s.noteRepair(found)
 		}
 	}
-	s.lastEnd = end
+	s.lastEnd, s.lastTook = end, end.Sub(start)
 	if err == nil {
 		err = s.waiting()
 	}

@@ -152,25 +152,33 @@ func TestSyncerTakesTheFirstSnapshotAtOnceAndReadsTheKernelBack(t *testing.T) {
 }
 
 func TestSyncerMakesOneSyncOfManySnapshots(t *testing.T) {
-	k := &kernel{takes: 5 * time.Millisecond}
-	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
-		for i := range 100 { // one a millisecond
-			s.Submit(snapshot(uint64(i+1), service("a")))
-			pass(time.Millisecond)
-		}
-		pass(time.Second)
-		if n := len(k.syncs); n < 3 || n > 6 {
-			t.Errorf("%d Syncs for 100 Snapshots in 100 ms; a Sync takes 5 ms and 20 ms lie between two", n)
-		}
-		if last := k.syncs[len(k.syncs)-1]; last.revision != 100 || last.readBack {
-			t.Errorf("the last Sync was %+v, want revision 100 as a change to what the kernel holds", last)
-		}
-		for i := 1; i < len(k.syncs); i++ {
-			if gap := k.syncs[i].at.Sub(k.syncs[i-1].at); gap < 20*time.Millisecond {
-				t.Errorf("Syncs %d and %d are %v apart", i-1, i, gap)
+	for _, test := range []struct{ takes, interval, pause time.Duration }{
+		{takes: time.Millisecond, pause: 4 * time.Millisecond},
+		{takes: 5 * time.Millisecond, pause: 20 * time.Millisecond},
+		{takes: 30 * time.Millisecond, pause: 20 * time.Millisecond},
+		{takes: time.Millisecond, interval: 50 * time.Millisecond, pause: 50 * time.Millisecond},
+	} {
+		k := &kernel{takes: test.takes}
+		run(t, k, SyncerConfig{AuditInterval: -1, MinInterval: test.interval}, func(s *Syncer) {
+			for i := range 200 { // one a millisecond
+				s.Submit(snapshot(uint64(i+1), service("a")))
+				pass(time.Millisecond)
 			}
-		}
-	})
+			pass(time.Second)
+			if last := k.syncs[len(k.syncs)-1]; last.revision != 200 || last.readBack {
+				t.Errorf("the last Sync was %+v, want revision 200 as a change to what the kernel holds", last)
+			}
+			each := test.takes + test.pause
+			if n, want := len(k.syncs), int(200*time.Millisecond/each); n < want || n > want+2 {
+				t.Errorf("%+v: %d Syncs for 200 Snapshots in 200 ms; want about %d", test, n, want)
+			}
+			for i := 1; i < len(k.syncs); i++ {
+				if gap := k.syncs[i].at.Sub(k.syncs[i-1].at); gap < each {
+					t.Errorf("%+v: Syncs %d and %d ended %v apart", test, i-1, i, gap)
+				}
+			}
+		})
+	}
 }
 
 func TestSyncerRetriesWithGrowingPauses(t *testing.T) {

@@ -111,6 +111,7 @@ func jobs(packages []string, o options) []job {
 		if backend != "" {
 			j.args = append(j.args, "-backend="+backend)
 		}
+		j.args = append(j.args, strings.Fields(o.args)...)
 		all = append(all, j)
 	}
 	return all

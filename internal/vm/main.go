@@ -26,6 +26,7 @@ type options struct {
 	run     string
 	backend string
 	verbose bool
+	args    string
 	command string
 	slow    int
 	limit   time.Duration
@@ -62,6 +63,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.StringVar(&o.run, "run", "", "just the tests that match, as go test -run has it")
 	f.StringVar(&o.backend, "backend", "", "of the conformance table, just this backend or column")
 	f.BoolVar(&o.verbose, "v", false, "say each test, as go test -v does")
+	f.StringVar(&o.args, "args", "", "what else the test binaries are told, words between spaces")
 	f.StringVar(&o.command, "exec", "", "run this shell command instead of tests")
 	f.IntVar(&o.slow, "slow", 5, "how many times more patient than on a real machine tests are")
 	f.DurationVar(&o.limit, "limit", 20*time.Minute, "a machine that takes longer hangs, and fails")
