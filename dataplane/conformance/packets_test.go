@@ -286,6 +286,10 @@ func (r *run) ethtool(host, features string) {
 
 // sharedPort holds a connection to each of two Services from one port of a client.
 func sharedPort(r *run) {
+	if r.col.backend == "ipvs" {
+		r.notMeant("IPVS knows answers by client and endpoint, so that two connections from one client port to one endpoint mix, as in kube-proxy's mode")
+		return
+	}
 	var services []service
 	for _, endpoint := range []string{"a1", "b1"} {
 		for _, n := range []string{"one", "two"} {

@@ -117,6 +117,7 @@ type node struct {
 	tables []*table
 	routes *routes
 	counts counts
+	port   int // of the last ask, from 20,000
 }
 
 func newNode(t *testing.T) *node {
@@ -197,10 +198,12 @@ func (n *node) serve(addr string) {
 // affinityVIP is the Service that these tests ask.
 const affinityVIP = "10.96.0.10:53"
 
-// ask sends it one packet from a new socket and gives the answer, or "".
+// ask sends it one packet from a new socket and gives the answer, or "". Its
+// port is a new one: from an earlier one's it would be of that flow.
 func (n *node) ask() string {
 	n.t.Helper()
-	conn, err := net.Dial("udp", affinityVIP)
+	n.port++
+	conn, err := (&net.Dialer{LocalAddr: &net.UDPAddr{Port: 20000 + n.port}}).Dial("udp", affinityVIP)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -15,11 +15,14 @@ import (
 // routes are our local routes: they bring packets for a Service address to the
 // hooks where IPVS is, without the address on any device. Each has a source, so
 // that the node does not connect to the address from the address itself: source
-// ranges and endpoints are to see the node.
+// ranges and endpoints are to see the node. And each has the MTU of the node's
+// way out: by the loopback device's, the node's own large datagrams would come
+// to IPVS whole, which refuses what does not fit into the endpoint's device.
 type routes struct {
 	netlink *netlink.Handle
 	lo      int // index of the loopback device
 	sources map[dataplane.Family]netip.Addr
+	mtus    map[dataplane.Family]int // 0: the loopback device's
 	counts  *counts
 }
 
@@ -32,12 +35,14 @@ func openRoutes(c *counts) (*routes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the loopback device: %w", err)
 	}
-	return &routes{netlink: h, lo: lo.Attrs().Index, sources: map[dataplane.Family]netip.Addr{}, counts: c}, nil
+	return &routes{netlink: h, lo: lo.Attrs().Index, sources: map[dataplane.Family]netip.Addr{}, mtus: map[dataplane.Family]int{}, counts: c}, nil
 }
 
-// findSource finds the address from which the node sends to other hosts.
+// findSource finds the address from which the node sends to other hosts, and
+// how large its packets may be.
 func (r *routes) findSource(f dataplane.Family) {
 	delete(r.sources, f)
+	delete(r.mtus, f)
 	to, err := r.netlink.RouteGet(exampleOf(f).AsSlice())
 	if err != nil || len(to) == 0 {
 		return // no way out, so no matter
@@ -45,11 +50,14 @@ func (r *routes) findSource(f dataplane.Family) {
 	if a, ok := netip.AddrFromSlice(to[0].Src); ok && a.Unmap().IsGlobalUnicast() {
 		r.sources[f] = a.Unmap()
 	}
+	if link, err := r.netlink.LinkByIndex(to[0].LinkIndex); err == nil {
+		r.mtus[f] = link.Attrs().MTU
+	}
 }
 
 func (r *routes) close() { r.netlink.Close() }
 
-// read reads our routes of a family back, with whether their source is right.
+// read reads our routes of a family back, with whether their source and MTU are right.
 func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
 	only := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol}
@@ -64,7 +72,7 @@ func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 		}
 		if a, ok := netip.AddrFromSlice(route.Dst.IP); ok {
 			source, _ := netip.AddrFromSlice(route.Src)
-			out[a.Unmap()] = source.Unmap() == r.sources[f]
+			out[a.Unmap()] = source.Unmap() == r.sources[f] && route.MTU == r.mtus[f]
 		}
 	}
 	return out, nil
@@ -85,7 +93,7 @@ func (r *routes) add(a netip.Addr) error {
 func (r *routes) remove(a netip.Addr) error {
 	r.counts.routes++
 	route := r.route(a)
-	route.Src = nil // whatever it is
+	route.Src, route.MTU = nil, 0 // whatever they are
 	if err := r.netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the local route to %s: %w", a, err)
 	}
@@ -98,7 +106,7 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 		source = s.AsSlice()
 	}
 	return &netlink.Route{
-		LinkIndex: r.lo, Src: source, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+		LinkIndex: r.lo, Src: source, MTU: r.mtus[dataplane.FamilyOf(a)], Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
 		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol, Scope: netlink.SCOPE_HOST,
 	}
 }
