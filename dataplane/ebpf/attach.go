@@ -157,7 +157,7 @@ func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) 
 	}
 	path, err := packet.Start(ctx, packet.Config{
 		Collection: b.packets, LoadBare: b.loadBare, PinDir: b.dirs.root, Log: b.cfg.Log,
-		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections", Connections: &b.connections,
+		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections", Connections: &b.connections, Retired: &b.retired,
 	}, node)
 	if err != nil {
 		return fmt.Errorf("starting the packet path: %w", err)

@@ -104,6 +104,8 @@ type backend struct {
 	// For Counts, which other goroutines call.
 	told        atomic.Pointer[usage] // used, after the last Sync
 	connections atomic.Int64
+	// retired: no Service is wanted, so that no connection begins.
+	retired atomic.Bool
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record

@@ -38,6 +38,7 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	s := &session{backend: b, batch: batch{maps: b.maps}, claimed: map[sockFrontendKey]struct{}{}}
 	unknown := prev == nil || b.records == nil
+	b.retired.Store(want.Ports.Len() == 0)
 	if err := b.syncNode(want, unknown); err != nil {
 		return err
 	}

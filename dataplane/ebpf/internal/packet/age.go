@@ -72,6 +72,26 @@ const (
 	sctpClosed     = 10 * time.Second
 )
 
+// Where nothing new begins, because another backend serves the node now, its
+// connections are translated to ports that may be those of connections here
+// that are over: answers to it would be taken for theirs. So those go soon.
+const (
+	retiredClosed = 2 * time.Second // both sides have ended, or one has reset it
+	retiredUDP    = 30 * time.Second
+)
+
+// retiredSilence is silence where nothing new begins.
+func retiredSilence(protocol uint8, answered bool, ends, answerEnds uint8) time.Duration {
+	limit := silence(protocol, answered, ends, answerEnds)
+	switch {
+	case limit <= tcpClosed && ends|answerEnds != 0:
+		return retiredClosed
+	case protocol == unix.IPPROTO_UDP:
+		return min(limit, retiredUDP)
+	}
+	return limit
+}
+
 // silence is how long a connection may be silent; answered tells whether any
 // packet came back, ends what was seen of the end of each direction.
 func silence(protocol uint8, answered bool, ends, answerEnds uint8) time.Duration {
@@ -116,6 +136,7 @@ func (t tuple) reversed(stage uint8) tuple {
 // Bounds of a collection.
 const (
 	collectEvery = 10 * time.Second
+	retiredEvery = time.Second
 	batchSize    = 2048
 	// batchPause follows each batch: collection takes a small part of one
 	// processor, and no batch holds a bucket's lock for long.
@@ -132,6 +153,7 @@ type collector struct {
 	flag        string
 	refused     uint64        // connections, at the last pass
 	entries     *atomic.Int64 // nil: nobody asks
+	retired     *atomic.Bool  // nil: never
 	now         func() time.Duration
 	keys        []tuple
 	values      []conn
@@ -141,7 +163,7 @@ type collector struct {
 
 func newCollector(cfg Config) *collector {
 	return &collector{
-		connections: cfg.Collection.Maps[mapConnections], stats: cfg.Collection.Maps["stats"], log: cfg.Log, flag: cfg.ConnectionsFlag, entries: cfg.Connections, now: monotonic,
+		connections: cfg.Collection.Maps[mapConnections], stats: cfg.Collection.Maps["stats"], log: cfg.Log, flag: cfg.ConnectionsFlag, entries: cfg.Connections, retired: cfg.Retired, now: monotonic,
 		keys: make([]tuple, batchSize), values: make([]conn, batchSize),
 	}
 }
@@ -155,14 +177,19 @@ func monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// isRetired tells that nothing new begins.
+func (c *collector) isRetired() bool { return c.retired != nil && c.retired.Load() }
+
 func (c *collector) run(ctx context.Context) {
-	tick := time.NewTicker(collectEvery)
-	defer tick.Stop()
 	for {
+		pause := collectEvery
+		if c.isRetired() {
+			pause = retiredEvery
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 		removed, err := c.collect(ctx)
 		if err != nil {
@@ -221,12 +248,16 @@ func (c *collector) over(key tuple, value conn, now time.Duration) bool {
 	if value.Flags&connPrimary == 0 {
 		return idle(value) > tcpReset && c.orphan(key, value)
 	}
-	if idle(value) <= tcpReset {
+	limitOf, least := silence, tcpReset
+	if c.isRetired() {
+		limitOf, least = retiredSilence, retiredClosed
+	}
+	if idle(value) <= least {
 		return false
 	}
 	var answers conn
 	found := c.connections.Lookup(c.answersOf(key, value), &answers) == nil
-	limit := silence(key.Protocol, answers.Seen != 0, value.Ends, answers.Ends)
+	limit := limitOf(key.Protocol, answers.Seen != 0, value.Ends, answers.Ends)
 	return idle(value) > limit && (!found || idle(answers) > limit)
 }
 

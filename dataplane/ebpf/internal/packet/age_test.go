@@ -16,20 +16,24 @@ func TestSilence(t *testing.T) {
 		answered         bool
 		ends, answerEnds uint8
 		want             time.Duration
+		retired          time.Duration // where nothing new begins
 	}{
-		{"TCP without an answer", unix.IPPROTO_TCP, false, 0, 0, 60 * time.Second},
-		{"TCP that stands", unix.IPPROTO_TCP, true, 0, 0, 24 * time.Hour},
-		{"TCP that the client ended", unix.IPPROTO_TCP, true, connFIN, 0, time.Hour},
-		{"TCP that the server ended", unix.IPPROTO_TCP, true, 0, connFIN, time.Hour},
-		{"TCP that both ended", unix.IPPROTO_TCP, true, connFIN, connFIN, time.Minute},
-		{"TCP that was reset", unix.IPPROTO_TCP, true, 0, connReset, 10 * time.Second},
-		{"UDP without an answer", unix.IPPROTO_UDP, false, 0, 0, 30 * time.Second},
-		{"UDP with answers", unix.IPPROTO_UDP, true, 0, 0, 2 * time.Minute},
-		{"SCTP that stands", unix.IPPROTO_SCTP, true, 0, 0, 210 * time.Second},
-		{"SCTP that was aborted", unix.IPPROTO_SCTP, true, connReset, 0, 10 * time.Second},
+		{"TCP without an answer", unix.IPPROTO_TCP, false, 0, 0, 60 * time.Second, 60 * time.Second},
+		{"TCP that stands", unix.IPPROTO_TCP, true, 0, 0, 24 * time.Hour, 24 * time.Hour},
+		{"TCP that the client ended", unix.IPPROTO_TCP, true, connFIN, 0, time.Hour, time.Hour},
+		{"TCP that the server ended", unix.IPPROTO_TCP, true, 0, connFIN, time.Hour, time.Hour},
+		{"TCP that both ended", unix.IPPROTO_TCP, true, connFIN, connFIN, time.Minute, 2 * time.Second},
+		{"TCP that was reset", unix.IPPROTO_TCP, true, 0, connReset, 10 * time.Second, 2 * time.Second},
+		{"UDP without an answer", unix.IPPROTO_UDP, false, 0, 0, 30 * time.Second, 30 * time.Second},
+		{"UDP with answers", unix.IPPROTO_UDP, true, 0, 0, 2 * time.Minute, 30 * time.Second},
+		{"SCTP that stands", unix.IPPROTO_SCTP, true, 0, 0, 210 * time.Second, 210 * time.Second},
+		{"SCTP that was aborted", unix.IPPROTO_SCTP, true, connReset, 0, 10 * time.Second, 2 * time.Second},
 	} {
 		if got := silence(tc.protocol, tc.answered, tc.ends, tc.answerEnds); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
+		}
+		if got := retiredSilence(tc.protocol, tc.answered, tc.ends, tc.answerEnds); got != tc.retired {
+			t.Errorf("%s, where nothing new begins: %s, want %s", tc.name, got, tc.retired)
 		}
 	}
 }

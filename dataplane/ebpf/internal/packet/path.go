@@ -73,6 +73,9 @@ type Config struct {
 	// Connections, if set, is told now and then how many entries the connection
 	// table has.
 	Connections *atomic.Int64
+	// Retired, if set, says that nothing new begins, so that what is over is
+	// forgotten sooner.
+	Retired *atomic.Bool
 }
 
 // Path is the packet path at work.
