@@ -75,6 +75,7 @@ func eachBackend(t *testing.T, do func(t *testing.T, backend string)) {
 			continue
 		}
 		t.Run(d.Name, func(t *testing.T) {
+			t.Parallel() // they wait more than they work
 			err := netlab.RequireRoot()
 			if err == nil {
 				err = d.Probe(t.Context(), dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: 14})

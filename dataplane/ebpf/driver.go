@@ -141,9 +141,7 @@ func probe(o Options, cfg dataplane.Config) error {
 	}
 	switch {
 	case errors.Is(err, dataplane.ErrUnsupported): // it says why already
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		err = fmt.Errorf("loading programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %w: %w", err, dataplane.ErrUnsupported)
-	case errors.Is(err, ebpf.ErrNotSupported):
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, ebpf.ErrNotSupported):
 		err = fmt.Errorf("%w: %w", err, dataplane.ErrUnsupported)
 	}
 	return errors.Join(err, b.Close())
@@ -155,6 +153,9 @@ func prepare(o Options, cfg dataplane.Config) (*backend, error) {
 		return nil, errors.New("no address family to program")
 	}
 	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
 	b := &backend{opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}}
