@@ -53,7 +53,7 @@ func ipvsColumn() column {
 // ipvsState is IPVS services, our routes, our tables, and foreign rules.
 func ipvsState(r *run, n *netlab.Node) []string {
 	r.Helper()
-	lines := slices.Concat(ipvsServices(r.shell(n, "cat /proc/net/ip_vs")), nftLines(r.shell(n, "nft -s list ruleset")))
+	lines := slices.Concat(ipvsServices(r.shell(n, "ipvsadm -Sn")), nftLines(r.shell(n, "nft -s list ruleset")))
 	for line := range strings.Lines(r.shell(n, "/sbin/ip route show table local type local; /sbin/ip -6 route show table local type local")) {
 		if !strings.Contains(line, "proto kernel") {
 			lines = append(lines, "route "+strings.TrimSpace(line))
@@ -63,19 +63,13 @@ func ipvsState(r *run, n *netlab.Node) []string {
 	return append(lines, rulesOf(r, n, "iptables-nft-save")...)
 }
 
-// ipvsServices are the services with the endpoints that get new connections.
-func ipvsServices(table string) []string {
+// ipvsServices are the services with the endpoints that get new connections, as
+// ipvsadm saves them. (/proc/net/ip_vs has left out services in some reads.)
+func ipvsServices(saved string) []string {
 	var lines []string
-	of := ""
-	for line := range strings.Lines(table) {
-		words := strings.Fields(line)
-		switch {
-		case len(words) < 3 || words[0] == "IP" || words[0] == "Prot" || words[1] == "RemoteAddress:Port":
-		case words[0] != "->":
-			of = strings.Join(words, " ")
-			lines = append(lines, of)
-		case words[3] != "0": // else it drains
-			lines = append(lines, of+" "+strings.Join(words[:4], " "))
+	for line := range strings.Lines(saved) {
+		if line = strings.TrimSpace(line); !strings.HasSuffix(line, " -w 0") { // else it drains
+			lines = append(lines, line)
 		}
 	}
 	return lines

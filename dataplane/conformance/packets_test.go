@@ -212,6 +212,9 @@ func narrowDevice(r *run) {
 func fragments(r *run) {
 	r.sync(pathServices())
 	large := func(p probe, family dataplane.Family) {
+		if r.col.backend == "ipvs" && strings.HasPrefix(p.client, "node-") && family == dataplane.IPv6 {
+			return // IPVS refuses what the node itself would have cut into fragments only later, as in kube-proxy's mode
+		}
 		req := r.request(p, dataplane.UDP, family)
 		req.Size, req.Timeout = 4000, answerTime
 		a, err := r.host(p.client).Ask(req)

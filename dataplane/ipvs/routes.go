@@ -84,7 +84,12 @@ func (r *routes) add(a netip.Addr) error {
 	if a.Is6() {
 		add = r.netlink.RouteAdd
 	}
-	if err := add(r.route(a)); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := add(r.route(a))
+	if errors.Is(err, unix.EINVAL) { // the source is no address of the node any more
+		r.findSource(dataplane.FamilyOf(a))
+		err = add(r.route(a))
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("adding the local route to %s: %w", a, err)
 	}
 	return nil

@@ -49,6 +49,25 @@ func TestRoutes(t *testing.T) {
 	})
 }
 
+// TestRouteAfterItsSourceIsGone: the address that the node sent from may go
+// while nothing else changes.
+func TestRouteAfterItsSourceIsGone(t *testing.T) {
+	inNetns(t, func() {
+		n := newNode(t)
+		for f, gone := range map[dataplane.Family]string{dataplane.IPv4: "198.51.100.77", dataplane.IPv6: "2001:db8:1::77"} {
+			n.routes.findSource(f)
+			n.routes.sources[f] = netip.MustParseAddr(gone)
+			vip := exampleOf(f)
+			if err := n.routes.add(vip); err != nil {
+				t.Error(err)
+			}
+			if have, err := n.routes.read(f); err != nil || !have[vip] {
+				t.Errorf("read back: %v, %v", have, err)
+			}
+		}
+	})
+}
+
 // localRoutes are the local routes, but for those of link-local addresses, which
 // devices get in their own time.
 func localRoutes(t *testing.T) string {

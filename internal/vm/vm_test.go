@@ -134,7 +134,7 @@ func TestParse(t *testing.T) {
 	}
 	for args, want := range map[string]int{
 		"": len(matrix()), "-run TestCosts": len(matrix()), "-backend ipvs": len(matrix()) - 2,
-		"./dataplane/conformance": 3, "-backend ebpf-packets ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
+		"./dataplane/conformance": 3, "-backend iptables ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
 	} {
 		if o, err := parse(strings.Fields(args), io.Discard); err != nil || len(o.jobs) != want {
 			t.Errorf("%q: %d jobs, %v; want %d", args, len(o.jobs), err, want)
