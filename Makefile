@@ -51,10 +51,10 @@ lint: ## check style, imports and go.mod; change nothing
 test: test-unit test-conformance ## run all tests; the last part prints the conformance table
 
 # Everything but conformance, with the race detector (which needs cgo). The
-# linter vets.
+# linter vets; packages wait more than they work.
 .PHONY: test-unit
 test-unit: deps-test
-	CGO_ENABLED=1 go test -race -vet=off $$(go list ./... | grep -v /dataplane/conformance)
+	CGO_ENABLED=1 go test -race -vet=off -p 3 $$(go list ./... | grep -v /dataplane/conformance)
 
 # The test binary runs by itself so that its table is printed whatever the result.
 # The columns wait more than they work, so all go at once.

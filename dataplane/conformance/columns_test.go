@@ -20,6 +20,10 @@ type column struct {
 	// elsewhere is where the column runs if this machine lacks what it needs; then
 	// that is no failure, unless -backend names the column. "": everywhere.
 	elsewhere string
+	// sameAs is a column whose code this one runs a part of, and why. Cases about
+	// what the kernel holds, where packets go being the same, run there alone
+	// unless -backend names this column. "": none.
+	sameAs, sameWhy string
 	// sockets says that the backend translates sockets, so that who sits behind
 	// its hooks is seen with its own address (docs/adr/0004).
 	sockets bool
@@ -74,7 +78,9 @@ func shellAct(command string) act {
 
 // columns lists all of them, in the catalog's order.
 func columns() []column {
-	return []column{ebpfColumn("ebpf", true), ebpfColumn("ebpf-packets", false), ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
+	packets := ebpfColumn("ebpf-packets", false)
+	packets.sameAs, packets.sameWhy = "ebpf", "it is the same without the socket hooks"
+	return []column{ebpfColumn("ebpf", true), packets, ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
 }
 
 // columnNamed finds a column; the agent's process is told just the name.

@@ -13,7 +13,7 @@ import (
 // SIGKILL in the middle of a Sync. A steady load runs through all of it.
 
 // mostPoints bounds how many points of a Sync a fault is tried at.
-const mostPoints = 4
+const mostPoints = 3
 
 func crashCases() []testCase {
 	return []testCase{

@@ -92,7 +92,7 @@ func (r *run) manySyncs() {
 	r.Helper()
 	n := 100
 	if r.col.backend == "ebpf" {
-		n = 1000
+		n = 400
 	}
 	random := rand.New(rand.NewPCG(3, 5))
 	for i := range n {
