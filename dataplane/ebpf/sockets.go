@@ -25,7 +25,11 @@ func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 	if b.ender == nil {
 		return nil, nil
 	}
+	users := b.ender.users
+	users.begin(prev.Ports)
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
+		users.change(old, -1)
+		users.change(cur, 1)
 		if old == nil || b.records[old.ID] == nil {
 			continue
 		}
@@ -74,6 +78,9 @@ func (b *backend) endSockets(lost []lostEndpoint, back []terminate.Endpoint, ref
 	if b.ender == nil {
 		return
 	}
+	if len(refused) > 0 {
+		b.ender.users.forget() // they were counted as wanted
+	}
 	if len(back) > 0 {
 		b.ender.keep(back)
 	}
@@ -101,8 +108,74 @@ type ender struct {
 	stop chan struct{}
 	done sync.WaitGroup
 
+	// users tells which endpoints have other ServicePorts, where the kernel cannot
+	// tell the sockets of one from those of another; nil: it can.
+	users *users
+
 	mu   sync.Mutex
 	gone []terminate.Endpoint
+}
+
+// users counts the ServicePorts of each endpoint. A nil one counts nothing.
+type users struct {
+	mu    sync.Mutex
+	count map[peer]int // nil: not known
+}
+
+type peer struct {
+	protocol dataplane.Protocol
+	addr     netip.AddrPort
+}
+
+// begin counts afresh where the numbers are not known.
+func (u *users) begin(ports dataplane.Ports) {
+	if u == nil || u.count != nil {
+		return
+	}
+	u.count = map[peer]int{}
+	for port := range ports.All() {
+		u.change(port, 1)
+	}
+}
+
+// change counts a ServicePort's endpoints once more or less.
+func (u *users) change(port *dataplane.ServicePort, by int) {
+	if u == nil || port == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, list := range [][]netip.AddrPort{port.Serving, port.Ending} {
+		for _, addr := range list {
+			at := peer{port.ID.Protocol, addr}
+			if u.count[at] += by; u.count[at] == 0 {
+				delete(u.count, at)
+			}
+		}
+	}
+}
+
+func (u *users) forget() {
+	if u == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.count = nil
+}
+
+// without leaves out the endpoints that some ServicePort has; all, where that is
+// not known.
+func (u *users) without(gone []terminate.Endpoint) []terminate.Endpoint {
+	if u == nil {
+		return gone
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.count == nil {
+		return nil
+	}
+	return slices.DeleteFunc(gone, func(e terminate.Endpoint) bool { return u.count[peer{e.Protocol, e.Addr}] > 0 })
 }
 
 func startEnder(peers *ebpf.Map, cgroup string, log *slog.Logger) (*ender, error) {
@@ -111,6 +184,9 @@ func startEnder(peers *ebpf.Map, cgroup string, log *slog.Logger) (*ender, error
 		return nil, err
 	}
 	e := &ender{end: end, log: log, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	if !end.KnowsServices() {
+		e.users = &users{}
+	}
 	e.done.Go(e.run)
 	return e, nil
 }
@@ -148,6 +224,7 @@ func (e *ender) run() {
 		gone := e.gone
 		e.gone = nil
 		e.mu.Unlock()
+		gone = e.users.without(gone)
 		n, err := e.end.Terminate(gone)
 		if err != nil {
 			e.log.Warn("ending sockets of endpoints that are gone; some clients may go on sending to them", "endpoints", len(gone), "error", err)

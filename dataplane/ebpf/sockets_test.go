@@ -6,12 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
 )
 
 // A Service that loses one of its endpoints: connected UDP clients of that one
@@ -57,6 +59,51 @@ func TestConnectedUDPClientsLearnThatTheirEndpointIsGone(t *testing.T) {
 		if _, err := c.Read(make([]byte, 64)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestUsers: where a socket's Service is not known, an endpoint that another
+// Service has is not gone. (Linux before 6.5; its packets go through the
+// conformance table in a virtual machine.)
+func TestUsers(t *testing.T) {
+	serving := func(name string, endpoints ...string) *dataplane.ServicePort {
+		p := &dataplane.ServicePort{ID: dataplane.PortID{Namespace: "test", Service: name, Protocol: dataplane.UDP}}
+		for _, e := range endpoints {
+			p.Serving = append(p.Serving, netip.MustParseAddrPort(e))
+		}
+		return p
+	}
+	const one, two = "127.0.2.1:8080", "127.0.2.2:8080"
+	gone := func(u *users) (left []string) {
+		for _, e := range u.without([]terminate.Endpoint{
+			{Protocol: dataplane.UDP, Addr: netip.MustParseAddrPort(one)}, {Protocol: dataplane.UDP, Addr: netip.MustParseAddrPort(two)},
+		}) {
+			left = append(left, e.Addr.String())
+		}
+		return left
+	}
+	u := &users{}
+	a, b := serving("a", one, two), serving("b", two)
+	for _, step := range []struct {
+		what     string
+		old, cur *dataplane.ServicePort
+		want     []string
+	}{
+		{"both Services are there", nil, nil, nil},
+		{"one loses both endpoints", a, serving("a"), []string{one}},
+		{"the other is deleted", b, nil, []string{one, two}},
+		{"a new one has the first", nil, serving("c", one), []string{two}},
+	} {
+		u.begin(snapshot(a, b).Ports)
+		u.change(step.old, -1)
+		u.change(step.cur, 1)
+		if got := gone(u); !slices.Equal(got, step.want) {
+			t.Errorf("%s: gone are %v; want %v", step.what, got, step.want)
+		}
+	}
+	u.forget()
+	if got := gone(u); len(got) != 0 {
+		t.Errorf("where nothing is known, gone are %v; want none", got)
 	}
 }
 

@@ -46,6 +46,10 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	var lost []lostEndpoint
 	var back []terminate.Endpoint
 	if unknown {
+		if b.ender != nil {
+			b.ender.users.forget()
+			b.ender.users.begin(want.Ports)
+		}
 		err = s.repair(want)
 	} else {
 		lost, back = b.lostEndpoints(prev, want)

@@ -57,6 +57,13 @@ func Open(peers *ebpf.Map, cgroup string, log *slog.Logger) (*Terminator, error)
 	return t, nil
 }
 
+// KnowsServices tells whether just the sockets are ended that asked for the
+// endpoint's Service; by netlink all are that are connected to the endpoint.
+func (t *Terminator) KnowsServices() bool {
+	_, netlink := t.end.(*byNetlink)
+	return !netlink
+}
+
 // Terminate ends the TCP and UDP sockets that are connected to the endpoints
 // given, in every network namespace that a process below the cgroup is in, and
 // in this process's. It gives their number. What failed in one namespace does
