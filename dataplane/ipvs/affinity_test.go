@@ -146,8 +146,12 @@ func (n *node) sync(ports ...*dataplane.ServicePort) {
 	w := &c.writes
 	for _, t := range n.tables {
 		have, err := n.routes.read(t.family)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		state, err := t.read()
 		if err == nil {
-			err = c.compareTable(t, e, all)
+			err = c.compareTable(t, state, e, all)
 		}
 		if err != nil {
 			n.t.Fatal(err)

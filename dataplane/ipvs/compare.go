@@ -1,10 +1,41 @@
 package ipvs
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
+
+// reading is what the kernel holds, read back once.
+type reading struct {
+	taken    map[netip.Addr]bool // addresses of the node's devices
+	services map[serviceKey]held
+	tables   map[dataplane.Family]*tableState
+	routes   map[dataplane.Family]map[netip.Addr]bool // ours, and whether they are right
+}
+
+// read reads all of it back.
+func (b *backend) read() (*reading, error) {
+	have := &reading{tables: map[dataplane.Family]*tableState{}, routes: map[dataplane.Family]map[netip.Addr]bool{}}
+	var err error
+	if have.taken, err = b.routes.taken(); err != nil {
+		return nil, err
+	}
+	if have.services, err = b.kernel.read(); err != nil {
+		return nil, err
+	}
+	for _, t := range b.tables {
+		if have.tables[t.family], err = t.read(); err != nil {
+			return nil, err
+		}
+		b.routes.findSource(t.family)
+		if have.routes[t.family], err = b.routes.read(t.family); err != nil {
+			return nil, err
+		}
+	}
+	return have, nil
+}
 
 // comparison is what a comparison of the kernel with what is wanted comes to.
 type comparison struct {
@@ -13,36 +44,24 @@ type comparison struct {
 	localnet localnet // as it was found
 }
 
-// compare reads the kernel back and finds what to write.
-func (b *backend) compare(next *env, want *dataplane.Snapshot) (*comparison, error) {
-	var err error
-	if next.taken, err = b.routes.taken(); err != nil {
-		return nil, err
-	}
+// compare finds what to write.
+func (b *backend) compare(have *reading, next *env, want *dataplane.Snapshot) (*comparison, error) {
+	next.taken = have.taken
 	all := next.wantAll(want.Ports)
-	have, err := b.kernel.read()
-	if err != nil {
-		return nil, err
-	}
 	c := &comparison{refs: all.refs, localnet: b.localnet}
 	for _, t := range b.tables {
-		if err := c.compareTable(t, next, all); err != nil {
+		if err := c.compareTable(t, have.tables[t.family], next, all); err != nil {
 			return nil, err
 		}
-		b.routes.findSource(t.family)
-		routes, err := b.routes.read(t.family)
-		if err != nil {
-			return nil, err
-		}
-		c.writes.compareRoutes(t.family, routes, all)
+		c.writes.compareRoutes(t.family, have.routes[t.family], all)
 	}
 	keys := map[serviceKey]bool{}
 	for _, s := range all.services {
 		keys[s.key] = true
-		h, there := have[s.key]
+		h, there := have.services[s.key]
 		c.writes.services = append(c.writes.services, serviceChange{want: s, have: h, there: there})
 	}
-	for key, h := range have {
+	for key, h := range have.services {
 		if h.ours && !keys[key] && slices.Contains(b.cfg.Families, dataplane.FamilyOf(key.addr.Addr())) {
 			c.writes.goneServices = append(c.writes.goneServices, key)
 		}
@@ -51,11 +70,7 @@ func (b *backend) compare(next *env, want *dataplane.Snapshot) (*comparison, err
 }
 
 // compareTable finds what a table lacks and what is too much in it.
-func (c *comparison) compareTable(t *table, next *env, all *wanted) error {
-	state, err := t.read()
-	if err != nil {
-		return err
-	}
+func (c *comparison) compareTable(t *table, state *tableState, next *env, all *wanted) error {
 	elements := next.constantElements(t.family)
 	for e, data := range all.elements {
 		if e.family == t.family {

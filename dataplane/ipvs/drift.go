@@ -2,36 +2,39 @@ package ipvs
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 )
 
 // drift says in words what a Sync with prev nil would mend, had it to program
 // what the kernel held last.
-func (b *backend) drift() ([]string, error) {
+func (b *backend) drift(have *reading) ([]string, error) {
 	next := b.env
 	next.see(b.held, b.cfg.LocalhostNodePorts)
-	p, err := b.compare(&next, b.held)
+	c, err := b.compare(have, &next, b.held)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, t := range p.writes.tables {
+	for _, t := range c.writes.tables {
 		out = append(out, t.drift()...)
 	}
-	for _, s := range p.writes.services {
+	for _, s := range c.writes.services {
 		out = append(out, s.drift()...)
 	}
-	for _, key := range p.writes.goneServices {
+	for _, key := range c.writes.goneServices {
 		out = append(out, fmt.Sprintf("%s is nobody's any more", key))
 	}
-	for _, a := range p.writes.newRoutes {
-		out = append(out, fmt.Sprintf("the local route to %s is missing or has a wrong source", a))
+	for _, a := range c.writes.newRoutes {
+		out = append(out, fmt.Sprintf("the local route to %s is missing", a))
 	}
-	for _, a := range p.writes.oldRoutes {
+	for _, a := range c.writes.wrongRoutes {
+		out = append(out, fmt.Sprintf("the local route to %s has another source or MTU", a))
+	}
+	for _, a := range c.writes.oldRoutes {
 		out = append(out, fmt.Sprintf("the local route to %s is nobody's any more", a))
 	}
+	slices.Sort(out)
 	return out, nil
 }
 
@@ -49,11 +52,19 @@ func (c *tableWrites) drift() []string {
 	for _, chain := range c.last.oldChains {
 		say("nobody's any more: chain", chain)
 	}
+	// A set that was flushed is one line, not one for each Service.
+	missing, strange := map[string]int{}, map[string]int{}
 	for e := range c.first.put {
-		say("missing or wrong: an element of", e.set)
+		missing[e.set]++
 	}
 	for _, e := range c.last.remove {
-		say("nobody's any more: an element of", e.set)
+		strange[e.set]++
+	}
+	for set, n := range missing {
+		say(fmt.Sprintf("missing or wrong: elements (%d) of", n), set)
+	}
+	for set, n := range strange {
+		say(fmt.Sprintf("nobody's any more: elements (%d) of", n), set)
 	}
 	return out
 }
@@ -74,8 +85,8 @@ func (s *serviceChange) drift() []string {
 			out = append(out, fmt.Sprintf("%s does not send to %s", s.want.key, e.Addr))
 		}
 	}
-	for _, a := range slices.SortedFunc(maps.Keys(s.have.destinations), netip.AddrPort.Compare) {
-		if s.have.destinations[a].weight > 0 && !wanted[a] {
+	for a, d := range s.have.destinations {
+		if d.weight > 0 && !wanted[a] { // else it drains
 			out = append(out, fmt.Sprintf("%s sends to %s", s.want.key, a))
 		}
 	}

@@ -15,33 +15,21 @@ import (
 func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	services, err := b.kernel.read()
-	if err != nil {
-		return nil, err
-	}
-	taken, err := b.routes.taken()
+	have, err := b.read()
 	if err != nil {
 		return nil, err
 	}
 	out := &dataplane.Observation{}
 	for _, t := range b.tables {
-		state, err := t.read()
-		if err != nil {
-			return nil, err
+		reached := maps.Clone(have.taken)
+		for a := range have.routes[t.family] { // whatever its source
+			reached[a] = true
 		}
-		reached, err := b.routes.read(t.family)
-		if err != nil {
-			return nil, err
-		}
-		for a := range reached {
-			reached[a] = true // whatever its source
-		}
-		maps.Copy(reached, taken)
-		o := &observer{family: t.family, elements: state.elements, services: services, reached: reached}
+		o := &observer{family: t.family, elements: have.tables[t.family].elements, services: have.services, reached: reached}
 		o.frontends(out)
 	}
 	if b.held != nil {
-		if out.Other, err = b.drift(); err != nil {
+		if out.Other, err = b.drift(have); err != nil {
 			return nil, err
 		}
 		out.Whole = true

@@ -153,7 +153,11 @@ func (b *backend) full(ctx context.Context, next *env, want *dataplane.Snapshot)
 	if err := b.applySettings(); err != nil {
 		return err
 	}
-	c, err := b.compare(next, want)
+	have, err := b.read()
+	if err != nil {
+		return err
+	}
+	c, err := b.compare(have, next, want)
 	if err != nil {
 		return err
 	}
@@ -343,7 +347,7 @@ func (b *backend) asWritten(s service) held {
 type writes struct {
 	tables       []tableWrites
 	services     []serviceChange
-	wrongRoutes  []netip.Addr // of newRoutes: there with another source
+	wrongRoutes  []netip.Addr // there with another source or MTU
 	newRoutes    []netip.Addr
 	oldRoutes    []netip.Addr
 	goneServices []serviceKey
@@ -367,17 +371,18 @@ func (w *writes) compareRoutes(f dataplane.Family, have map[netip.Addr]bool, all
 		if e.set != setVIPs || e.family != f {
 			continue
 		}
-		a := addrOf(e.key)
-		right, there := have[a]
-		if there && !right {
-			w.wrongRoutes = append(w.wrongRoutes, a)
+		switch right, there := have[addrOf(e.key)]; {
+		case !there:
+			w.newRoutes = append(w.newRoutes, addrOf(e.key))
+		case !right:
+			w.wrongRoutes = append(w.wrongRoutes, addrOf(e.key))
 		}
-		if !right {
-			w.newRoutes = append(w.newRoutes, a)
-		}
-		delete(have, a)
 	}
-	w.oldRoutes = slices.AppendSeq(w.oldRoutes, maps.Keys(have))
+	for a := range have {
+		if _, ok := all.elements[element{f, setVIPs, addrBytes(a)}]; !ok {
+			w.oldRoutes = append(w.oldRoutes, a)
+		}
+	}
 }
 
 // takeRoutes adds the routes for the addresses that come and go.
@@ -413,8 +418,11 @@ func (b *backend) write(ctx context.Context, w *writes) error {
 			return err
 		}
 	}
-	for _, a := range w.wrongRoutes {
+	for _, a := range w.wrongRoutes { // one at a time, so that each is missing for a moment only
 		if err := b.routes.remove(a); err != nil {
+			return err
+		}
+		if err := b.routes.add(a); err != nil {
 			return err
 		}
 	}
