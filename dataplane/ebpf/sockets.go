@@ -26,7 +26,6 @@ func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 		return nil, nil
 	}
 	users := b.ender.users
-	users.begin(prev.Ports)
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
 		users.change(old, -1)
 		users.change(cur, 1)
@@ -74,12 +73,15 @@ func goneFrom(old, cur *dataplane.ServicePort) []netip.AddrPort {
 // endSockets ends the sockets of endpoints that were lost, but for those of
 // ServicePorts that were refused and so keep what they have, and for endpoints
 // that come back while they wait.
-func (b *backend) endSockets(lost []lostEndpoint, back []terminate.Endpoint, refused []dataplane.PortError) {
+func (b *backend) endSockets(prev, want *dataplane.Snapshot, lost []lostEndpoint, back []terminate.Endpoint, refused []dataplane.PortError) {
 	if b.ender == nil {
 		return
 	}
-	if len(refused) > 0 {
-		b.ender.users.forget() // they were counted as wanted
+	for _, r := range refused { // it was counted as wanted
+		b.ender.users.change(want.Ports.Get(r.ID), -1)
+		if prev != nil {
+			b.ender.users.change(prev.Ports.Get(r.ID), 1)
+		}
 	}
 	if len(back) > 0 {
 		b.ender.keep(back)
@@ -119,7 +121,7 @@ type ender struct {
 // users counts the ServicePorts of each endpoint. A nil one counts nothing.
 type users struct {
 	mu    sync.Mutex
-	count map[peer]int // nil: not known
+	count map[peer]int
 }
 
 type peer struct {
@@ -127,15 +129,18 @@ type peer struct {
 	addr     netip.AddrPort
 }
 
-// begin counts afresh where the numbers are not known.
-func (u *users) begin(ports dataplane.Ports) {
-	if u == nil || u.count != nil {
+// start counts afresh.
+func (u *users) start(ports dataplane.Ports) {
+	if u == nil {
 		return
 	}
-	u.count = map[peer]int{}
+	count := map[peer]int{}
 	for port := range ports.All() {
-		u.change(port, 1)
+		addUser(count, port, 1)
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.count = count
 }
 
 // change counts a ServicePort's endpoints once more or less.
@@ -145,36 +150,27 @@ func (u *users) change(port *dataplane.ServicePort, by int) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	addUser(u.count, port, by)
+}
+
+func addUser(count map[peer]int, port *dataplane.ServicePort, by int) {
 	for _, list := range [][]netip.AddrPort{port.Serving, port.Ending} {
 		for _, addr := range list {
 			at := peer{port.ID.Protocol, addr}
-			if u.count[at] += by; u.count[at] == 0 {
-				delete(u.count, at)
+			if count[at] += by; count[at] == 0 {
+				delete(count, at)
 			}
 		}
 	}
 }
 
-func (u *users) forget() {
-	if u == nil {
-		return
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.count = nil
-}
-
-// without leaves out the endpoints that some ServicePort has; all, where that is
-// not known.
+// without leaves out the endpoints that some ServicePort has.
 func (u *users) without(gone []terminate.Endpoint) []terminate.Endpoint {
 	if u == nil {
 		return gone
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.count == nil {
-		return nil
-	}
 	return slices.DeleteFunc(gone, func(e terminate.Endpoint) bool { return u.count[peer{e.Protocol, e.Addr}] > 0 })
 }
 

@@ -83,7 +83,11 @@ func TestUsers(t *testing.T) {
 		return left
 	}
 	u := &users{}
+	if got := gone(u); len(got) != 2 {
+		t.Errorf("before the first Sync, gone are %v; want both", got)
+	}
 	a, b := serving("a", one, two), serving("b", two)
+	u.start(snapshot(a, b).Ports)
 	for _, step := range []struct {
 		what     string
 		old, cur *dataplane.ServicePort
@@ -94,16 +98,15 @@ func TestUsers(t *testing.T) {
 		{"the other is deleted", b, nil, []string{one, two}},
 		{"a new one has the first", nil, serving("c", one), []string{two}},
 	} {
-		u.begin(snapshot(a, b).Ports)
 		u.change(step.old, -1)
 		u.change(step.cur, 1)
 		if got := gone(u); !slices.Equal(got, step.want) {
 			t.Errorf("%s: gone are %v; want %v", step.what, got, step.want)
 		}
 	}
-	u.forget()
-	if got := gone(u); len(got) != 0 {
-		t.Errorf("where nothing is known, gone are %v; want none", got)
+	u.start(snapshot(b).Ports)
+	if got := gone(u); !slices.Equal(got, []string{one}) {
+		t.Errorf("counted afresh, gone are %v; want %s", got, one)
 	}
 }
 

@@ -47,8 +47,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	var back []terminate.Endpoint
 	if unknown {
 		if b.ender != nil {
-			b.ender.users.forget()
-			b.ender.users.begin(want.Ports)
+			b.ender.users.start(want.Ports)
 		}
 		err = s.repair(want)
 	} else {
@@ -64,7 +63,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if err := b.attach(ctx, want.Node, unknown); err != nil {
 		return err
 	}
-	b.endSockets(lost, back, s.failed)
+	b.endSockets(prev, want, lost, back, s.failed)
 	used := b.used
 	b.told.Store(&used)
 	if len(s.failed) > 0 {
