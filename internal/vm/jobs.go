@@ -26,9 +26,10 @@ func (j job) name() string { return strings.ReplaceAll(j.dir, "/", "_") }
 
 // part is a package's tests in the kernel matrix.
 type part struct {
-	dir    string
-	column string   // of the conformance table
-	run    []string // what their names hold; none: all
+	dir     string
+	backend string   // of the conformance table: all columns of it, or one column
+	column  string   // just this column of it; "": as backend has it
+	run     []string // what their names hold; none: all
 }
 
 // matrix are the packages of the kernel matrix, in the order in which they
@@ -37,25 +38,31 @@ type part struct {
 // All of it would take hours under emulation: the whole conformance table half
 // an hour for each column, and Linux 6.1 a minute to verify the eBPF programs
 // each time that they are loaded. So there are the cases that depend most on the
-// kernel, few that start agents anew, and one column of each backend; the rest
-// runs on this machine's own kernel. "PKG=… RUN=. LIMIT=2h" runs all.
-func matrix() []part {
+// kernel, few that start agents anew, and one column of each backend, or those
+// of the backend that is asked for; the rest runs on this machine's own kernel.
+// "PKG=… RUN=. LIMIT=2h" runs all.
+func matrix(backend string) []part {
 	policy := []string{
 		"internal Cluster, external Local; pods told by ClusterCIDR", "without endpoints every frontend rejects", "an undefined port of a ClusterIP",
 		"source ranges: others are dropped", "a client stays with its endpoint", "hairpin: an endpoint reaches itself", "TCP, UDP and SCTP on one port",
-		"fragments", "survive SIGKILL of the agent and a new start",
+		"fragments", "go on when another Service with its endpoint goes", "survive SIGKILL of the agent and a new start",
 	}
 	ours := []string{"repairs what another program broke", "another program's rules stay"}
-	return []part{
+	parts := []part{
 		{dir: "dataplane/ebpf/internal/packet"},
 		{dir: "dataplane/ebpf/internal/terminate"},
 		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "TestDeviceWithoutLinkLayerHeader"}},
 		{dir: "dataplane/iptables", run: []string{"TestProbe", "TestReadBack", "TestVariantChoice", "TestLocalnet"}},
 		{dir: "dataplane/ipvs"},
-		{dir: conformance, column: "ipvs", run: slices.Concat(policy, ours)},
-		{dir: conformance, column: "iptables-nft", run: policy},
-		{dir: conformance, column: "ebpf", run: policy},
 	}
+	if backend != "" {
+		return append(parts, part{dir: conformance, backend: backend, run: slices.Concat(policy, ours)})
+	}
+	return append(parts,
+		part{dir: conformance, backend: "ipvs", run: slices.Concat(policy, ours)},
+		part{dir: conformance, backend: "iptables-nft", run: policy},
+		part{dir: conformance, backend: "ebpf", column: "ebpf", run: policy},
+	)
 }
 
 // pattern is a part's tests as go test -run has it.
@@ -64,10 +71,32 @@ func (p part) pattern() string {
 	case len(p.run) == 0:
 		return ""
 	case p.dir == conformance: // cases are below the columns
-		return "/^" + p.column + "$/(" + strings.Join(p.run, "|") + ")"
+		column := ""
+		if p.column != "" {
+			column = "^" + p.column + "$"
+		}
+		return "/" + column + "/(" + strings.Join(p.run, "|") + ")"
 	default:
 		return "^(" + strings.Join(p.run, "|") + ")$"
 	}
+}
+
+// named are the packages that are asked for, whole, but for the conformance
+// table, which is so only where the cases are named, too.
+func named(packages []string, o options) []part {
+	var parts []part
+	for _, p := range packages {
+		p = filepath.Clean(p)
+		switch {
+		case p != conformance:
+			parts = append(parts, part{dir: p})
+		case o.run != "":
+			parts = append(parts, part{dir: p, backend: o.backend})
+		default:
+			parts = append(parts, slices.DeleteFunc(matrix(o.backend), func(m part) bool { return m.dir != conformance })...)
+		}
+	}
+	return parts
 }
 
 // jobs are the packages named, or the matrix.
@@ -75,27 +104,13 @@ func jobs(packages []string, o options) []job {
 	if o.command != "" {
 		return []job{{dir: ".", command: o.command}}
 	}
-	parts := matrix()
+	parts := matrix(o.backend)
 	if len(packages) > 0 {
-		parts = nil
-		for _, p := range packages {
-			p = filepath.Clean(p)
-			if p == conformance && o.run == "" {
-				parts = append(parts, slices.DeleteFunc(matrix(), func(m part) bool { return m.dir != conformance })...)
-			} else {
-				parts = append(parts, part{dir: p})
-			}
-		}
+		parts = named(packages, o)
 	}
 	var all []job
 	for _, p := range parts {
-		run, backend := cmp.Or(o.run, p.pattern()), p.column
-		if p.dir == conformance && o.backend != "" {
-			if !strings.HasPrefix(backend, o.backend) && backend != "" {
-				continue
-			}
-			backend = o.backend
-		}
+		run := cmp.Or(o.run, p.pattern())
 		// A test that hangs says where before the machine is ended.
 		j := job{dir: p.dir, args: []string{"-test.timeout=" + (o.limit * 9 / 10).String()}}
 		if run != "" {
@@ -104,8 +119,8 @@ func jobs(packages []string, o options) []job {
 		if o.verbose {
 			j.args = append(j.args, "-test.v")
 		}
-		if backend != "" {
-			j.args = append(j.args, "-backend="+backend)
+		if p.backend != "" {
+			j.args = append(j.args, "-backend="+p.backend)
 		}
 		j.args = append(j.args, strings.Fields(o.args)...)
 		all = append(all, j)

@@ -133,8 +133,9 @@ func TestParse(t *testing.T) {
 		t.Errorf("%+v, %v; want the jobs %+v", o, err, want)
 	}
 	for args, want := range map[string]int{
-		"": len(matrix()), "-run TestCosts": len(matrix()), "-backend ipvs": len(matrix()) - 2,
+		"": len(matrix("")), "-run TestCosts": len(matrix("")), "-backend ipvs": len(matrix("")) - 2, "-backend iptables-legacy": len(matrix("")) - 2,
 		"./dataplane/conformance": 3, "-backend iptables ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
+		"-backend nonsense ./dataplane/conformance": 1, // which says that there is none
 	} {
 		if o, err := parse(strings.Fields(args), io.Discard); err != nil || len(o.jobs) != want {
 			t.Errorf("%q: %d jobs, %v; want %d", args, len(o.jobs), err, want)
