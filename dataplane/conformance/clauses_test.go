@@ -335,6 +335,14 @@ func continuityCases() []testCase {
 			r.check(works("web", "b2 a1")...)
 			r.stopAll(held)
 		}},
+		{"§1.15", "flows of a Service go on when another Service with its endpoint goes", func(r *run) {
+			r.sync(world{services: []service{serving("web", "b1"), serving("goes", "b1 a1")}})
+			held := r.holdEverywhere()
+			r.sync(world{services: []service{serving("web", "b1"), serving("goes", "a1")}})
+			r.sync(world{services: []service{serving("web", "b1")}})
+			time.Sleep(netlab.Patient(1500 * time.Millisecond)) // flows are ended beside the Sync
+			r.stopAll(held)
+		}},
 		{"clause 5", "connections survive a restart of the agent", func(r *run) {
 			w := world{services: []service{serving("web", "b1")}}
 			r.sync(w)
