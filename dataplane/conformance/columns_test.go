@@ -20,9 +20,9 @@ type column struct {
 	// elsewhere is where the column runs if this machine lacks what it needs; then
 	// that is no failure, unless -backend names the column. "": everywhere.
 	elsewhere string
-	// sameAs is a column whose code this one runs a part of, and why. Cases about
-	// what the kernel holds, where packets go being the same, run there alone
-	// unless -backend names this column. "": none.
+	// sameAs is a column whose code this one runs a part of, and sameWhy tells
+	// which. The cases about what the kernel holds, rather than about where packets
+	// go, then run in that column alone unless -backend names this one. "": none.
 	sameAs, sameWhy string
 	// sockets says that the backend translates sockets, so that who sits behind
 	// its hooks is seen with its own address (docs/adr/0004).

@@ -155,17 +155,20 @@ func refusedByNeighbour(r *run) {
 // removeFromIPVS removes a random IPVS service or endpoint, route, rule or element.
 func removeFromIPVS(r *run, n *netlab.Node, random *rand.Rand) string {
 	family := []string{"ip", "ip6"}[random.IntN(2)]
-	list := map[string]func() []string{
-		"service":  func() []string { return ipvsadmLines(r, n, "-A", "ipvsadm -D %s %s", 2) },
-		"endpoint": func() []string { return ipvsadmLines(r, n, "-a", "ipvsadm -d %s %s %s %s", 4) },
-		"route":    func() []string { return routeLines(r, n, family) },
-		"rule":     func() []string { return ruleLines(r, n, family) },
-		"element":  func() []string { return elementLines(r, n, family) },
+	kinds := []struct {
+		name     string
+		commands func() []string
+	}{
+		{"service", func() []string { return ipvsadmLines(r, n, "-A", "ipvsadm -D %s %s", 2) }},
+		{"endpoint", func() []string { return ipvsadmLines(r, n, "-a", "ipvsadm -d %s %s %s %s", 4) }},
+		{"route", func() []string { return routeLines(r, n, family) }},
+		{"rule", func() []string { return ruleLines(r, n, family) }},
+		{"element", func() []string { return elementLines(r, n, family) }},
 	}
-	kind := []string{"service", "endpoint", "route", "rule", "element"}[random.IntN(5)]
-	commands := list[kind]()
+	kind := kinds[random.IntN(len(kinds))]
+	commands := kind.commands()
 	if len(commands) == 0 {
-		r.Fatalf("there is no %s of ours to remove", kind)
+		r.Fatalf("there is no %s of ours to remove", kind.name)
 	}
 	chosen := commands[random.IntN(len(commands))]
 	r.shell(n, chosen)
