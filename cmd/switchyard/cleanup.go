@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
@@ -18,13 +20,19 @@ import (
 func cleanupCommand() *cobra.Command {
 	o := options()
 	var verbose, kubeProxy bool
+	var drain time.Duration
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove from the kernel all that Switchyard put there, and nothing else",
 		Long: `Remove from the kernel all that Switchyard put there, and nothing else.
 
-Connections through Services end. Stop the agent first, or it puts everything
-back. Without --backend, what any backend left is removed.
+Stop the agent first, or it puts everything back. Without --backend, what any
+backend left is removed.
+
+Connections through Services end, but for those that another proxy on this node
+goes on with: kube-proxy does with what the kernel's NAT translates. With --drain
+the eBPF backend, which translates by itself, serves nothing new at once, and is
+removed when its connections are over.
 
 With --kube-proxy, what a kube-proxy of any mode left is removed too. Stop it
 first, or it puts everything back.`,
@@ -32,8 +40,12 @@ first, or it puts everything back.`,
 	}
 	o.AddBackendFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
+	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only the eBPF backend can serve")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if drain < 0 {
+			return fmt.Errorf("--drain: %v is less than 0", drain)
+		}
 		c, err := load(o)
 		if err != nil {
 			return err
@@ -46,9 +58,37 @@ first, or it puts everything back.`,
 		if verbose {
 			opts.Level = slog.LevelDebug
 		}
-		return cleanup(cmd.Context(), slog.New(slog.NewTextHandler(os.Stderr, opts)), catalog.Drivers(c.Backends()), backend, kubeProxy)
+		log := slog.New(slog.NewTextHandler(os.Stderr, opts))
+		if drain > 0 {
+			if err := drainConnections(cmd.Context(), log, c, backend, drain); err != nil {
+				return err
+			}
+		}
+		return cleanup(cmd.Context(), log, catalog.Drivers(c.Backends()), backend, kubeProxy)
 	}
 	return cmd
+}
+
+// drainConnections has backends with a table of connections of their own serve
+// nothing new, and waits until what they have is over.
+func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, backend string, most time.Duration) error {
+	cfg := c.Dataplane(log, dataplane.HostFamilies())
+	nobody := func() *dataplane.Node { return &dataplane.Node{} } // only new connections ask about the node
+	opts := c.Backends()
+	opts.EBPF.SocketLB = false // a socket is translated once, when it connects
+	for _, d := range catalog.Drivers(opts) {
+		if (backend != catalog.Auto && backend != d.Name) || !hasConnections(c, d) {
+			continue
+		}
+		err := takeover.Retire(d, cfg, nobody, most)(ctx)
+		if ctx.Err() != nil {
+			return fmt.Errorf("backend %s is still there, for its connections, and serves nothing new: run cleanup again", d.Name)
+		}
+		if err != nil {
+			log.Warn("connections are not waited for", "backend", d.Name, "error", err)
+		}
+	}
+	return nil
 }
 
 // cleanup removes what one backend left, or all of them (auto), and if asked

@@ -48,6 +48,7 @@ type site struct {
 	socket string
 	log    lockedBuffer
 	env    []string
+	agent  *exec.Cmd
 }
 
 // lockedBuffer is written by one goroutine and read by another.
@@ -132,17 +133,13 @@ func (s *site) start(backend string, flags ...string) {
 	s.t.Helper()
 	cidrs := netlab.ClusterCIDRs()
 	args := append([]string{"run", "--backend=" + backend, "--manifests=" + s.dir, "--hostname-override=" + s.node.Name, "--socket=" + s.socket,
-		"--cluster-cidr=" + cidrs[0].String() + "," + cidrs[1].String(), "--healthz-bind-address=", "--metrics-bind-address=",
-		"--ebpf-pin-dir=" + s.node.PinDir, "--ebpf-cgroup-root=" + s.node.CgroupRoot}, flags...)
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env, cmd.Stderr = s.env, &s.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.node.Start(cmd); err != nil {
+		"--cluster-cidr=" + cidrs[0].String() + "," + cidrs[1].String(), "--healthz-bind-address=", "--metrics-bind-address="}, flags...)
+	s.agent = s.command(args...)
+	if err := s.node.Start(s.agent); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
+		s.stop()
 		if s.t.Failed() {
 			s.t.Logf("the agent wrote:\n%s", s.log.String())
 		}
@@ -154,6 +151,22 @@ func (s *site) start(backend string, flags ...string) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	s.t.Fatal("the agent does not become ready")
+}
+
+// command is the command itself, to run on the node.
+func (s *site) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], append(args, "--ebpf-pin-dir="+s.node.PinDir, "--ebpf-cgroup-root="+s.node.CgroupRoot)...)
+	cmd.Env, cmd.Stderr = s.env, &s.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// stop ends the agent; once is enough.
+func (s *site) stop() {
+	if s.agent.ProcessState == nil {
+		_ = s.agent.Process.Signal(syscall.SIGTERM)
+		_ = s.agent.Wait()
+	}
 }
 
 // ask runs a command of the command line against the agent.

@@ -19,19 +19,8 @@ func TestGetServicesCountsConnections(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		s := newSite(t, backend, []any{serviceCIDR()})
 		pod := s.node.Pods[0]
-		s.write(serviceCIDR(), s.nodeObject(), &corev1.Service{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
-			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80, NodePort: 30080}}},
-		}, &discoveryv1.EndpointSlice{
-			TypeMeta:    metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
-			ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
-			AddressType: discoveryv1.AddressTypeIPv4,
-			Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(podPort))}},
-			Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{pod.Addrs[0].String()}, NodeName: new(s.node.Name), Zone: new("zone-a")}},
-		})
-		s.waitFor(1)
-		held, err := s.lab.Clients[0].Hold(netlab.Request{Protocol: netlab.TCP, To: netip.AddrPortFrom(s.node.Addrs[0], 30080)}, 100*time.Millisecond)
+		s.writeWeb(pod)
+		held, err := s.lab.Clients[0].Hold(netlab.Request{Protocol: netlab.TCP, To: s.webNodePort()}, 100*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,3 +39,22 @@ func TestGetServicesCountsConnections(t *testing.T) {
 		}
 	})
 }
+
+// writeWeb makes one pod of the node all of Service shop/web, which has a NodePort.
+func (s *site) writeWeb(pod *netlab.Host) {
+	s.t.Helper()
+	s.write(serviceCIDR(), s.nodeObject(), &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80, NodePort: 30080}}},
+	}, &discoveryv1.EndpointSlice{
+		TypeMeta:    metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(podPort))}},
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{pod.Addrs[0].String()}, NodeName: new(s.node.Name), Zone: new("zone-a")}},
+	})
+	s.waitFor(1)
+}
+
+func (s *site) webNodePort() netip.AddrPort { return netip.AddrPortFrom(s.node.Addrs[0], 30080) }

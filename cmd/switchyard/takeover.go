@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
@@ -33,9 +34,8 @@ func (a *agent) predecessors() []takeover.Old {
 			continue
 		}
 		old := takeover.Old{Name: d.Name, Remove: func(ctx context.Context) error { return d.Cleanup(ctx, cfg) }}
-		// Its programs translate by a table of their own, if they are there.
-		if _, err := os.Stat(a.config.Switchyard.EBPF.PinDir); d.Name == "ebpf" && err == nil {
-			old.Retire = takeover.Retire(d, cfg, a.node)
+		if hasConnections(a.config, d) {
+			old.Retire = takeover.Retire(d, cfg, a.node, takeover.MostDrain)
 		}
 		all = append(all, old)
 	}
@@ -45,3 +45,10 @@ func (a *agent) predecessors() []takeover.Old {
 // node is this node as the newest Snapshot has it. There is one, as the kernel
 // forwards all of an earlier one.
 func (a *agent) node() *dataplane.Node { return a.watcher.Around().Snapshot.Node }
+
+// hasConnections tells that a backend is on this node with a table of
+// connections of its own, which the kernel's NAT does not know.
+func hasConnections(c *config.Config, d dataplane.Driver) bool {
+	_, err := os.Stat(c.Switchyard.EBPF.PinDir)
+	return d.Name == "ebpf" && err == nil
+}

@@ -22,6 +22,8 @@ const (
 	lastRetry  = 5 * time.Minute
 	// look is how often connections under way are counted, at first.
 	look = 10 * time.Second
+	// lookRetired is how often those of a backend are that serves nothing new.
+	lookRetired = 2 * time.Second
 	// MostDrain is how long connections may go on that only the old backend can serve.
 	MostDrain = 15 * time.Minute
 )
@@ -97,8 +99,9 @@ func translated(ctx context.Context, families []dataplane.Family) (count int, er
 }
 
 // Retire is the Retire of a backend with a table of connections of its own: it
-// is opened once more, serves nothing, and goes on with what is in the table.
-func Retire(driver dataplane.Driver, cfg dataplane.Config, node func() *dataplane.Node) func(context.Context) error {
+// is opened once more, serves nothing, and goes on with what is in the table, for
+// at most as long as is said.
+func Retire(driver dataplane.Driver, cfg dataplane.Config, node func() *dataplane.Node, most time.Duration) func(context.Context) error {
 	return func(ctx context.Context) (err error) {
 		backend, err := driver.Open(ctx, cfg)
 		if err != nil {
@@ -118,15 +121,15 @@ func Retire(driver dataplane.Driver, cfg dataplane.Config, node func() *dataplan
 		if !ok {
 			return nil
 		}
-		cfg.Log.Info("waiting for the connections of what served this node before", "was", driver.Name, "most", MostDrain)
-		ctx, cancel := context.WithTimeout(ctx, MostDrain)
+		cfg.Log.Info("waiting for the connections of what served this node before", "was", driver.Name, "most", most)
+		ctx, cancel := context.WithTimeout(ctx, most)
 		defer cancel()
 		for ctx.Err() == nil {
 			count := 0
 			if err := table.Flows(func(dataplane.Flow) { count++ }); err != nil || count == 0 {
 				return err
 			}
-			wait(ctx, look)
+			wait(ctx, lookRetired)
 		}
 		return nil
 	}

@@ -83,8 +83,18 @@ func (l *Lab) backToKubeProxy(ctx context.Context) error {
 		if err := l.kubeProxySynced(ctx, n); err != nil {
 			return err
 		}
-		return l.run(ctx, n, l.bin(Switchyard), "cleanup")
+		return l.startCleanup(n)
 	})
+}
+
+// startCleanup removes what Switchyard left on n, once the connections are over
+// that need it.
+func (l *Lab) startCleanup(n Node) error {
+	line, err := l.onNode(n, l.bin(Switchyard), "cleanup", "--drain=15m")
+	if err != nil {
+		return err
+	}
+	return l.start(n.system(), n.Name+"-cleanup", line)
 }
 
 // kubeProxySynced waits until kube-proxy has written its rules of both families.
