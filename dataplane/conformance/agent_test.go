@@ -11,8 +11,10 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
@@ -202,6 +204,31 @@ func (a *agentService) Observe(_ struct{}, reply *[]byte) error {
 	return err
 }
 
+// EndFlows does what the agent does beside its Syncs: it ends UDP flows to
+// endpoints that are gone (KUBE-PROXY §1.15), all of them once.
+func (a *agentService) EndFlows(_ struct{}, _ *struct{}) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	todo := len(a.cfg.Families)
+	c := conntrack.New(a.log, a.cfg.Families...)
+	c.Report = func(p conntrack.Pass) {
+		if p.Err == nil {
+			todo--
+		}
+		if todo == 0 {
+			cancel()
+		}
+	}
+	c.Synced(a.synced)
+	c.Run(ctx)
+	if todo > 0 {
+		return errors.New("the table of connections could not be cleaned in time")
+	}
+	return nil
+}
+
 // Close closes the backend.
 func (a *agentService) Close(_ struct{}, _ *struct{}) error {
 	a.mu.Lock()
@@ -296,6 +323,8 @@ type partialError struct {
 }
 
 func (e *partialError) Error() string { return e.text }
+
+func (a *agent) endFlows() error { return a.process.Call("Agent.EndFlows", struct{}{}, &struct{}{}) }
 
 func (a *agent) observe() (*dataplane.Observation, error) {
 	var data []byte

@@ -343,6 +343,15 @@ func continuityCases() []testCase {
 			time.Sleep(netlab.Patient(1500 * time.Millisecond)) // flows are ended beside the Sync
 			r.stopAll(held)
 		}},
+		{"§1.15", "UDP sockets whose endpoint goes reach another one", func(r *run) {
+			r.sync(world{services: []service{serving("web", "b1")}})
+			udp := func(p probe) probe { return p.in(dataplane.UDP) }
+			held := r.holdAll(udp(from("a3").to(clusterIP, "web")), udp(from("node-a").to(clusterIP, "web")),
+				udp(from("outside").to(loadBalancer, "web")), udp(from("outside").toNodePort("web", "node-a")))
+			r.sync(world{services: []service{serving("web", "b2")}})
+			r.must(r.agentOf("node-a").endFlows())
+			r.stopAllMoved(held, "b2")
+		}},
 		{"clause 5", "connections survive a restart of the agent", func(r *run) {
 			w := world{services: []service{serving("web", "b1")}}
 			r.sync(w)

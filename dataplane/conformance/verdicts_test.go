@@ -2,7 +2,10 @@ package conformance
 
 import (
 	"net/netip"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/internal/netlab"
@@ -233,6 +236,36 @@ func (r *run) startAll(start func(*netlab.Host, netlab.Request) (*netlab.Load, e
 		}
 	}
 	return flows
+}
+
+// stopAllMoved waits until each flow has come to a server, and ends them. A socket
+// that the backend translates may be ended instead, which tells its program to
+// open another.
+func (r *run) stopAllMoved(flows []heldFlow, server string) {
+	r.Helper()
+	deadline := time.Now().Add(netlab.Patient(5 * time.Second)) // IPVS drains for two
+	for _, f := range flows {
+		for {
+			sum, err := f.load.Sum()
+			r.must(err)
+			if sum.ByServer[server] > 0 || r.col.sockets && isEnded(sum.First.Detail) {
+				break
+			}
+			if time.Now().After(deadline) {
+				r.Errorf("%s: it has not come to %s: %s, answered by %v", f.name, server, sum, sum.ByServer)
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		_, err := f.load.Stop()
+		r.must(err)
+	}
+}
+
+// isEnded tells that the kernel ended a socket: the one that reads hears that it
+// was aborted, the next one that writes that it is connected no more.
+func isEnded(detail string) bool {
+	return strings.Contains(detail, unix.ECONNABORTED.Error()) || strings.Contains(detail, unix.EDESTADDRREQ.Error())
 }
 
 // stopAll ends flows and reports those that failed.

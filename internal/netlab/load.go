@@ -92,7 +92,7 @@ func (l *load) stop() Tally {
 type held struct {
 	session session
 	timeout time.Duration
-	server  string // who answered first
+	server  string // who answered last
 }
 
 func holdOpen(r Request) (*held, error) {
@@ -118,6 +118,7 @@ func (h *held) ask() Answer {
 		a.Outcome, a.Detail = outcomeOf(err), err.Error()
 	case server != h.server:
 		a.Outcome, a.Detail = Failed, fmt.Sprintf("answered by %s, before by %s", server, h.server)
+		h.server = server
 	}
 	return a
 }

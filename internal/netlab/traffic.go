@@ -165,7 +165,7 @@ func (h *Host) Load(r Request, workers int, every time.Duration) (*Load, error) 
 }
 
 // Hold opens one connection (or one UDP socket) and asks over it every so
-// often. An answer that comes from another server than the first one did, or
+// often. An answer that comes from another server than the one before did, or
 // not within the Request's timeout, is a failure. The error says that the
 // connection could not be opened at all.
 func (h *Host) Hold(r Request, every time.Duration) (*Load, error) {
