@@ -95,6 +95,16 @@ bench: build ## measure the backends beside kube-proxy: 30 minutes, or 3 with QU
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
 	@bin/switchyard bench $(if $(QUICK),--quick) --out $(OUT)
 
+# IPVS needs a kernel that has it. What is emulated tells nothing of absolute times.
+.PHONY: bench-vm
+bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only, an hour (KERNEL=6.12)
+	@deploy/packages $(PACKAGES_BENCH) $(PACKAGES_VM)
+	@bench/kubernetes .cache/e2e/bin
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard-bench ./internal/vm
+	@bin/vm -kernel=$(if $(filter all,$(KERNEL)),6.12,$(KERNEL)) -memory 5G -limit 90m \
+	  $(addprefix -with ,bin/switchyard bin/switchyard-bench .cache/e2e/bin/kube-apiserver .cache/e2e/bin/kube-proxy /usr/bin/etcd /usr/bin/iperf3) \
+	  -exec 'modprobe -a ip_vs ip_vs_rr; switchyard-bench --quick --proxies straight,switchyard-ipvs,kube-proxy-ipvs --kubernetes /usr/bin $(ARGS) && cat bench-results/report.md'
+
 .PHONY: bench-go
 bench-go: ## run the Go benchmarks of the watcher and the backends
 	go test -run '^$$' -bench . ./dataplane ./watcher/... ./dataplane/iptables ./dataplane/ebpf

@@ -168,8 +168,7 @@ func (r *run) traffic(ctx context.Context) error {
 	return r.together(ctx, "traffic", func(plane *control.Plane, all []*proxy.Proxy) error {
 		for _, p := range all {
 			r.Progress("starting %s", p.Name)
-			const patience = time.Minute
-			if err := p.StartReady(ctx, patience); err != nil {
+			if err := p.StartReady(ctx, netlab.Patient(time.Minute)); err != nil {
 				return err
 			}
 		}
@@ -178,7 +177,7 @@ func (r *run) traffic(ctx context.Context) error {
 }
 
 func (r *run) first(ctx context.Context) error {
-	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: 100 * time.Second, Progress: r.Progress}
+	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: netlab.Patient(100 * time.Second), Progress: r.Progress}
 	if r.Quick {
 		c.Sizes, c.Dials = c.Sizes[:2], 300
 	}
@@ -190,7 +189,7 @@ func (r *run) first(ctx context.Context) error {
 // work runs the proxies one at a time.
 func (r *run) work(ctx context.Context) (err error) {
 	w := scale.Work{
-		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: 90 * time.Second,
+		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: netlab.Patient(90 * time.Second),
 		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: result.RowPause, RowLimit: 30 * time.Second, Churn: time.Minute, Progress: r.Progress,
 	}
 	if r.Quick {

@@ -135,7 +135,7 @@ func (p *Plane) run(name, path string, args ...string) error {
 }
 
 func (p *Plane) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	ctx, cancel := context.WithTimeout(ctx, netlab.Patient(readyTime))
 	defer cancel()
 	var err error
 	for {
@@ -151,7 +151,7 @@ func (p *Plane) ready(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the API server is not ready after %s: %w", readyTime, err)
+			return fmt.Errorf("the API server is not ready after %s: %w", netlab.Patient(readyTime), err)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -191,7 +191,7 @@ func (p *Plane) Close() error {
 	patience := time.Duration(0) // the API server would wait for watches to end
 	for _, prog := range slices.Backward(p.programs) {
 		prog.Stop(patience)
-		patience = stopTime
+		patience = netlab.Patient(stopTime)
 	}
 	return p.lab.Close()
 }

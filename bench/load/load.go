@@ -14,6 +14,8 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // Kind is what a Job does.
@@ -87,7 +89,7 @@ func run(j Job) (*Outcome, error) {
 		return nil, fmt.Errorf("%s: no target", j.Kind)
 	}
 	if j.Timeout == 0 {
-		j.Timeout = patience
+		j.Timeout = netlab.Patient(patience)
 	}
 	r := &recorder{times: NewHistogram(), begin: Now()}
 	end := r.begin + j.Duration

@@ -204,7 +204,7 @@ func (p *Proxy) args() []string {
 // Stop ends the proxy's process; forwarding stays as it is.
 func (p *Proxy) Stop() {
 	if p.process != nil {
-		p.process.Stop(stopTime)
+		p.process.Stop(netlab.Patient(stopTime))
 		p.process = nil
 	}
 }

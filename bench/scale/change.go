@@ -13,6 +13,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/proxy"
 	"github.com/switchyard-io/switchyard/bench/result"
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 const (
@@ -24,8 +25,7 @@ const (
 // answer waits for an answer by a server (0: any) and tells how long after begin
 // it came.
 func (w *work) answer(p *proxy.Proxy, to netip.AddrPort, want byte, begin time.Duration) (time.Duration, error) {
-	const patience = 30 * time.Second
-	at, err := p.Pod.Probe(load.Probe{Targets: []netip.AddrPort{to}, Want: want, Timeout: patience})
+	at, err := p.Pod.Probe(load.Probe{Targets: []netip.AddrPort{to}, Want: want, Timeout: netlab.Patient(30 * time.Second)})
 	return at - begin, err
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/proxy"
 	"github.com/switchyard-io/switchyard/bench/result"
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // The metrics.
@@ -146,7 +147,7 @@ func (b *bench) iperf(p *proxy.Proxy, way path, streams int) (int, error) {
 	const tries = 20
 	var err error
 	for range tries {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), netlab.Patient(30*time.Second))
 		var out string
 		out, err = way.from(p).Host.Run(ctx, "iperf3", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())),
 			"-n", b.Bytes, "-P", strconv.Itoa(streams), "-J")

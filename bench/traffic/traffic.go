@@ -14,6 +14,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/proxy"
 	"github.com/switchyard-io/switchyard/bench/result"
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 // Config says how much is measured.
@@ -124,10 +125,9 @@ func Run(ctx context.Context, cfg Config, plane *control.Plane, proxies []*proxy
 // warmUp waits until every path works, sends some traffic along it, and sees
 // that requests straight to the pod pass by each proxy.
 func (b *bench) warmUp() error {
-	const settle = 20 * time.Second
 	for _, p := range b.proxies {
 		for _, way := range paths(b.Few) {
-			if _, err := way.from(p).Probe(load.Probe{Targets: []netip.AddrPort{b.target(p, way, udpPort)}, Timeout: settle}); err != nil {
+			if _, err := way.from(p).Probe(load.Probe{Targets: []netip.AddrPort{b.target(p, way, udpPort)}, Timeout: netlab.Patient(20 * time.Second)}); err != nil {
 				return fmt.Errorf("%s, %s: %w", p.Name, way.name, err)
 			}
 			if _, err := way.from(p).Run(load.Job{Kind: load.ConnectRate, Targets: []netip.AddrPort{b.target(p, way, tcpPort)}, Duration: b.Sample / 4}); err != nil {

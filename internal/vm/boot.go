@@ -15,6 +15,7 @@ import (
 type machine struct {
 	kernel kernel
 	image  string
+	memory string // as QEMU has it
 	limit  time.Duration
 }
 
@@ -37,7 +38,7 @@ func boot(ctx context.Context, m machine, out io.Writer) error {
 	console := strings.TrimSuffix(m.image, ".cpio") + ".console"
 	defer func() { _ = os.Remove(console) }()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G", "-nodefaults", "-display", "none", "-no-reboot",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", m.memory, "-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", m.kernel.image, "-initrd", m.image, "-append", commandLine,
 		"-serial", "file:"+console, "-serial", "stdio")
 	var complaint strings.Builder

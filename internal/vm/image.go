@@ -21,6 +21,7 @@ type imageConfig struct {
 	cache    string
 	binaries string // folder of the test binaries
 	jobs     []job
+	with     []string // programs of this machine beside its tools
 	slow     int
 }
 
@@ -36,7 +37,7 @@ func buildImage(ctx context.Context, c imageConfig) (string, error) {
 	for _, step := range []func() error{
 		func() error { return writeFile(filepath.Join(root, "init"), initScript) },
 		func() error { return busybox(root) },
-		func() error { return copyTools(root) },
+		func() error { return copyTools(root, c.with) },
 		func() error { return copyTests(ctx, root, c) },
 		func() error { return copyModules(ctx, root, c.kernel) },
 	} {

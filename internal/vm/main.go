@@ -28,6 +28,8 @@ type options struct {
 	verbose bool
 	args    string
 	command string
+	with    []string
+	memory  string
 	slow    int
 	limit   time.Duration
 	cache   string
@@ -65,6 +67,11 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.BoolVar(&o.verbose, "v", false, "say each test, as go test -v does")
 	f.StringVar(&o.args, "args", "", "what else the test binaries are told, words between spaces")
 	f.StringVar(&o.command, "exec", "", "run this shell command instead of tests")
+	f.Func("with", "a program of this machine, by path, that the command needs; may be repeated", func(path string) error {
+		o.with = append(o.with, path)
+		return nil
+	})
+	f.StringVar(&o.memory, "memory", "2G", "of the machine, as QEMU's -m has it")
 	f.IntVar(&o.slow, "slow", 5, "how many times more patient than on a real machine tests are")
 	f.DurationVar(&o.limit, "limit", 20*time.Minute, "a machine that takes longer hangs, and fails")
 	f.StringVar(&o.cache, "cache", ".cache/vm", "where kernels and images are kept")
@@ -114,13 +121,13 @@ func (o options) do(ctx context.Context) error {
 
 // doOn runs the jobs on one kernel.
 func (o options) doOn(ctx context.Context, k kernel, binaries string, out io.Writer) error {
-	image, err := buildImage(ctx, imageConfig{kernel: k, cache: o.cache, binaries: binaries, jobs: o.jobs, slow: o.slow})
+	image, err := buildImage(ctx, imageConfig{kernel: k, cache: o.cache, binaries: binaries, jobs: o.jobs, with: o.with, slow: o.slow})
 	if err != nil {
 		return err
 	}
 	start := time.Now()
 	_, _ = fmt.Fprintf(out, "Linux %s\n", k.version)
-	err = boot(ctx, machine{kernel: k, image: image, limit: o.limit}, out)
+	err = boot(ctx, machine{kernel: k, image: image, memory: o.memory, limit: o.limit}, out)
 	_, _ = fmt.Fprintf(out, "Linux %s: %s\n", k.version, time.Since(start).Round(time.Second))
 	return err
 }

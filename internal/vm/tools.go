@@ -33,9 +33,18 @@ func plugins() []string {
 	return []string{"/usr/lib/x86_64-linux-gnu/xtables"}
 }
 
-// copyTools copies the tools with the libraries that they need into a root.
-func copyTools(root string) error {
+// copyTools copies the tools with the libraries that they need into a root, and
+// more programs by their paths, which are found by name there.
+func copyTools(root string, more []string) error {
 	c := &copier{root: root, done: map[string]bool{}}
+	for _, path := range more {
+		if err := copyFile(path, filepath.Join(root, "usr/bin", filepath.Base(path))); err != nil {
+			return err
+		}
+		if err := c.needs(path); err != nil {
+			return err
+		}
+	}
 	for _, t := range tools() {
 		for _, dir := range searched() {
 			err := c.program(filepath.Join(dir, t))
@@ -113,6 +122,11 @@ func (c *copier) program(path string) error {
 	if err := c.file(path); err != nil {
 		return err
 	}
+	return c.needs(path)
+}
+
+// needs copies the libraries that a program or a library needs.
+func (c *copier) needs(path string) error {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return err
