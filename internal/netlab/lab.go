@@ -108,6 +108,9 @@ func New(ctx context.Context, cfg Config) (*Lab, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
+	if err := ShareNames(); err != nil {
+		return nil, err
+	}
 	if err := removeLeftovers(cfg.Log); err != nil {
 		return nil, err
 	}

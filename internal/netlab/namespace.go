@@ -89,6 +89,34 @@ func removeLeftovers(log *slog.Logger) error {
 	return nil
 }
 
+// ShareNames makes the folder of names a mount of its own, shared with other
+// mount namespaces, as iproute2 does when it first adds a name. If it did so after
+// us, it would cover the mounts of our names, and nobody could remove them.
+func ShareNames() error {
+	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
+		return fmt.Errorf("making the folder of network namespaces: %w", err)
+	}
+	dir, err := os.Open(namespaceDir)
+	if err != nil {
+		return fmt.Errorf("opening the folder of network namespaces: %w", err)
+	}
+	defer func() { _ = dir.Close() }() // and unlock it
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %s: %w", namespaceDir, err)
+	}
+	share := func() error { return unix.Mount("", namespaceDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) { // it is no mount yet
+		if err = unix.Mount(namespaceDir, namespaceDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("sharing %s: %w", namespaceDir, err)
+	}
+	return nil
+}
+
 // makeNamespace makes a named network namespace.
 func makeNamespace(name string) (netns.NsHandle, error) {
 	handle := netns.None()

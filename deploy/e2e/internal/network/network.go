@@ -19,6 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
 const (
@@ -190,6 +192,9 @@ func create(name string) error {
 		return fmt.Errorf("create namespace %s: %w", name, err)
 	}
 	defer func() { _ = home.Close() }()
+	if err := netlab.ShareNames(); err != nil {
+		return fmt.Errorf("create namespace %s: %w", name, err)
+	}
 	return onThread(home, func() error {
 		ns, err := netns.NewNamed(name) // moves the thread into it
 		if err != nil {
