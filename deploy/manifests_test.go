@@ -18,6 +18,7 @@ import (
 	"sync"
 	"testing"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"github.com/spf13/pflag"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -219,14 +220,15 @@ func text(t *testing.T, o any) string {
 // TestSchema reads each object strictly, as the type that the API has for it.
 func TestSchema(t *testing.T) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, monitoringv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
+	all := []string{"monitoring.podMonitor=true", "monitoring.prometheusRule=true", "monitoring.dashboard=true"}
 	for _, backend := range backends {
-		for way, rendered := range map[string][]byte{"helm": chart(t, backend, "monitoring.dashboard=true"), "kustomize": kustomized(t, backend)} {
+		for way, rendered := range map[string][]byte{"helm": chart(t, backend, all...), "kustomize": kustomized(t, backend, "../components/monitoring")} {
 			seen := 0
 			for _, doc := range documents(t, rendered) {
 				if _, _, err := strict.Decode(doc, nil, nil); err != nil {
@@ -234,7 +236,7 @@ func TestSchema(t *testing.T) {
 				}
 				seen++
 			}
-			if seen < 5 {
+			if seen < 8 {
 				t.Errorf("%s, %s: just %d objects", way, backend, seen)
 			}
 		}
