@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -65,9 +66,19 @@ func tool(t *testing.T, name string, args ...string) []byte {
 	return out
 }
 
+// here is a folder below this one. Its files are read, so that go test knows what
+// a result depends on that another program makes of them.
 func here(t *testing.T, parts ...string) string {
 	t.Helper()
 	dir, err := filepath.Abs(filepath.Join(parts...))
+	if err == nil {
+		err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() && !strings.Contains(path, "/test-") {
+				_, err = os.ReadFile(path)
+			}
+			return err
+		})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
