@@ -202,6 +202,15 @@ func (c *collector) run(ctx context.Context) {
 	}
 }
 
+// Retire removes from a table what is over by the rules for where nothing new
+// begins. Done before that is so, no later connection of another backend meets it.
+func Retire(ctx context.Context, packets *ebpf.Collection, log *slog.Logger) error {
+	var retired atomic.Bool
+	retired.Store(true)
+	_, err := newCollector(Config{Collection: packets, Log: log, Retired: &retired}).collect(ctx)
+	return err
+}
+
 // collect walks the table once and removes what is over.
 func (c *collector) collect(ctx context.Context) (removed int, err error) {
 	c.suspects, c.suspected = map[tuple]bool{}, c.suspects

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,14 +64,40 @@ func TestCollect(t *testing.T) {
 		if _, err := age.collect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		n := 0
-		var key tuple
-		var value conn
-		for all := c.Maps[mapConnections].Iterate(); all.Next(&key, &value); {
-			n++
-		}
-		if n != step.entries {
+		if n := len(entries(c)); n != step.entries {
 			t.Errorf("%d entries, want %d: %s", n, step.entries, step.what)
 		}
 	}
+}
+
+// TestRetire: a connection whose both sides have ended goes before nothing new
+// begins any more, one that is under way stays.
+func TestRetire(t *testing.T) {
+	c := programs(t)
+	run(t, c.Programs[progIn], frame(client4, frontend4, clientPort, frontendPort, unix.IPPROTO_TCP))
+	for key, value := range entries(c) {
+		value.Ends, value.Seen = connFIN, uint64(monotonic()-5*time.Second)
+		if err := c.Maps[mapConnections].Put(key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, c.Programs[progIn], frame(client6, frontend6, clientPort, frontendPort, unix.IPPROTO_TCP))
+	log := slog.New(slog.DiscardHandler)
+	if _, err := newCollector(Config{Collection: c, Log: log}).collect(t.Context()); err != nil || len(entries(c)) != 4 {
+		t.Errorf("%v, %d entries; want all 4 of two connections", err, len(entries(c)))
+	}
+	if err := Retire(t.Context(), c, log); err != nil || len(entries(c)) != 2 {
+		t.Errorf("%v, %d entries once retired; want the 2 of the connection under way", err, len(entries(c)))
+	}
+}
+
+// entries are all of the connection table.
+func entries(c *ebpf.Collection) map[tuple]conn {
+	all := map[tuple]conn{}
+	var key tuple
+	var value conn
+	for it := c.Maps[mapConnections].Iterate(); it.Next(&key, &value); {
+		all[key] = value
+	}
+	return all
 }
