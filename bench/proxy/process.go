@@ -25,18 +25,38 @@ func (p *Proxy) StartReady(ctx context.Context, within time.Duration) error {
 	return p.Ready(ctx, within)
 }
 
+// saysReady asks Switchyard.
+func (p *Proxy) saysReady(ctx context.Context) bool {
+	_, err := p.Node.Get(ctx, healthAddr, "/readyz")
+	return err == nil
+}
+
+// hasSynced asks kube-proxy when it last wrote its rules. Its /healthz says yes
+// before the first time.
+func (p *Proxy) hasSynced(context.Context) bool {
+	m, err := p.Metrics()
+	if err != nil {
+		return false
+	}
+	for _, family := range []string{"IPv4", "IPv6"} {
+		if m.Sum("kubeproxy_sync_proxy_rules_last_timestamp_seconds", `ip_family="`+family+`"`) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Ready waits until the proxy says that the kernel forwards what it knows of.
 func (p *Proxy) Ready(ctx context.Context, within time.Duration) error {
 	if !p.Runs() {
 		return nil
 	}
-	path := "/readyz"
+	is, look := p.saysReady, 5*time.Millisecond
 	if p.Program == KubeProxy {
-		path = "/healthz" // it has nothing else, and answers after its first sync
+		is, look = p.hasSynced, time.Second // to ask it costs it time
 	}
-	const look = 5 * time.Millisecond
 	for end := time.Now().Add(within); ; {
-		if _, err := p.Node.Get(ctx, healthAddr, path); err == nil {
+		if is(ctx) {
 			return nil
 		}
 		select {
