@@ -298,13 +298,13 @@ func cleanupServices(c *counts) error {
 		return err
 	}
 	defer k.ipvs.Close()
-	list, err := k.ipvs.GetServices()
+	all, err := k.read()
 	if err != nil {
-		return fmt.Errorf("reading the IPVS services: %w", err)
+		return err
 	}
 	var errs []error
-	for _, s := range list {
-		if key, ok := keyOf(s); ok && s.Timeout == ownTimeout {
+	for key, have := range all {
+		if have.ours {
 			errs = append(errs, k.remove(key))
 		}
 	}

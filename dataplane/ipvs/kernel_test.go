@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -92,6 +94,75 @@ func testConfig() dataplane.Config {
 
 func snapshotOf(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
 	return &dataplane.Snapshot{Revision: 1, Node: &dataplane.Node{Name: "a"}, Ports: dataplane.MakePorts(ports...)}
+}
+
+// TestReadsAllServices: what is read back is all that there is, though services
+// come and go in another network namespace of the same kernel.
+func TestReadsAllServices(t *testing.T) {
+	inNetns(t, func() {
+		k := opened(t, Options{}).kernel
+		const services, reads = 500, 30
+		for i := range services {
+			if err := k.put(numbered(i), "rr", false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done := make(chan struct{})
+		ended := churnElsewhere(t, done)
+		for range reads {
+			if all, err := k.read(); err != nil || len(all) != services {
+				t.Errorf("%d services, %v; want %d", len(all), err, services)
+			}
+		}
+		close(done)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func numbered(i int) serviceKey {
+	return serviceKey{dataplane.TCP, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), 80)}
+}
+
+// churnElsewhere makes and removes services in a network namespace of its own
+// until done, and tells how that went.
+func churnElsewhere(t *testing.T, done <-chan struct{}) <-chan error {
+	t.Helper()
+	ended := make(chan error, 1)
+	begun := make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // the thread ends with this function, and the namespace with it
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		var k *kernel
+		if err == nil {
+			k, err = openKernel(&counts{})
+		}
+		close(begun)
+		if err != nil {
+			ended <- err
+			return
+		}
+		defer k.ipvs.Close()
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			change := func(key serviceKey) error { return k.put(key, "rr", false) }
+			if i/100%2 == 1 {
+				change = k.remove
+			}
+			if err := change(numbered(i % 100)); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	<-begun
+	return ended
 }
 
 // TestProbe: on a kernel without IPVS the probe says which module is missing, and

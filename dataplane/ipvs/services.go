@@ -33,7 +33,9 @@ type kernel struct {
 }
 
 // read reads all services back: one dump, and one file that has the endpoints
-// of them all.
+// of them all. The dump comes in parts, and where one ends the kernel keeps count
+// of the services of all network namespaces: when other ones change, it leaves
+// out some of ours (Linux 6.12, ip_vs_genl_dump_services). The file counts ours alone.
 func (k *kernel) read() (map[serviceKey]held, error) {
 	list, err := k.ipvs.GetServices()
 	k.counts.messages++
@@ -60,9 +62,27 @@ func (k *kernel) read() (map[serviceKey]held, error) {
 				return nil, err
 			}
 		}
-		out[key] = held{scheduler: s.SchedName, ours: s.Timeout == ownTimeout, destinations: destinations}
+		out[key] = heldOf(s, destinations)
+	}
+	for key, destinations := range endpoints {
+		if _, ok := out[key]; ok {
+			continue
+		}
+		s, err := k.ipvs.GetService(virtual(key, ""))
+		k.counts.messages++
+		if errors.Is(err, unix.ESRCH) {
+			continue // it went between the two
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", key, err)
+		}
+		out[key] = heldOf(s, destinations)
 	}
 	return out, nil
+}
+
+func heldOf(s *ipvs.Service, destinations map[netip.AddrPort]destination) held {
+	return held{scheduler: s.SchedName, ours: s.Timeout == ownTimeout, destinations: destinations}
 }
 
 // destinations reads one service's endpoints.
