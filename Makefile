@@ -47,8 +47,14 @@ lint: ## check style, imports and go.mod; change nothing
 	go mod tidy -diff
 	$(LINT) run ./...
 
+# Both parts wait more than they work, so they go side by side. The table comes last.
 .PHONY: test
-test: test-unit test-conformance ## run all tests; the last part prints the conformance table
+test: deps-test ## run all tests; the last part prints the conformance table
+	@mkdir -p bin
+	@trap 'kill $$table' INT TERM; \
+	$(MAKE) --no-print-directory test-conformance >bin/conformance.log 2>&1 & table=$$!; \
+	$(MAKE) --no-print-directory test-unit; unit=$$?; \
+	wait $$table; conformance=$$?; cat bin/conformance.log; exit $$((unit | conformance))
 
 # Everything but conformance, with the race detector (which needs cgo). The
 # linter vets; packages wait more than they work.
@@ -87,6 +93,13 @@ demo: deps-test ## see it work: two nodes with pods on this machine, no cluster 
 	@mkdir -p bin
 	@$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard ./deploy/demo
 	@bin/demo --backend $(BACKEND)
+
+# IPVS needs a kernel that has it.
+.PHONY: demo-vm
+demo-vm: build ## the demo with IPVS, in a virtual machine (KERNEL=6.1|6.12|all)
+	@deploy/packages $(PACKAGES_VM)
+	$(GO) build -trimpath -o bin/ ./deploy/demo ./internal/vm
+	@bin/vm -kernel=$(KERNEL) -with bin/switchyard -with bin/demo -exec 'demo --agent /usr/bin/switchyard --backend ipvs'
 
 .PHONY: bench
 bench: build ## measure the backends beside kube-proxy: 30 minutes, or 3 with QUICK=1 (OUT=bench-results); the first run builds kube-proxy

@@ -75,7 +75,7 @@ func (a *agents) stop() {
 	for _, p := range a.all {
 		p.Terminate()
 	}
-	patience, cancel := context.WithTimeout(context.Background(), stopTime)
+	patience, cancel := context.WithTimeout(context.Background(), netlab.Patient(stopTime))
 	defer cancel()
 	for _, p := range a.all {
 		p.End(patience)
@@ -88,7 +88,7 @@ func (a *agents) ready(ctx context.Context) error {
 	a.mu.Lock()
 	all := a.all
 	a.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	ctx, cancel := context.WithTimeout(ctx, netlab.Patient(readyTime))
 	defer cancel()
 	for _, p := range all {
 		if err := p.ready(ctx); err != nil {

@@ -28,7 +28,7 @@ func (c *count) widths() []int {
 }
 
 func (c *count) header() {
-	c.out.line("   Who answered, in the %.1f s that follow %.1f s after each change. Failures of all the time.", window.Seconds(), settle.Seconds())
+	c.out.line("   Who answered, in the %.1f s that follow %.1f s after each change. Failures of all the time.", netlab.Patient(window).Seconds(), netlab.Patient(settle).Seconds())
 	c.out.cells(c.widths(), append(append([]string{""}, c.pods...), "failed")...)
 }
 
@@ -38,14 +38,14 @@ func (c *count) step(ctx context.Context, title string, change func() error, idl
 	if err := change(); err != nil {
 		return err
 	}
-	if err := sleep(ctx, settle); err != nil {
+	if err := sleep(ctx, netlab.Patient(settle)); err != nil {
 		return err
 	}
 	before, err := c.sum()
 	if err != nil {
 		return err
 	}
-	if err := sleep(ctx, window); err != nil {
+	if err := sleep(ctx, netlab.Patient(window)); err != nil {
 		return err
 	}
 	after, err := c.sum()

@@ -50,7 +50,7 @@ func (d *demo) play(ctx context.Context) error {
 		from *netlab.Host
 		to   netlab.Request
 	}{{d.lab.Host("a3"), inside}, {d.lab.Clients[0], outside}, {d.lab.Clients[0], other}} {
-		load, err := l.from.Load(l.to, workers, interval)
+		load, err := l.from.Load(l.to, workers, netlab.Patient(interval))
 		if err != nil {
 			return err
 		}

@@ -58,7 +58,8 @@ func run(ctx context.Context, out *screen, backend, agent string) (err error) {
 	if _, err := os.Stat(agent); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is no %s yet; `make build` makes it", agent)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, mostTime, fmt.Errorf("not done after %s", mostTime))
+	most := netlab.Patient(mostTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("not done after %s", most))
 	defer cancel()
 
 	dir, err := os.MkdirTemp("", "switchyard-demo-")

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // The line protocol of the servers. On TCP the server greets first, "NAME
@@ -194,6 +196,15 @@ func serveUDP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, e
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
+	}
+	// Datagrams of hundreds of clients wait while a busy machine does something else.
+	const waiting = 4 << 20
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = control(raw, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, waiting) })
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("setting the receive buffer: %w", err), c.Close())
 	}
 	go func() {
 		buf := make([]byte, mostDatagram)
