@@ -51,6 +51,9 @@ type Driver struct {
 	Probe func(context.Context, Config) error
 	// Open readies a Backend and leaves what forwards now alone until its first Sync.
 	Open func(context.Context, Config) (Backend, error)
+	// OpenProbes says that Open itself fails as Probe does, and leaves nothing
+	// behind then, so that a start need not do both: each takes long.
+	OpenProbes bool
 	// Cleanup removes all that Switchyard put into the kernel with this
 	// mechanism, and nothing else. It needs no Backend and succeeds where there
 	// is nothing to remove.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -190,16 +191,12 @@ type agent struct {
 // open chooses the backend and readies it.
 func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 	cfg := a.config.Dataplane(a.log, a.families)
-	driver, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(a.config.Backends()), cfg)
+	choice, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(a.config.Backends()), cfg)
 	if err != nil {
 		return nil, err
 	}
-	a.backend, a.choice = driver.Name, driver
-	backend, err := driver.Open(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("opening backend %s: %w", a.backend, err)
-	}
-	return backend, nil
+	a.backend, a.choice = choice.Name, choice
+	return choice.Backend, nil
 }
 
 // wire makes the parts that follow the Syncer.
@@ -278,6 +275,16 @@ func (a *agent) retune(c *config.Config) {
 	c.ProtectFromOOM(a.log)
 }
 
+// giveMemoryBack returns to the kernel what it took to read and program all
+// Services, and does not take to keep them. The runtime would do so over minutes.
+func (a *agent) giveMemoryBack(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-a.forwarding:
+		debug.FreeOSMemory()
+	}
+}
+
 // serve runs all parts until ctx ends or one of them cannot go on.
 func (a *agent) serve(ctx context.Context) error {
 	a.healthServer.Handler = status.HealthMux(a.health, a.metrics)
@@ -292,6 +299,7 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.syncer.Run(ctx); return nil })
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
+	g.Go(func() error { a.giveMemoryBack(ctx); return nil })
 	a.serveInspector(ctx, g)
 	if a.config.Switchyard.TakeOver {
 		g.Go(func() error { a.takeOver(ctx); return nil })

@@ -12,9 +12,10 @@ import (
 // Auto is the name that stands for the first backend which works here.
 const Auto = "auto"
 
-// Choice is the backend that was chosen, and why.
+// Choice is the backend that was chosen, open, and why.
 type Choice struct {
 	dataplane.Driver
+	Backend    dataplane.Backend
 	Asked      string // the name that was asked for
 	PassedOver []PassedOver
 }
@@ -26,9 +27,8 @@ type PassedOver struct {
 	Reason error
 }
 
-// Choose finds the backend of a name and probes it. For Auto it takes the
-// first of drivers whose probe passes, and tells why it passed over those
-// before.
+// Choose opens the backend of a name. For Auto it takes the first of drivers
+// that works here, and tells why it passed over those before.
 func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
 	choice := Choice{Asked: name}
 	var passed []error
@@ -36,10 +36,10 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 		if name != Auto && name != d.Name {
 			continue
 		}
-		err := d.Probe(ctx, cfg)
+		backend, err := open(ctx, d, cfg)
 		if err == nil {
 			cfg.Log.Info("backend chosen", "backend", d.Name, "asked", name)
-			choice.Driver = d
+			choice.Driver, choice.Backend = d, backend
 			return choice, nil
 		}
 		choice.PassedOver = append(choice.PassedOver, PassedOver{d.Name, err})
@@ -54,6 +54,20 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 		return Choice{}, fmt.Errorf("there is no backend %q; there is %s", name, strings.Join(Names(drivers), ", "))
 	}
 	return Choice{}, fmt.Errorf("no backend works here: %w", errors.Join(passed...))
+}
+
+// open opens a backend that works here.
+func open(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) (dataplane.Backend, error) {
+	if !d.OpenProbes {
+		if err := d.Probe(ctx, cfg); err != nil {
+			return nil, err
+		}
+	}
+	backend, err := d.Open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("opening it: %w", err)
+	}
+	return backend, nil
 }
 
 // Names is what --backend takes.

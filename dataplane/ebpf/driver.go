@@ -72,7 +72,7 @@ func (o Options) check() error {
 func Driver(o Options) dataplane.Driver {
 	o = o.withDefaults()
 	return dataplane.Driver{
-		Name:  "ebpf",
+		Name: "ebpf", OpenProbes: true,
 		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(o, cfg) },
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(o, cfg)
@@ -89,6 +89,7 @@ type backend struct {
 
 	all      map[string]*ebpf.Map // every map, by name
 	maps     *tables              // those that Sync writes
+	toPin    []string             // maps that are not pinned, where nothing is in their place
 	toAdopt  map[string]*ebpf.Map // older maps that ours are to be pinned in place of
 	sock     *ebpf.Collection     // nil: no socket hooks
 	packets  *ebpf.Collection
@@ -139,12 +140,17 @@ func probe(o Options, cfg dataplane.Config) error {
 			c.Close()
 		}
 	}
+	return errors.Join(judged(err), b.Close())
+}
+
+// judged marks an error that says what this machine cannot do.
+func judged(err error) error {
 	switch {
 	case errors.Is(err, dataplane.ErrUnsupported): // it says why already
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, ebpf.ErrNotSupported):
 		err = fmt.Errorf("%w: %w", err, dataplane.ErrUnsupported)
 	}
-	return errors.Join(err, b.Close())
+	return err
 }
 
 // prepare checks the options and finds the cgroup.
@@ -219,7 +225,7 @@ func boolByte(b bool) uint8 {
 }
 
 // open loads the programs on the pinned maps. What forwards now goes on with
-// its own programs until the first Sync.
+// its own programs until the first Sync. Where it fails nothing new is pinned.
 func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 	if err := checkBPFFS(o.PinDir); err != nil {
 		return nil, err
@@ -230,14 +236,9 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, b.Close())
+			err = errors.Join(judged(err), b.Close())
 		}
 	}()
-	for _, d := range []string{b.dirs.maps, b.dirs.links} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("making the directory of pins: %w", err)
-		}
-	}
 	specs, err := b.specs()
 	if err != nil {
 		return nil, err
@@ -267,7 +268,7 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 			return nil, err
 		}
 	}
-	return b, nil
+	return b, b.pinMaps()
 }
 
 // loadBare loads what Config.LoadBare asks for.

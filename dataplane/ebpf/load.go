@@ -69,8 +69,9 @@ func setSizes(specs map[string]*ebpf.MapSpec, o Options) {
 }
 
 // openMaps opens the pinned maps that fit their specifications and makes the
-// others anew. New ones get pinned at once where nothing is in their place;
-// else when the programs that use the old ones are replaced (adoptMaps).
+// others anew. New ones get pinned when all programs are loaded (pinMaps), or
+// where others are in their place when the programs that use those are replaced
+// (adoptMaps).
 func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
 	fits := true
 	pinned := map[string]*ebpf.Map{}
@@ -107,7 +108,20 @@ func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
 			}
 			continue
 		}
-		if err := m.Pin(filepath.Join(b.dirs.maps, name)); err != nil {
+		b.toPin = append(b.toPin, name)
+	}
+	return nil
+}
+
+// pinMaps pins the new maps where nothing is in their place.
+func (b *backend) pinMaps() error {
+	for _, d := range []string{b.dirs.maps, b.dirs.links} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("making the directory of pins: %w", err)
+		}
+	}
+	for _, name := range b.toPin {
+		if err := b.all[name].Pin(filepath.Join(b.dirs.maps, name)); err != nil {
 			return fmt.Errorf("pinning the %s map: %w", name, err)
 		}
 	}

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
+
+	"github.com/google/nftables"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -25,12 +28,12 @@ const (
 // choose picks the variant for Options.Mode "auto" and says why.
 func choose(ctx context.Context, families []dataplane.Family) (Variant, string, error) {
 	for _, v := range []Variant{NFT, Legacy} {
-		if chain := findChain(ctx, v, families, "mangle", isHint); chain != "" {
+		if chain := findChain(ctx, v, families, "mangle", hints()...); chain != "" {
 			return v, "kubelet's chain " + chain + " is there", nil
 		}
 	}
 	for _, v := range []Variant{NFT, Legacy} {
-		if chain := findChain(ctx, v, families, tableNAT, isOwn); chain != "" {
+		if chain := findChain(ctx, v, families, tableNAT, chainServices); chain != "" {
 			return v, "an earlier Switchyard left chains there", nil
 		}
 	}
@@ -52,34 +55,62 @@ func (v Variant) other() Variant {
 	return NFT
 }
 
-// isHint tells chains that kubelet makes in the mangle table for this very
+// hints are chains that kubelet makes in the mangle table for this very
 // question; it knows the host's own choice better than a container does.
-func isHint(chain string) bool {
-	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
-}
+func hints() []string { return []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"} }
 
-// findChain looks for a chain in one table of a variant, in any family. What
-// cannot be read holds none.
-func findChain(ctx context.Context, v Variant, families []dataplane.Family, table string, is func(string) bool) string {
+// findChain looks for a chain of one of these names in a table of a variant, in
+// any family. What cannot be read holds none.
+func findChain(ctx context.Context, v Variant, families []dataplane.Family, table string, names ...string) string {
 	for _, f := range families {
-		cmds, err := findCommands(v, f, 0)
-		if err != nil || !cmds.inUse(f) {
-			continue
+		find := findNFTChain
+		if v == Legacy {
+			find = findLegacyChain
 		}
-		found := ""
-		err = cmds.scan(ctx, func(in string, line []byte) {
-			if in != table || !bytes.HasPrefix(line, []byte(":")) {
-				return
-			}
-			if chain, _, _ := strings.Cut(string(line[1:]), " "); is(chain) {
-				found = chain
-			}
-		})
-		if err == nil && found != "" {
-			return found
+		if chain := find(ctx, f, table, names); chain != "" {
+			return chain
 		}
 	}
 	return ""
+}
+
+// findNFTChain asks the kernel for the chains. iptables-nft-save would read all
+// tables first, whichever it is asked for, which takes a second with 10,000 Services.
+func findNFTChain(_ context.Context, f dataplane.Family, table string, names []string) string {
+	family := nftables.TableFamilyIPv4
+	if f == dataplane.IPv6 {
+		family = nftables.TableFamilyIPv6
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return ""
+	}
+	for _, name := range names {
+		if _, err := c.ListChain(&nftables.Table{Family: family, Name: table}, name); err == nil {
+			return name
+		}
+	}
+	return ""
+}
+
+func findLegacyChain(ctx context.Context, f dataplane.Family, table string, names []string) string {
+	cmds, err := findCommands(Legacy, f, 0)
+	if err != nil || !cmds.inUse(f) {
+		return ""
+	}
+	found := ""
+	err = cmds.scan(ctx, func(in string, line []byte) {
+		if in != table || !bytes.HasPrefix(line, []byte(":")) {
+			return
+		}
+		if chain, _, _ := strings.Cut(string(line[1:]), " "); slices.Contains(names, chain) {
+			found = chain
+		}
+	})
+	if err != nil {
+		return ""
+	}
+	return found
 }
 
 // resolve makes a mode a variant.

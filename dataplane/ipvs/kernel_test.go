@@ -103,7 +103,7 @@ func TestReadsAllServices(t *testing.T) {
 		k := opened(t, Options{}).kernel
 		const services, reads = 500, 30
 		for i := range services {
-			if err := k.put(numbered(i), "rr", false); err != nil {
+			if err := k.put(nth(i), "rr", false); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -121,7 +121,7 @@ func TestReadsAllServices(t *testing.T) {
 	})
 }
 
-func numbered(i int) serviceKey {
+func nth(i int) serviceKey {
 	return serviceKey{dataplane.TCP, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), 80)}
 }
 
@@ -155,7 +155,7 @@ func churnElsewhere(t *testing.T, done <-chan struct{}) <-chan error {
 			if i/100%2 == 1 {
 				change = k.remove
 			}
-			if err := change(numbered(i % 100)); err != nil {
+			if err := change(nth(i % 100)); err != nil {
 				ended <- err
 				return
 			}
