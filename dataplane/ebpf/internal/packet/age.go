@@ -77,7 +77,7 @@ const (
 // that are over: answers to it would be taken for theirs. So those go soon.
 const (
 	retiredClosed = 2 * time.Second // both sides have ended, or one has reset it
-	retiredUDP    = 30 * time.Second
+	retiredUDP    = 10 * time.Second
 )
 
 // retiredSilence is silence where nothing new begins.

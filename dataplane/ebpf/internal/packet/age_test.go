@@ -25,8 +25,8 @@ func TestSilence(t *testing.T) {
 		{"TCP that the server ended", unix.IPPROTO_TCP, true, 0, connFIN, time.Hour, time.Hour},
 		{"TCP that both ended", unix.IPPROTO_TCP, true, connFIN, connFIN, time.Minute, 2 * time.Second},
 		{"TCP that was reset", unix.IPPROTO_TCP, true, 0, connReset, 10 * time.Second, 2 * time.Second},
-		{"UDP without an answer", unix.IPPROTO_UDP, false, 0, 0, 30 * time.Second, 30 * time.Second},
-		{"UDP with answers", unix.IPPROTO_UDP, true, 0, 0, 2 * time.Minute, 30 * time.Second},
+		{"UDP without an answer", unix.IPPROTO_UDP, false, 0, 0, 30 * time.Second, 10 * time.Second},
+		{"UDP with answers", unix.IPPROTO_UDP, true, 0, 0, 2 * time.Minute, 10 * time.Second},
 		{"SCTP that stands", unix.IPPROTO_SCTP, true, 0, 0, 210 * time.Second, 210 * time.Second},
 		{"SCTP that was aborted", unix.IPPROTO_SCTP, true, connReset, 0, 10 * time.Second, 2 * time.Second},
 	} {
