@@ -11,7 +11,7 @@ import (
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
-// heldConnections is how many go on in the case below; each asks once in askEvery.
+// heldConnections is how many go on in the case below; each asks once in askEvery, or in as much as an emulated machine has time for.
 const (
 	heldConnections = 1000
 	askEvery        = time.Second
@@ -43,7 +43,7 @@ func lifeUnderLoad(r *run) {
 	r.manySyncs()
 	r.restart("node-a") // back to the default sizes
 	r.syncUnknown(w)
-	time.Sleep(2 * askEvery)
+	time.Sleep(2 * netlab.Patient(askEvery))
 	r.stopAll(flows)
 }
 
@@ -74,7 +74,7 @@ func (r *run) holdMany() []heldFlow {
 			for range each {
 				some := r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
 					req.Timeout = answerTime
-					return h.Hold(req, askEvery)
+					return h.Hold(req, netlab.Patient(askEvery))
 				}, p)
 				mu.Lock()
 				flows = append(flows, some...)
