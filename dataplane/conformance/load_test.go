@@ -11,7 +11,8 @@ import (
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
-// heldConnections is how many go on in the case below; each asks once in askEvery, or in as much as an emulated machine has time for.
+// heldConnections is how many go on in the case below; each asks once in
+// askEvery, on an emulated machine less often.
 const (
 	heldConnections = 1000
 	askEvery        = time.Second
