@@ -133,7 +133,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("%+v, %v; want the jobs %+v", o, err, want)
 	}
 	for args, want := range map[string]int{
-		"": len(matrix("")), "-run TestCosts": len(matrix("")), "-backend ipvs": len(matrix("")) - 2, "-backend iptables-legacy": len(matrix("")) - 2,
+		"": len(matrix("")), "-run TestCosts": len(matrix("")), "-backend ipvs": len(matrix("")) - 3, "-backend iptables-legacy": len(matrix("")) - 3,
 		"./dataplane/conformance": 3, "-backend iptables ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
 		"-backend nonsense ./dataplane/conformance": 1, // which says that there is none
 	} {
