@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -59,7 +60,9 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 // open opens a backend that works here.
 func open(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) (dataplane.Backend, error) {
 	if !d.OpenProbes {
-		if err := d.Probe(ctx, cfg); err != nil {
+		quiet := cfg
+		quiet.Log = slog.New(slog.DiscardHandler) // Open says it again
+		if err := d.Probe(ctx, quiet); err != nil {
 			return nil, err
 		}
 	}

@@ -63,11 +63,17 @@ func hints() []string { return []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANA
 // any family. What cannot be read holds none.
 func findChain(ctx context.Context, v Variant, families []dataplane.Family, table string, names ...string) string {
 	for _, f := range families {
-		find := findNFTChain
-		if v == Legacy {
-			find = findLegacyChain
+		cmds, err := findCommands(v, f, 0)
+		if err != nil || !cmds.inUse(f) {
+			continue
 		}
-		if chain := find(ctx, f, table, names); chain != "" {
+		chain := ""
+		if v == NFT {
+			chain = findNFTChain(f, table, names)
+		} else {
+			chain = cmds.findChain(ctx, table, names)
+		}
+		if chain != "" {
 			return chain
 		}
 	}
@@ -76,7 +82,7 @@ func findChain(ctx context.Context, v Variant, families []dataplane.Family, tabl
 
 // findNFTChain asks the kernel for the chains. iptables-nft-save would read all
 // tables first, whichever it is asked for, which takes a second with 10,000 Services.
-func findNFTChain(_ context.Context, f dataplane.Family, table string, names []string) string {
+func findNFTChain(f dataplane.Family, table string, names []string) string {
 	family := nftables.TableFamilyIPv4
 	if f == dataplane.IPv6 {
 		family = nftables.TableFamilyIPv6
@@ -93,13 +99,10 @@ func findNFTChain(_ context.Context, f dataplane.Family, table string, names []s
 	return ""
 }
 
-func findLegacyChain(ctx context.Context, f dataplane.Family, table string, names []string) string {
-	cmds, err := findCommands(Legacy, f, 0)
-	if err != nil || !cmds.inUse(f) {
-		return ""
-	}
+// findChain looks for one in what iptables-save writes.
+func (c *commands) findChain(ctx context.Context, table string, names []string) string {
 	found := ""
-	err = cmds.scan(ctx, func(in string, line []byte) {
+	err := c.scan(ctx, func(in string, line []byte) {
 		if in != table || !bytes.HasPrefix(line, []byte(":")) {
 			return
 		}
