@@ -159,6 +159,7 @@ func churnElsewhere(t *testing.T, done <-chan struct{}) <-chan error {
 				ended <- err
 				return
 			}
+			time.Sleep(5 * time.Millisecond)
 		}
 	}()
 	<-begun

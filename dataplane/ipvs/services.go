@@ -32,15 +32,12 @@ type kernel struct {
 	counts *counts
 }
 
-// read reads all services back: one dump, and one file that has the endpoints
-// of them all. The dump comes in parts, and where one ends the kernel keeps count
-// of the services of all network namespaces: when other ones change, it leaves
-// out some of ours (Linux 6.12, ip_vs_genl_dump_services). The file counts ours alone.
+// read reads all services back: dumps, and one file that has the endpoints of
+// most of them.
 func (k *kernel) read() (map[serviceKey]held, error) {
-	list, err := k.ipvs.GetServices()
-	k.counts.messages++
+	services, err := k.services()
 	if err != nil {
-		return nil, fmt.Errorf("reading the IPVS services: %w", err)
+		return nil, err
 	}
 	text, err := os.ReadFile("/proc/thread-self/net/ip_vs")
 	if err != nil {
@@ -50,39 +47,45 @@ func (k *kernel) read() (map[serviceKey]held, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[serviceKey]held, len(list))
-	for _, s := range list {
-		key, ok := keyOf(s)
-		if !ok {
-			continue // by firewall mark: not ours
-		}
+	out := make(map[serviceKey]held, len(services))
+	for key, s := range services {
 		destinations, ok := endpoints[key]
-		if !ok { // it came, or moved in the table, between the two
+		if !ok { // it came between the two, or the file leaves it out, too
 			if destinations, err = k.destinations(key); err != nil {
 				return nil, err
 			}
 		}
-		out[key] = heldOf(s, destinations)
-	}
-	for key, destinations := range endpoints {
-		if _, ok := out[key]; ok {
-			continue
-		}
-		s, err := k.ipvs.GetService(virtual(key, ""))
-		k.counts.messages++
-		if errors.Is(err, unix.ESRCH) {
-			continue // it went between the two
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", key, err)
-		}
-		out[key] = heldOf(s, destinations)
+		out[key] = held{scheduler: s.SchedName, ours: s.Timeout == ownTimeout, destinations: destinations}
 	}
 	return out, nil
 }
 
-func heldOf(s *ipvs.Service, destinations map[netip.AddrPort]destination) held {
-	return held{scheduler: s.SchedName, ours: s.Timeout == ownTimeout, destinations: destinations}
+// mostDumps bounds how often services are dumped.
+const mostDumps = 10
+
+// services are all that there are. A dump comes in parts, and where one ends the
+// kernel keeps count of the services of all network namespaces: when other ones
+// change meanwhile it leaves out some of ours (Linux 6.12,
+// ip_vs_genl_dump_services). So it is done again until it brings nothing new.
+func (k *kernel) services() (map[serviceKey]*ipvs.Service, error) {
+	all := map[serviceKey]*ipvs.Service{}
+	for i := range mostDumps {
+		list, err := k.ipvs.GetServices()
+		k.counts.messages++
+		if err != nil {
+			return nil, fmt.Errorf("reading the IPVS services: %w", err)
+		}
+		before := len(all)
+		for _, s := range list {
+			if key, ok := keyOf(s); ok { // else by firewall mark: not ours
+				all[key] = s
+			}
+		}
+		if i > 0 && len(all) == before {
+			break
+		}
+	}
+	return all, nil
 }
 
 // destinations reads one service's endpoints.
