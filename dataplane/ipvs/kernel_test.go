@@ -101,7 +101,7 @@ func snapshotOf(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
 func TestReadsAllServices(t *testing.T) {
 	inNetns(t, func() {
 		k := opened(t, Options{}).kernel
-		const services, reads = 500, 30
+		const services, reads = 500, 10
 		for i := range services {
 			if err := k.put(nth(i), "rr", false); err != nil {
 				t.Fatal(err)
@@ -152,14 +152,14 @@ func churnElsewhere(t *testing.T, done <-chan struct{}) <-chan error {
 			default:
 			}
 			change := func(key serviceKey) error { return k.put(key, "rr", false) }
-			if i/100%2 == 1 {
+			if i%2 == 1 {
 				change = k.remove
 			}
-			if err := change(nth(i % 100)); err != nil {
+			if err := change(nth(i / 2 % 100)); err != nil {
 				ended <- err
 				return
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(50 * time.Millisecond) // some in each dump
 		}
 	}()
 	<-begun
@@ -257,6 +257,8 @@ func TestDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 		weight := func() string {
+			b.mu.Lock() // the drainer asks over the same socket
+			defer b.mu.Unlock()
 			have, err := b.kernel.destinations(serviceKey{dataplane.TCP, netip.MustParseAddrPort(vip)})
 			if err != nil {
 				t.Fatal(err)

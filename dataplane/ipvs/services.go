@@ -60,16 +60,21 @@ func (k *kernel) read() (map[serviceKey]held, error) {
 	return out, nil
 }
 
-// mostDumps bounds how often services are dumped.
-const mostDumps = 10
+const (
+	// sameDumps is how many dumps that bring nothing new end the search: what one
+	// leaves out at the end of a part the next one may, too.
+	sameDumps = 2
+	mostDumps = 10
+)
 
 // services are all that there are. A dump comes in parts, and where one ends the
 // kernel keeps count of the services of all network namespaces: when other ones
 // change meanwhile it leaves out some of ours (Linux 6.12,
-// ip_vs_genl_dump_services). So it is done again until it brings nothing new.
+// ip_vs_genl_dump_services). So it is done again until it brings nothing new;
+// should it leave out one each time, the next repair finds it.
 func (k *kernel) services() (map[serviceKey]*ipvs.Service, error) {
 	all := map[serviceKey]*ipvs.Service{}
-	for i := range mostDumps {
+	for i, same := 0, 0; i < mostDumps && same < sameDumps; i++ {
 		list, err := k.ipvs.GetServices()
 		k.counts.messages++
 		if err != nil {
@@ -81,8 +86,8 @@ func (k *kernel) services() (map[serviceKey]*ipvs.Service, error) {
 				all[key] = s
 			}
 		}
-		if i > 0 && len(all) == before {
-			break
+		if same++; i == 0 || len(all) > before {
+			same = 0
 		}
 	}
 	return all, nil
