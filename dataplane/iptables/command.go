@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
 
@@ -30,8 +31,12 @@ type commands struct {
 	lock        *writeLock
 }
 
-// lockTries is how often the xtables lock is waited for.
-const lockTries = 3
+const (
+	// lockTries is how often the xtables lock is waited for.
+	lockTries = 3
+	// tryPause is between two tries.
+	tryPause = 200 * time.Millisecond
+)
 
 // findCommands finds the programs of a variant; the error wraps ErrUnsupported
 // where they are not installed.
@@ -115,10 +120,27 @@ const exitResource = 4
 func (c *commands) restore(ctx context.Context, input []byte) error {
 	for try := 1; ; try++ {
 		err := c.restoreOnce(ctx, input)
-		if err == nil || try == lockTries || ctx.Err() != nil || !errors.Is(err, errLocked) {
+		if err == nil || try == lockTries || ctx.Err() != nil || !mayPass(err) {
 			return err
 		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(tryPause):
+		}
 	}
+}
+
+// mayPass tells that the next try may succeed: when another program has left the
+// lock, or when the module of a legacy table has been loaded. While that goes on
+// for one program, the kernel tells others that there is no such table
+// (xt_find_table_lock, seen on Linux 6.12).
+func mayPass(err error) bool {
+	var no *refusal
+	if errors.As(err, &no) && strings.Contains(no.text, "unable to initialize table") {
+		return true
+	}
+	return errors.Is(err, errLocked)
 }
 
 // test has iptables-restore read a transaction without a commit.

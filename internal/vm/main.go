@@ -71,7 +71,7 @@ func parse(args []string, out io.Writer) (options, error) {
 		o.with = append(o.with, path)
 		return nil
 	})
-	f.StringVar(&o.memory, "memory", "2G", "of the machine, as QEMU's -m has it")
+	f.StringVar(&o.memory, "memory", "3G", "of the machine, as QEMU's -m has it")
 	f.IntVar(&o.slow, "slow", 5, "how many times more patient than on a real machine tests are")
 	f.DurationVar(&o.limit, "limit", 20*time.Minute, "a machine that takes longer hangs, and fails")
 	f.StringVar(&o.cache, "cache", ".cache/vm", "where kernels and images are kept")
