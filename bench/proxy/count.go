@@ -3,9 +3,6 @@ package proxy
 import (
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -57,7 +54,8 @@ func (p *Proxy) Prove(connections int) error {
 }
 
 // natted counts conntrack entries whose answers come from elsewhere than where
-// the requests were sent.
+// the requests were sent. So it does for IPVS, whose own counters stand still
+// where nobody wants its estimates (run_estimation).
 func natted(p *Proxy) (float64, error) {
 	n := 0
 	err := p.Node.Do(func() error {
@@ -86,26 +84,4 @@ func forwardedByEBPF(p *Proxy) (float64, error) {
 		return 0, err
 	}
 	return all.Sum("switchyard_ebpf_events_total", `event="forwarded"`), nil
-}
-
-// scheduledByIPVS reads the kernel's count of connections, in hexadecimal.
-func scheduledByIPVS(p *Proxy) (float64, error) {
-	var n uint64
-	err := p.Node.Do(func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/ip_vs_stats")
-		if err != nil {
-			return err
-		}
-		const header = 2 // lines
-		lines := strings.Split(string(b), "\n")
-		if len(lines) <= header || len(strings.Fields(lines[header])) == 0 {
-			return fmt.Errorf("strange ip_vs_stats %q", b)
-		}
-		n, err = strconv.ParseUint(strings.Fields(lines[header])[0], 16, 64)
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("reading the counters of IPVS of %s: %w", p.Name, err)
-	}
-	return float64(n), nil
 }

@@ -29,9 +29,9 @@ func Kinds() []Kind {
 	return []Kind{
 		{Name: Straight, counter: natted},
 		{Name: "switchyard-ebpf", Program: Switchyard, Mode: "ebpf", counter: forwardedByEBPF},
-		{Name: "switchyard-ipvs", Program: Switchyard, Mode: "ipvs", counter: scheduledByIPVS},
+		{Name: "switchyard-ipvs", Program: Switchyard, Mode: "ipvs", counter: natted},
 		{Name: "switchyard-iptables", Program: Switchyard, Mode: "iptables", counter: natted},
-		{Name: "kube-proxy-ipvs", Program: KubeProxy, Mode: "ipvs", counter: scheduledByIPVS},
+		{Name: "kube-proxy-ipvs", Program: KubeProxy, Mode: "ipvs", counter: natted},
 		{Name: "kube-proxy-iptables", Program: KubeProxy, Mode: "iptables", counter: natted},
 		{Name: "kube-proxy-nftables", Program: KubeProxy, Mode: "nftables", counter: natted},
 	}
