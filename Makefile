@@ -110,7 +110,7 @@ bench: build ## measure the backends beside kube-proxy: 30 minutes, or 3 with QU
 
 # IPVS needs a kernel that has it. What is emulated tells nothing of absolute times.
 .PHONY: bench-vm
-bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only, an hour (KERNEL=6.12)
+bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only (KERNEL=6.12, ARGS="--parts traffic")
 	@deploy/packages $(PACKAGES_BENCH) $(PACKAGES_VM)
 	@bench/kubernetes .cache/e2e/bin
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard-bench ./internal/vm
