@@ -315,7 +315,7 @@ func continuityCases() []testCase {
 	return []testCase{
 		{"clause 5", "connections to an endpoint that stays survive Syncs, also those that touch its Service", func(r *run) {
 			r.sync(world{services: []service{serving("web", "b1")}})
-			held := r.holdEverywhere()
+			held := r.holdEverywhere(dataplane.TCP, dataplane.UDP)
 			for i := range 8 {
 				r.sync(world{services: []service{serving("web", []string{"b1 a1", "b1 a2 b2", "b1", "b1 b2"}[i%4]), serving("other", "a1")}})
 			}
@@ -325,9 +325,7 @@ func continuityCases() []testCase {
 		}},
 		{"clause 5", "a TCP connection to an endpoint that leaves goes on, and new ones go to the others", func(r *run) {
 			r.sync(world{services: []service{serving("web", "b1")}})
-			tcp := func(p probe) probe { return p.in(dataplane.TCP) }
-			held := r.holdAll(tcp(from("a3").to(clusterIP, "web")), tcp(from("node-a").to(clusterIP, "web")),
-				tcp(from("outside").to(loadBalancer, "web")), tcp(from("outside").toNodePort("web", "node-a")))
+			held := r.holdEverywhere(dataplane.TCP)
 			r.sync(world{services: []service{serving("web", "b2 a1")}})
 			r.check(works("web", "b2 a1")...)
 			r.restart("node-a")
@@ -337,7 +335,7 @@ func continuityCases() []testCase {
 		}},
 		{"§1.15", "flows of a Service go on when another Service with its endpoint goes", func(r *run) {
 			r.sync(world{services: []service{serving("web", "b1"), serving("goes", "b1 a1")}})
-			held := r.holdEverywhere()
+			held := r.holdEverywhere(dataplane.TCP, dataplane.UDP)
 			r.sync(world{services: []service{serving("web", "b1"), serving("goes", "a1")}})
 			r.sync(world{services: []service{serving("web", "b1")}})
 			time.Sleep(netlab.Patient(1500 * time.Millisecond)) // flows are ended beside the Sync
@@ -345,9 +343,7 @@ func continuityCases() []testCase {
 		}},
 		{"§1.15", "UDP sockets whose endpoint goes reach another one", func(r *run) {
 			r.sync(world{services: []service{serving("web", "b1")}})
-			udp := func(p probe) probe { return p.in(dataplane.UDP) }
-			held := r.holdAll(udp(from("a3").to(clusterIP, "web")), udp(from("node-a").to(clusterIP, "web")),
-				udp(from("outside").to(loadBalancer, "web")), udp(from("outside").toNodePort("web", "node-a")))
+			held := r.holdEverywhere(dataplane.UDP)
 			r.sync(world{services: []service{serving("web", "b2")}})
 			r.must(r.agentOf("node-a").endFlows())
 			r.stopAllMoved(held, "b2")
@@ -355,7 +351,7 @@ func continuityCases() []testCase {
 		{"clause 5", "connections survive a restart of the agent", func(r *run) {
 			w := world{services: []service{serving("web", "b1")}}
 			r.sync(w)
-			held := r.holdEverywhere()
+			held := r.holdEverywhere(dataplane.TCP, dataplane.UDP)
 			r.must(r.agentOf("node-a").close())
 			r.restart("node-a")
 			r.restart("node-b")
@@ -395,13 +391,12 @@ func continuityCases() []testCase {
 }
 
 // holdEverywhere holds connections to a frontend of each kind of web, from a
-// pod, from the node and from outside.
-func (r *run) holdEverywhere() []heldFlow {
+// pod, from the node and from outside. Hand-made SCTP has none to hold.
+func (r *run) holdEverywhere(protocols ...dataplane.Protocol) []heldFlow {
 	r.Helper()
-	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP} // hand-made SCTP has no connections to hold
 	return r.holdAll(
-		from("a3").to(clusterIP, "web").in(both...), from("node-a").to(clusterIP, "web").in(both...),
-		from("outside").to(loadBalancer, "web").in(both...), from("outside").toNodePort("web", "node-a").in(both...),
+		from("a3").to(clusterIP, "web").in(protocols...), from("node-a").to(clusterIP, "web").in(protocols...),
+		from("outside").to(loadBalancer, "web").in(protocols...), from("outside").toNodePort("web", "node-a").in(protocols...),
 	)
 }
 
