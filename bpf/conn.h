@@ -14,7 +14,8 @@
  * The outer step of either line is there only where the source is masqueraded.
  * Connections of the node itself pass no routing between two hooks, and so are
  * translated in one step with two entries: the node's packets at egress, the
- * answers at ingress (or at egress of lo where the endpoint is the node).
+ * answers at ingress (or at egress of lo where the endpoint is the node). So are
+ * those whose source the kernel's NAT masquerades with a port that one of ours has.
  */
 #pragma once
 
@@ -46,6 +47,7 @@ SAME_SIZE(struct tuple, 40);
 #define CONN_MASQUERADE 8 /* the source is to be masqueraded by the first packet that goes out */
 #define CONN_INJECT 16    /* answers go to the stack as if they came in by ifindex */
 #define CONN_TAGGED 32    /* only for packets that this node translated at ingress */
+#define CONN_KERNEL 64    /* the kernel's NAT translates it: it takes its source port, and changes nothing */
 
 /* ends: what was seen of the end of this direction */
 #define CONN_FIN 1

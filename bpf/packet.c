@@ -359,7 +359,15 @@ static __noinline struct conn *open_in(struct __sk_buff *skb, struct scratch *s,
 	return add_primary(key, c);
 }
 
-/* open_out makes the entries of a connection that the node itself opens. */
+/* is_forwarded tells a packet that goes out and came in before. */
+static __always_inline bool is_forwarded(const struct __sk_buff *skb, __u8 stage)
+{
+	return stage == STAGE_OUT && skb->ingress_ifindex;
+}
+
+/* open_out makes the entries of a connection that the node itself opens, or that
+ * is forwarded and needs another source port.
+ */
 static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s)
 {
 	const struct packet *p = &s->packet;
@@ -371,7 +379,7 @@ static __noinline struct conn *open_out(struct __sk_buff *skb, struct scratch *s
 	new_conn(skb, s, STAGE_OUT);
 	s->conn.flags = CONN_NODE;
 	s->answers.ifindex = skb->ifindex;
-	found = find_way(skb, t, p->ipv6, 0, &way);
+	found = is_forwarded(skb, STAGE_OUT) ? BPF_FIB_LKUP_RET_SUCCESS : find_way(skb, t, p->ipv6, 0, &way);
 	self = found == BPF_FIB_LKUP_RET_NOT_FWDED;
 	if (!self && !is_way_out(found)) {
 		count(STAT_PACKET_NO_ROUTE);
@@ -482,7 +490,7 @@ static __always_inline bool may_begin(void)
 static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage, __u8 kind, struct conn **conn)
 {
 	struct packet *p = &s->packet;
-	enum verdict v;
+	enum verdict v = VERDICT_NONE;
 
 	if (!may_begin())
 		return PASS;
@@ -497,8 +505,10 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 	}
 	if (stage == STAGE_IN && is_translated(p))
 		return PASS;
-	request_of(&s->request, p, kind);
-	v = choose_endpoint();
+	if (!is_forwarded(skb, stage)) { /* that was judged where it came in */
+		request_of(&s->request, p, kind);
+		v = choose_endpoint();
+	}
 	/* What open_out translated comes by once more, on the device that it was sent to. */
 	if (v == VERDICT_NONE && skb->tc_index != TAG && clashes(p, stage)) {
 		/* It keeps its destination and gets another source port. */
@@ -508,7 +518,7 @@ static __noinline int begin(struct __sk_buff *skb, struct scratch *s, __u8 stage
 		v = VERDICT_FORWARD;
 	}
 	if (v != VERDICT_FORWARD)
-		return no_connection(skb, p, stage, v);
+		return is_forwarded(skb, stage) ? PASS : no_connection(skb, p, stage, v);
 	*conn = stage == STAGE_IN ? open_in(skb, s, kind) : open_out(skb, s);
 	return TC_ACT_SHOT;
 }
@@ -542,6 +552,7 @@ static __noinline bool is_over(struct scratch *s, struct conn *c, __u8 kind)
 static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct conn *c, __u8 stage)
 {
 	const struct packet *p = &s->packet;
+	bool finds_way;
 	struct tuple t;
 	__u8 flags;
 
@@ -552,7 +563,9 @@ static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct
 	becomes(&t, c, p->tuple.protocol, 0);
 	if (p->fragment == FRAGMENT_FIRST && p->tuple.protocol == IPPROTO_SCTP)
 		return drop(STAT_PACKET_FRAGMENT_SCTP);
-	if (stage == STAGE_OUT && flags & CONN_NODE) {
+	/* The stack found the way to the frontend, and of what is forwarded that to the endpoint. */
+	finds_way = flags & CONN_NODE && !is_forwarded(skb, stage);
+	if (finds_way && stage == STAGE_OUT) {
 		__u32 mtu = too_large(skb, p, &t);
 
 		if (mtu)
@@ -563,7 +576,7 @@ static __noinline int translate(struct __sk_buff *skb, struct scratch *s, struct
 	count(STAT_PACKET_TRANSLATED);
 	if (stage == STAGE_IN || flags & CONN_NODE)
 		skb->tc_index = TAG;
-	if (flags & CONN_NODE)
+	if (finds_way)
 		return send_on(skb, p, &t);
 	if (flags & CONN_INJECT && c->ifindex != skb->ifindex)
 		return inject(skb, p, c->ifindex);
@@ -586,7 +599,7 @@ static __noinline int translate_error(struct __sk_buff *skb, struct scratch *s, 
 	reversed(&key, &inner->tuple, stage);
 	c = bpf_map_lookup_elem(&connections, &key);
 	/* The node's own errors are not tagged: they are about packets that were. */
-	if (!c || c->flags & CONN_MASQUERADE)
+	if (!c || c->flags & (CONN_MASQUERADE | CONN_KERNEL))
 		return PASS;
 	outer = p->tuple;
 	/* Whoever noticed, the receiver's network knows of this side only what the
@@ -647,11 +660,16 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 stage, __u32 l3)
 	c = bpf_map_lookup_elem(&connections, &p->tuple);
 	if (c && c->flags & CONN_TAGGED && skb->tc_index != TAG)
 		return PASS;
+	if (c && c->flags & CONN_KERNEL) {
+		touch(c, p->ends);
+		return PASS;
+	}
 	if (c && (!(c->flags & CONN_PRIMARY) || !p->opens))
 		return translate(skb, s, c, stage);
-	/* What goes out and came in before was judged then; what comes in for
-	 * 127.0.0.1 or ::1 is for the stack to refuse. */
-	if (stage == STAGE_OUT ? !c && skb->ingress_ifindex : addr_is_loopback(&p->tuple.dst))
+	/* What goes out and came in before was judged then; but the kernel's NAT may
+	 * have given a new flow the source port of one of ours since. What comes in
+	 * for 127.0.0.1 or ::1 is for the stack to refuse. */
+	if (stage == STAGE_OUT ? !c && is_forwarded(skb, stage) && (!p->opens || skb->tc_index == TAG) : addr_is_loopback(&p->tuple.dst))
 		return PASS;
 	if (stage == STAGE_IN)
 		kind = client_kind(skb);

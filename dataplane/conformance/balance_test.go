@@ -137,24 +137,39 @@ func chiSquared(counts map[string]int, endpoints []string, n int) float64 {
 	return math.Exp(-x/2) * (1 + x/2)
 }
 
-// ownPorts holds connections of node-a itself straight to a pod, while so many
-// from outside are masqueraded with its address that some would have their ports.
+// ownPorts holds connections of node-a itself straight to a pod, while others to
+// it are masqueraded.
 func ownPorts(r *run) {
-	const held, masqueraded = 150, 2000
-	r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: nodePort, pool: on("a1"), snat: dataplane.SNATAll}}}}})
-	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
+	r.sync(world{services: []service{serving("web", "a1")}})
 	straight := func(family dataplane.Family) netip.AddrPort {
 		return netip.AddrPortFrom(r.host("a1").Addr(int(family)), serverPort)
 	}
+	flows := r.holdForPorts(from("node-a").toAddr("pod a1 itself", straight).in(dataplane.TCP, dataplane.UDP))
+	r.masqueradeMany(dataplane.TCP, dataplane.UDP)
+	r.stopAll(flows)
+}
+
+// holdForPorts holds so many connections that some of masqueradeMany's would
+// have their ports.
+func (r *run) holdForPorts(p probe) []heldFlow {
+	r.Helper()
+	const held = 150
 	var flows []heldFlow
 	for range held {
 		flows = append(flows, r.startAll(func(h *netlab.Host, req netlab.Request) (*netlab.Load, error) {
 			req.Timeout = answerTime
 			return h.Hold(req, time.Second)
-		}, from("node-a").toAddr("pod a1 itself", straight).in(both...))...)
+		}, p)...)
 	}
+	return flows
+}
+
+// masqueradeMany has node-a masquerade connections from outside to the Service "web".
+func (r *run) masqueradeMany(protocols ...dataplane.Protocol) {
+	r.Helper()
+	const masqueraded = 2000
 	var all sync.WaitGroup
-	for _, protocol := range both {
+	for _, protocol := range protocols {
 		for _, family := range families {
 			all.Go(func() {
 				req := r.request(from("outside").toNodePort("web", "node-a"), protocol, family)
@@ -166,7 +181,6 @@ func ownPorts(r *run) {
 		}
 	}
 	all.Wait()
-	r.stopAll(flows)
 }
 
 // droppingHost sets node-a's policy for forwarded packets to DROP.

@@ -277,6 +277,25 @@ func (r *run) programs() []uint32 {
 	return ids
 }
 
+// portsToward are source ports that node-a masquerades connections to a host
+// with, one of each protocol (struct tuple of bpf/conn.h).
+func (r *run) portsToward(host string, family dataplane.Family) map[dataplane.Protocol]uint16 {
+	r.Helper()
+	const sport, dport, protocol, stage, stageIn = 32, 34, 36, 37, 0
+	numbers := map[byte]dataplane.Protocol{unix.IPPROTO_TCP: dataplane.TCP, unix.IPPROTO_UDP: dataplane.UDP, unix.IPPROTO_SCTP: dataplane.SCTP}
+	ports := map[dataplane.Protocol]uint16{}
+	keys, _ := pinned(r, r.node("node-a"), "connections")
+	for _, k := range keys {
+		if k[stage] == stageIn && place(k, k[sport:]) == netip.AddrPortFrom(r.host(host).Addr(int(family)), serverPort).String() && address(k[16:]) == r.node("node-a").Addr(int(family)) {
+			ports[numbers[k[protocol]]] = binary.BigEndian.Uint16(k[dport:])
+		}
+	}
+	if len(ports) != len(numbers) {
+		r.Fatalf("%s: node-a masquerades %v to %s", family, ports, host)
+	}
+	return ports
+}
+
 // entriesOf is how many entries a pinned map of node-a has room for.
 func (r *run) entriesOf(name string) int {
 	r.Helper()

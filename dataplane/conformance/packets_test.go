@@ -31,8 +31,10 @@ func packetCases() []testCase {
 		{"clause 5", "fragments: a datagram of 4,000 bytes gets an answer as large", fragments},
 		{"clause 5", "checksums: data passes both ways whatever devices compute, check and join", offloads},
 		{"§1.12", "two Services on one endpoint, used from one client port at the same time, do not mix", sharedPort},
+		{"§1.12", "a flow that the node's own NAT gives the source port of a masqueraded connection does not mix with it", kernelsPort},
 		{"§1.5", "a node whose address is on a bridge above its link serves all the same", bridged},
 		{"clause 5", "connections that iptables translated go on when this backend takes over; those made since live on without iptables", takeover},
+		{"clause 5", "connections that iptables masqueraded go on beside many that this backend masquerades", takeoverPorts},
 	}
 }
 
@@ -329,24 +331,49 @@ func sharedPort(r *run) {
 	r.stopAll(flows)
 }
 
-// takeover has a node's connections begin under the iptables backend.
-func takeover(r *run) {
-	if r.col.backend == "iptables" {
-		r.notMeant("it is what the others take over from")
+// kernelsPort masquerades a pod's flows to an endpoint by a rule that another
+// program has in the kernel's NAT, each with the source port of a connection to
+// that endpoint that the backend masquerades.
+func kernelsPort(r *run) {
+	if r.col.backend != "ebpf" {
+		r.notMeant("the kernel's NAT translates for this backend, too, and knows which ports it gave")
 		return
 	}
-	iptables, err := columnNamed("iptables-nft")
-	r.must(err)
-	r.cleared()
-	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
-	before := make([]*agent, len(r.lab.Nodes))
-	r.world = w
-	r.must(r.onEach(func(i int, n *netlab.Node) (err error) {
-		if before[i], err = startAgent(n, iptables, r.site(n), r.env(n)); err != nil {
-			return err
+	r.sync(pathServices())
+	n := r.node("node-a")
+	straight := from("a3").toAddr("pod b1 itself", func(f dataplane.Family) netip.AddrPort {
+		return netip.AddrPortFrom(r.host("b1").Addr(int(f)), serverPort)
+	})
+	held := r.holdAll(from("outside").toNodePort("there", "node-a").in(dataplane.TCP, dataplane.UDP))
+	r.check(from("outside").toNodePort("there", "node-a").reaches("b1").in(dataplane.SCTP).once())
+	defer r.shell(n, "nft delete table ip othernat; nft delete table ip6 othernat")
+	for _, family := range families {
+		table := map[dataplane.Family]string{dataplane.IPv4: "ip", dataplane.IPv6: "ip6"}[family]
+		r.shell(n, fmt.Sprintf("nft 'add table %s othernat; add chain %[1]s othernat post { type nat hook postrouting priority 90; }'", table))
+		for protocol, port := range r.portsToward("b1", family) {
+			r.shell(n, fmt.Sprintf("nft add rule %s othernat post %[1]s saddr %s %s dport %d snat to '%s'",
+				table, r.host("a3").Addr(int(family)), wireName(protocol), serverPort, netip.AddrPortFrom(n.Addr(int(family)), port)))
+			req := r.request(straight, protocol, family)
+			req.Timeout = answerTime
+			flow, err := r.host("a3").Hold(req, netlab.Patient(50*time.Millisecond))
+			if err != nil {
+				r.Errorf("%s %s: from a3 to b1, from node-a's port %d: %v", protocol, family, port, err)
+				continue
+			}
+			held = append(held, heldFlow{protocol.String() + " " + family.String() + ": a3 to b1 itself", flow})
 		}
-		return before[i].sync(true, w.snapshot(r, n))
-	}))
+	}
+	time.Sleep(300 * time.Millisecond)
+	r.stopAll(held)
+}
+
+// takeover has a node's connections begin under the iptables backend.
+func takeover(r *run) {
+	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
+	iptables := r.begunWith("iptables-nft", w)
+	if r.col.backend == "iptables" {
+		return
+	}
 	old := r.holdEverywhere()
 	r.syncUnknown(w)
 	time.Sleep(200 * time.Millisecond)
@@ -354,13 +381,61 @@ func takeover(r *run) {
 	// What the node itself opens comes by netfilter's rules first, as long as there are any.
 	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
 	held := r.holdAll(from("a3").to(clusterIP, "web").in(both...), from("outside").to(loadBalancer, "web").in(both...), from("outside").toNodePort("web", "node-a").in(both...))
-	for _, a := range before {
-		r.must(a.cleanup())
-		a.process.Stop(time.Second)
-	}
+	iptables.end()
 	r.check(works("web", "b1")...)
 	time.Sleep(200 * time.Millisecond)
 	r.stopAll(held)
+}
+
+// takeoverPorts has masqueraded connections of the iptables backend live on
+// while this one gives others random ports.
+func takeoverPorts(r *run) {
+	w := world{services: []service{serving("web", "b1")}}
+	iptables := r.begunWith("iptables-nft", w)
+	if r.col.backend == "iptables" {
+		return
+	}
+	held := r.holdForPorts(from("outside").toNodePort("web", "node-a").in(dataplane.TCP))
+	r.syncUnknown(w)
+	r.masqueradeMany(dataplane.TCP)
+	r.stopAll(held)
+	iptables.end()
+}
+
+// predecessor are the agents of another backend on all nodes.
+type predecessor struct {
+	run    *run
+	agents []*agent
+}
+
+// begunWith makes another backend serve a world, on nodes that nobody served.
+func (r *run) begunWith(name string, w world) predecessor {
+	r.Helper()
+	col, err := columnNamed(name)
+	r.must(err)
+	p := predecessor{r, make([]*agent, len(r.lab.Nodes))}
+	if r.col.backend == col.backend {
+		r.notMeant("it is what the others take over from")
+		return p
+	}
+	r.cleared()
+	r.world = w
+	r.must(r.onEach(func(i int, n *netlab.Node) (err error) {
+		if p.agents[i], err = startAgent(n, col, r.site(n), r.env(n)); err != nil {
+			return err
+		}
+		return p.agents[i].sync(true, w.snapshot(r, n))
+	}))
+	return p
+}
+
+// end removes all that is of the predecessor.
+func (p predecessor) end() {
+	p.run.Helper()
+	for _, a := range p.agents {
+		p.run.must(a.cleanup())
+		a.process.Stop(time.Second)
+	}
 }
 
 // bridged puts a bridge above node-a's eth0 and moves the node's addresses there.

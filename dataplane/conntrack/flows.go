@@ -16,20 +16,77 @@ import (
 // translated. It reads the table once, so on a busy node it may miss some that
 // come or go meanwhile.
 func Flows(ctx context.Context, family dataplane.Family, visit func(dataplane.Flow)) error {
+	return dumpOnce(ctx, family, func(msg []byte) {
+		if f, ok := parseFlow(msg); ok && f.Dst != f.Endpoint {
+			visit(f)
+		}
+	})
+}
+
+// Standing is a connection of TCP or SCTP that has its destination translated
+// and has not come to its end.
+type Standing struct {
+	Protocol         dataplane.Protocol
+	Endpoint, Client netip.AddrPort // the client as the endpoint sees it
+}
+
+// EachStanding calls visit with each of a family; see Flows.
+func EachStanding(ctx context.Context, family dataplane.Family, visit func(Standing)) error {
+	return dumpOnce(ctx, family, func(msg []byte) {
+		if s, ok := parseStanding(msg); ok {
+			visit(s)
+		}
+	})
+}
+
+// dumpOnce calls visit with each message of the table. It may miss some entries.
+func dumpOnce(ctx context.Context, family dataplane.Family, visit func(msg []byte)) error {
 	t, err := openTable(family)
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	err = t.dump(ctx, t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP), func(msg []byte) {
-		if f, ok := parseFlow(msg); ok && f.Dst != f.Endpoint {
-			visit(f)
-		}
-	})
+	err = t.dump(ctx, t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP), visit)
 	if err != nil && !interrupted(err) { // a count that is a little off is good enough
 		return fmt.Errorf("reading the %s conntrack table: %w", family, err)
 	}
 	return ctx.Err()
+}
+
+func parseStanding(msg []byte) (Standing, bool) {
+	f, ok := parseFlow(msg)
+	if !ok || f.Dst == f.Endpoint || f.Protocol == dataplane.UDP {
+		return Standing{}, false
+	}
+	s := Standing{Protocol: f.Protocol, Endpoint: f.Endpoint}
+	for a := range attrs(msg[headerLen:]) {
+		switch a.kind {
+		case nl.CTA_TUPLE_REPLY:
+			t := parseTuple(a.value)
+			s.Client = netip.AddrPortFrom(t.dst, t.dstPort)
+		case nl.CTA_PROTOINFO:
+			if !stands(a.value) {
+				return Standing{}, false
+			}
+		}
+	}
+	return s, s.Client.IsValid()
+}
+
+// stands tells whether a connection is answered and not closed, by what
+// conntrack knows of its protocol. Of SCTP, whose silence is short, any does.
+func stands(protocol []byte) bool {
+	for a := range attrs(protocol) {
+		if a.kind != nl.CTA_PROTOINFO_TCP {
+			continue
+		}
+		for tcp := range attrs(a.value) {
+			if tcp.kind == nl.CTA_PROTOINFO_TCP_STATE && len(tcp.value) == 1 {
+				return tcp.value[0] >= nl.TCP_CONNTRACK_SYN_RECV && tcp.value[0] <= nl.TCP_CONNTRACK_LAST_ACK
+			}
+		}
+	}
+	return true
 }
 
 func parseFlow(msg []byte) (dataplane.Flow, bool) {

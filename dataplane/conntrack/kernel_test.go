@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -69,6 +70,12 @@ type entry struct {
 // insert puts an entry into the kernel's table, from client number n (1 to 255).
 func (e entry) insert(t *testing.T, n byte) {
 	t.Helper()
+	e.insertIn(t, n, nl.TCP_CONNTRACK_ESTABLISHED)
+}
+
+// insertIn does so in a state of TCP.
+func (e entry) insertIn(t *testing.T, n, state byte) {
+	t.Helper()
 	family := dataplane.FamilyOf(e.dst.Addr())
 	const port = 40000
 	src, proto := client(family, n), uint8(e.protocol)
@@ -79,7 +86,7 @@ func (e entry) insert(t *testing.T, n byte) {
 		TimeOut:    600,
 	}
 	if e.protocol == dataplane.TCP {
-		f.ProtoInfo = &netlink.ProtoInfoTCP{State: 3} // established
+		f.ProtoInfo = &netlink.ProtoInfoTCP{State: state}
 	}
 	if err := netlink.ConntrackCreate(netlink.ConntrackTable, nlFamily(family), f); err != nil {
 		if os.IsPermission(err) || errors.Is(err, unix.EOPNOTSUPP) {

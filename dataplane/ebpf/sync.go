@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/packet"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
 )
 
@@ -40,11 +39,6 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	s := &session{backend: b, batch: batch{maps: b.maps}, claimed: map[sockFrontendKey]struct{}{}}
 	unknown := prev == nil || b.records == nil
 	b.retired.Store(want.Ports.Len() == 0)
-	if b.retired.Load() && unknown {
-		if err := packet.Retire(ctx, b.packets, b.cfg.Log); err != nil {
-			return fmt.Errorf("removing connections that are over: %w", err)
-		}
-	}
 	if err := b.syncNode(want, unknown); err != nil {
 		return err
 	}

@@ -49,6 +49,8 @@ const (
 	connNode       = 2
 	connSelf       = 4
 	connMasquerade = 8
+	connInject     = 16
+	connKernel     = 64
 
 	connFIN   = 1
 	connReset = 2
@@ -72,12 +74,11 @@ const (
 	sctpClosed     = 10 * time.Second
 )
 
-// Where nothing new begins, because another backend serves the node now, its
-// connections are translated to ports that may be those of connections here
-// that are over: answers to it would be taken for theirs. So those go soon.
+// Where nothing new begins, because another backend serves the node now, this
+// one is removed when no connection is left: what is over need not be waited for.
 const (
-	retiredClosed = 2 * time.Second // both sides have ended, or one has reset it
-	retiredUDP    = 10 * time.Second
+	retiredClosed = 10 * time.Second // both sides have ended, or one has reset it
+	retiredUDP    = 30 * time.Second // an answer may come late; what a client sends is a new flow
 )
 
 // retiredSilence is silence where nothing new begins.
@@ -178,12 +179,12 @@ func monotonic() time.Duration {
 }
 
 // isRetired tells that nothing new begins.
-func (c *collector) isRetired() bool { return c.retired != nil && c.retired.Load() }
+func isRetired(flag *atomic.Bool) bool { return flag != nil && flag.Load() }
 
 func (c *collector) run(ctx context.Context) {
 	for {
 		pause := collectEvery
-		if c.isRetired() {
+		if isRetired(c.retired) {
 			pause = retiredEvery
 		}
 		select {
@@ -200,15 +201,6 @@ func (c *collector) run(ctx context.Context) {
 		}
 		c.warnIfFull()
 	}
-}
-
-// Retire removes from a table what is over by the rules for where nothing new
-// begins. Done before that is so, no later connection of another backend meets it.
-func Retire(ctx context.Context, packets *ebpf.Collection, log *slog.Logger) error {
-	var retired atomic.Bool
-	retired.Store(true)
-	_, err := newCollector(Config{Collection: packets, Log: log, Retired: &retired}).collect(ctx)
-	return err
 }
 
 // collect walks the table once and removes what is over.
@@ -257,12 +249,12 @@ func (c *collector) over(key tuple, value conn, now time.Duration) bool {
 	if value.Flags&connPrimary == 0 {
 		return idle(value) > tcpReset && c.orphan(key, value)
 	}
-	limitOf, least := silence, tcpReset
-	if c.isRetired() {
-		limitOf, least = retiredSilence, retiredClosed
-	}
-	if idle(value) <= least {
+	if idle(value) <= tcpReset {
 		return false
+	}
+	limitOf := silence
+	if isRetired(c.retired) {
+		limitOf = retiredSilence
 	}
 	var answers conn
 	found := c.connections.Lookup(c.answersOf(key, value), &answers) == nil

@@ -17,7 +17,7 @@ func (p *Path) Flows(visit func(dataplane.Flow)) error {
 	var value conn
 	all := p.cfg.Collection.Maps[mapConnections].Iterate()
 	for all.Next(&key, &value) {
-		if value.Flags&connPrimary == 0 {
+		if value.Flags&connPrimary == 0 || value.Flags&connKernel != 0 {
 			continue
 		}
 		visit(dataplane.Flow{

@@ -122,6 +122,9 @@ func Start(ctx context.Context, cfg Config, node *dataplane.Node) (*Path, error)
 		stop()
 		return nil, err
 	}
+	if err := p.keepPorts(ctx); err != nil {
+		cfg.Log.Warn("connections that the kernel's NAT masquerades may break, as new ones may get their source ports", "error", err)
+	}
 	p.done.Go(func() { p.follow(running, changes) })
 	p.done.Go(func() { newCollector(cfg).run(running) })
 	return p, nil
