@@ -35,6 +35,7 @@ func packetCases() []testCase {
 		{"§1.5", "a node whose address is on a bridge above its link serves all the same", bridged},
 		{"clause 5", "connections that iptables translated go on when this backend takes over; those made since live on without iptables", takeover},
 		{"clause 5", "connections that iptables masqueraded go on beside many that this backend masquerades", takeoverPorts},
+		{"clause 5", "no new connection fails while this backend gives its Services to iptables and takes them back", giveBack},
 	}
 }
 
@@ -399,6 +400,29 @@ func takeoverPorts(r *run) {
 	r.syncUnknown(w)
 	r.masqueradeMany(dataplane.TCP)
 	r.stopAll(held)
+	iptables.end()
+}
+
+// giveBack has the Services come and go in front of the iptables backend's rules.
+func giveBack(r *run) {
+	if r.col.backend != "ebpf" {
+		r.notMeant("only eBPF sees packets before the rules of another backend")
+		return
+	}
+	const times = 50
+	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
+	iptables := r.begunWith("iptables-nft", w)
+	r.syncUnknown(w)
+	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
+	loads := r.loadAll(
+		from("a3").to(clusterIP, "web").in(both...), from("node-a").to(clusterIP, "web").in(both...), from("outside").to(loadBalancer, "here").in(both...),
+		from("outside").toNodePort("web", "node-a").in(both...), from("outside").toNodePort("here", "node-a").in(both...),
+	)
+	for range times {
+		r.sync(world{retired: true})
+		r.sync(w)
+	}
+	r.stopAll(loads)
 	iptables.end()
 }
 

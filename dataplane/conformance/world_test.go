@@ -34,6 +34,8 @@ type world struct {
 	pods     detector
 	// nodePorts are the addresses of a node that take NodePorts; nil: those of eth0.
 	nodePorts func(*netlab.Node) []netip.Prefix
+	// retired says that another backend serves: no addresses are Services' alone.
+	retired bool
 }
 
 // service is one Service.
@@ -128,6 +130,9 @@ func (w world) snapshot(r *run, n *netlab.Node) *dataplane.Snapshot {
 		Revision:     1,
 		Node:         &dataplane.Node{Name: n.Name, NodePorts: addrs, LocalPods: w.pods.localPods(n)},
 		ServiceCIDRs: prefixes([]string{clusterIPs4, clusterIPs6}),
+	}
+	if w.retired {
+		s.ServiceCIDRs = nil
 	}
 	var ports []*dataplane.ServicePort
 	for _, svc := range w.services {

@@ -18,16 +18,31 @@ type keySet[K comparable] struct {
 
 // sync makes the map hold just the keys wanted: what comes first, what goes after.
 func (s *keySet[K]) sync(want []K) error {
-	if s.have == nil {
-		have := map[K]struct{}{}
-		if err := dumpEach(s.kernel, func(k K, _ uint8) { have[k] = struct{}{} }); err != nil {
-			return err
-		}
-		s.have = have
+	if err := s.add(want); err != nil {
+		return err
 	}
-	wanted := make(map[K]struct{}, len(want))
+	return s.prune(want)
+}
+
+// read learns what the map holds, where that is not known.
+func (s *keySet[K]) read() error {
+	if s.have != nil {
+		return nil
+	}
+	have := map[K]struct{}{}
+	if err := dumpEach(s.kernel, func(k K, _ uint8) { have[k] = struct{}{} }); err != nil {
+		return err
+	}
+	s.have = have
+	return nil
+}
+
+// add makes the map hold the keys wanted.
+func (s *keySet[K]) add(want []K) error {
+	if err := s.read(); err != nil {
+		return err
+	}
 	for _, k := range want {
-		wanted[k] = struct{}{}
 		if _, ok := s.have[k]; ok {
 			continue
 		}
@@ -35,6 +50,18 @@ func (s *keySet[K]) sync(want []K) error {
 			return fmt.Errorf("writing the %s map: %w", mapName(s.kernel), err)
 		}
 		s.have[k] = struct{}{}
+	}
+	return nil
+}
+
+// prune removes all other keys.
+func (s *keySet[K]) prune(want []K) error {
+	if err := s.read(); err != nil {
+		return err
+	}
+	wanted := make(map[K]struct{}, len(want))
+	for _, k := range want {
+		wanted[k] = struct{}{}
 	}
 	for k := range s.have {
 		if _, ok := wanted[k]; ok {
@@ -59,7 +86,8 @@ type nodeState struct {
 	cidrs []netip.Prefix
 }
 
-// syncNode writes what depends on the node alone.
+// syncNode writes what depends on the node alone, but for ranges of ClusterIPs
+// that are new: those whose addresses are none are dropped (see finish).
 func (b *backend) syncNode(want *dataplane.Snapshot, unknown bool) error {
 	n := &b.node
 	if unknown {
@@ -77,7 +105,7 @@ func (b *backend) syncNode(want *dataplane.Snapshot, unknown bool) error {
 	if err := n.podRanges.sync(toRanges(want.Node.LocalPods.CIDRs)); err != nil {
 		return err
 	}
-	if err := n.serviceRanges.sync(toRanges(want.ServiceCIDRs)); err != nil {
+	if err := n.serviceRanges.prune(toRanges(want.ServiceCIDRs)); err != nil {
 		return err
 	}
 	settings := sockSettings{Flags: n.settings.Flags & packetsBegin}

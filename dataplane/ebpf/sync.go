@@ -57,7 +57,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if err != nil {
 		return err
 	}
-	if err := s.finish(); err != nil {
+	if err := s.finish(want); err != nil {
 		return err
 	}
 	if err := b.attach(ctx, want.Node, unknown); err != nil {
@@ -200,9 +200,14 @@ func (s *session) refuse(port *dataplane.ServicePort, old *record, err error) {
 }
 
 // finish writes the rest, then deletes what nobody uses: frontends first, so
-// that none ever stands without its Service.
-func (s *session) finish() error {
+// that none ever stands without its Service. Another backend may serve what this
+// one does not yet or not any more. So what rejects or drops the rest, marks and
+// ranges of ClusterIPs, goes before the frontends and comes after them.
+func (s *session) finish(want *dataplane.Snapshot) error {
 	if err := s.batch.flush(); err != nil {
+		return err
+	}
+	if err := s.unmark(); err != nil {
 		return err
 	}
 	gone := slices.DeleteFunc(s.gone, func(k sockFrontendKey) bool {
@@ -228,7 +233,10 @@ func (s *session) finish() error {
 	if err := s.batch.settle(); err != nil {
 		return err
 	}
-	return s.syncMarks()
+	if err := s.mark(); err != nil {
+		return err
+	}
+	return s.node.serviceRanges.add(toRanges(want.ServiceCIDRs))
 }
 
 // usage is how full the maps are, as the flags count it.
@@ -276,33 +284,36 @@ func (b *backend) fits(old, next *record) error {
 	return nil
 }
 
-// syncMarks marks the addresses that became ClusterIPs, and takes the mark from
-// those that are none any more.
-func (b *backend) syncMarks() error {
-	var keys []sockFrontendKey
-	var values []sockFrontend
+// unmark takes the mark from the addresses that are no ClusterIPs any more.
+func (b *backend) unmark() error {
 	var gone []sockFrontendKey
 	for a := range b.touched {
-		key := markKey(a)
-		_, have := b.marked[a]
-		switch want := b.marks[a] > 0; {
-		case want && !have:
+		if b.marks[a] > 0 {
+			continue
+		}
+		delete(b.marks, a)
+		if _, have := b.marked[a]; have {
+			gone = append(gone, markKey(a))
+			delete(b.marked, a)
+		}
+	}
+	return remove(b.maps.frontends, gone)
+}
+
+// mark marks the addresses that became ClusterIPs.
+func (b *backend) mark() error {
+	var keys []sockFrontendKey
+	var values []sockFrontend
+	for a := range b.touched {
+		if _, have := b.marked[a]; !have && b.marks[a] > 0 {
+			key := markKey(a)
 			keys = append(keys, key)
 			values = append(values, sockFrontend{Check: checkOf(key), Flags: frontendMark})
 			b.marked[a] = struct{}{}
-		case !want && have:
-			gone = append(gone, key)
-			delete(b.marked, a)
-		}
-		if b.marks[a] <= 0 {
-			delete(b.marks, a)
 		}
 	}
 	b.touched = map[sockAddr]struct{}{} // to clear it would keep the size that the first Sync gave it
-	if err := put(b.maps.frontends, keys, values); err != nil {
-		return err
-	}
-	return remove(b.maps.frontends, gone)
+	return put(b.maps.frontends, keys, values)
 }
 
 // compareSlots orders slots by service, generation, slot.
