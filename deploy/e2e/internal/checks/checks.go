@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/switchyard-io/switchyard/deploy/e2e/internal/cluster"
 	"github.com/switchyard-io/switchyard/deploy/e2e/internal/load"
 )
 
@@ -142,19 +141,7 @@ func (s *suite) everywhere(count int) []stream {
 // programmed waits until each place gets an answer. Its requests are not
 // counted: how long an agent takes for a new Service is its own affair, within reason.
 func (s *suite) programmed(ctx context.Context) ([]load.Report, error) {
-	const limit = 15 * time.Second
-	return nil, cluster.Wait(ctx, "the agents to program a new Service", limit, func(ctx context.Context) error {
-		reports, err := exchange(ctx, s.everywhere(1))
-		if err != nil {
-			return err
-		}
-		for _, r := range reports {
-			if r.Failed > 0 {
-				return errors.New(r.Target.Name + ": " + r.FirstError)
-			}
-		}
-		return nil
-	})
+	return nil, s.answering(ctx, "a new Service", s.everywhere(1))
 }
 
 // refused wants "connection refused", and no silence, from a Service without

@@ -39,7 +39,11 @@ func Takeover(ctx context.Context, lab *cluster.Lab, first, count int, out io.Wr
 	if err := s.deploy(ctx); err != nil {
 		return err
 	}
-	if _, err := s.programmed(ctx); err != nil {
+	once := s.everyKind()
+	for i := range once {
+		once[i].to.Count = 1
+	}
+	if err := s.answering(ctx, "what the load asks for", once); err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(out, "| from | to | new TCP failed | new UDP failed | TCP held, broken | UDP held, datagrams lost | left over |\n|---|---|---|---|---|---|---|\n")

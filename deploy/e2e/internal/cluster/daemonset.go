@@ -80,8 +80,12 @@ func relative(from, to string) (string, error) {
 	return filepath.Rel(from, to)
 }
 
-// Apply applies the manifests of the agent and waits until they are rolled out.
+// Apply applies the manifests of the agent, with its image as it is built now, and
+// waits until they are rolled out.
 func (l *Lab) Apply(ctx context.Context) error {
+	if err := l.eachInTurn(func(n Node) error { return l.importFile(ctx, n, AgentImageFile(l.dir)) }); err != nil {
+		return fmt.Errorf("import the agent's image: %w", err)
+	}
 	dir, err := l.kustomize()
 	if err != nil {
 		return err

@@ -93,19 +93,14 @@ func (l *Lab) importImage(ctx context.Context, n Node) error {
 	if err != nil {
 		return err
 	}
+	return l.importFile(ctx, n, ImageFile(l.dir))
+}
+
+func (l *Lab) importFile(ctx context.Context, n Node, file string) error {
+	const limit = 60 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	files := []string{ImageFile(l.dir)}
-	// Beside kube-proxy it need not be there.
-	if _, err := os.Stat(AgentImageFile(l.dir)); err == nil {
-		files = append(files, AgentImageFile(l.dir))
-	}
-	for _, file := range files {
-		if err := l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", file); err != nil {
-			return err
-		}
-	}
-	return nil
+	return l.run(ctx, n, "ctr", "--namespace=k8s.io", "images", "import", file)
 }
 
 // run runs a short command on n.
