@@ -79,29 +79,31 @@ static __always_inline void write_v6(struct bpf_sock_addr *ctx, const struct pla
 	ctx->user_port = p->port;
 }
 
-static __always_inline bool detects_pods(bool v4)
+static __always_inline __u32 settings_flags(void)
 {
 	__u32 zero = 0;
 	const struct settings *s = bpf_map_lookup_elem(&settings, &zero);
 
-	return s && s->flags & (v4 ? DETECTS_PODS_V4 : DETECTS_PODS_V6);
+	return s ? s->flags : 0;
 }
 
 /* Who asks (enum client_kind) for an address of that family; negative: a pod
- * means its own loopback. The function is global so that the verifier forgets
+ * that means its own loopback, or is held. The function is global so that the verifier forgets
  * which of them it is, and walks through what follows once, not three times.
  */
 __noinline int socket_kind(struct bpf_sock_addr *ctx, int v4, int loopback)
 {
 	__u64 host = host_netns_cookie;
+	__u32 flags;
 
 	if (!host)
 		host = bpf_get_netns_cookie(NULL);
 	if (bpf_get_netns_cookie(ctx) == host)
 		return CLIENT_NODE;
-	if (loopback)
+	flags = settings_flags();
+	if (loopback || flags & HOLD_PODS)
 		return -1;
-	return detects_pods(v4) ? CLIENT_POD : CLIENT_OUTSIDE;
+	return flags & (v4 ? DETECTS_PODS_V4 : DETECTS_PODS_V6) ? CLIENT_POD : CLIENT_OUTSIDE;
 }
 
 /* A socket that was bound to loopback cannot reach an endpoint elsewhere

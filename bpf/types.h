@@ -215,6 +215,7 @@ static __always_inline void client_of_netns(struct addr *a, __u64 cookie)
 #define DETECTS_PODS_V4 1 /* this node can tell its pods (dataplane.LocalPods.Detects) */
 #define DETECTS_PODS_V6 2
 #define PACKETS_BEGIN 4 /* every device has its programs: packets may begin connections */
+#define HOLD_PODS 8 /* sockets of pods are left to the packet path for now */
 
 /* What changes with the node and not with a Service. */
 struct settings {

@@ -58,6 +58,12 @@ type Driver struct {
 	// mechanism, and nothing else. It needs no Backend and succeeds where there
 	// is nothing to remove.
 	Cleanup func(context.Context, Config) error
+	// Retire is of a mechanism that translates connections by itself; nil: the
+	// kernel's NAT goes on with all of them. What is in the kernel of it takes no
+	// new ones, which another backend serves already, or nobody is to. It returns
+	// when those that it has are over, at once where nothing is there, and with
+	// ctx's error when that ends first. Cleanup comes after it.
+	Retire func(context.Context, Config, *Node) error
 }
 
 // ErrUnsupported marks what this kernel or system cannot do, as against a

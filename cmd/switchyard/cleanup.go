@@ -31,8 +31,8 @@ backend left is removed.
 
 Connections through Services end, but for those that another proxy on this node
 goes on with: kube-proxy does with what the kernel's NAT translates. With --drain
-the eBPF backend, which translates by itself, serves nothing new at once, and is
-removed when its connections are over.
+eBPF and IPVS, which translate by themselves, serve nothing new at once, and are
+removed when their connections are over.
 
 With --kube-proxy, what a kube-proxy of any mode left is removed too. Stop it
 first, or it puts everything back.`,
@@ -40,7 +40,7 @@ first, or it puts everything back.`,
 	}
 	o.AddBackendFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
-	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only the eBPF backend can serve")
+	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only eBPF or IPVS can serve")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if drain < 0 {
@@ -69,18 +69,22 @@ first, or it puts everything back.`,
 	return cmd
 }
 
-// drainConnections has backends with a table of connections of their own serve
+// drainConnections has backends that translate connections by themselves serve
 // nothing new, and waits until what they have is over.
 func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, backend string, most time.Duration) error {
 	cfg := c.Dataplane(log, dataplane.HostFamilies())
 	nobody := func() *dataplane.Node { return &dataplane.Node{} } // only new connections ask about the node
+	if err := takeover.Hold(cfg.Families); err != nil {
+		log.Warn("connections that IPVS translates may break, as the kernel's NAT cannot be kept", "error", err)
+	}
 	opts := c.Backends()
 	opts.EBPF.SocketLB = false // a socket is translated once, when it connects
 	for _, d := range catalog.Drivers(opts) {
-		if (backend != catalog.Auto && backend != d.Name) || !hasConnections(c, d) {
+		drain := takeover.Retire(d, cfg, nobody, most)
+		if (backend != catalog.Auto && backend != d.Name) || drain == nil {
 			continue
 		}
-		err := takeover.Retire(d, cfg, nobody, most)(ctx)
+		err := drain(ctx)
 		if ctx.Err() != nil {
 			return fmt.Errorf("backend %s is still there, for its connections, and serves nothing new: run cleanup again", d.Name)
 		}
@@ -88,7 +92,7 @@ func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, b
 			log.Warn("connections are not waited for", "backend", d.Name, "error", err)
 		}
 	}
-	return nil
+	return takeover.Release(cfg.Families)
 }
 
 // cleanup removes what one backend left, or all of them (auto), and if asked

@@ -77,21 +77,27 @@ func eachBackend(t *testing.T, do func(t *testing.T, backend string)) {
 		}
 		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel() // they wait more than they work
-			err := netlab.RequireRoot()
-			if err == nil {
-				err = d.Probe(t.Context(), dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: 14})
-			}
-			if d.Name == "ipvs" && errors.Is(err, dataplane.ErrUnsupported) {
-				t.Skipf("%v; it runs where ip_vs is: make test-vm BACKEND=ipvs", err)
-			}
-			if err != nil && os.Getenv("REQUIRE_KERNEL") == "1" {
-				t.Fatalf("REQUIRE_KERNEL is set: %v", err)
-			}
-			if err != nil && (errors.Is(err, dataplane.ErrUnsupported) || os.Geteuid() != 0) {
-				t.Skip(err)
-			}
+			needs(t, d)
 			do(t, d.Name)
 		})
+	}
+}
+
+// needs skips a test where a backend does not work, and fails it where it has to.
+func needs(t *testing.T, d dataplane.Driver) {
+	t.Helper()
+	err := netlab.RequireRoot()
+	if err == nil {
+		err = d.Probe(t.Context(), dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: 14})
+	}
+	if d.Name == "ipvs" && errors.Is(err, dataplane.ErrUnsupported) {
+		t.Skipf("%v; it runs where ip_vs is: make test-vm BACKEND=ipvs", err)
+	}
+	if err != nil && os.Getenv("REQUIRE_KERNEL") == "1" {
+		t.Fatalf("REQUIRE_KERNEL is set: %v", err)
+	}
+	if err != nil && (errors.Is(err, dataplane.ErrUnsupported) || os.Geteuid() != 0) {
+		t.Skip(err)
 	}
 }
 

@@ -186,12 +186,14 @@ type agent struct {
 	health                      *status.Health
 	programmed                  bool          // the kernel held all that was wanted, once
 	forwarding                  chan struct{} // closed when it did
+	podsHeld                    atomic.Bool   // while IPVS of an earlier agent has connections
 }
 
 // open chooses the backend and readies it.
 func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
-	cfg := a.config.Dataplane(a.log, a.families)
-	choice, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(a.config.Backends()), cfg)
+	cfg, options := a.config.Dataplane(a.log, a.families), a.config.Backends()
+	options.EBPF.HoldPodSockets = a.holdPodSockets()
+	choice, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(options), cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"os"
+	"sync/atomic"
 
-	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
@@ -33,22 +33,44 @@ func (a *agent) predecessors() []takeover.Old {
 		if d.Name == a.backend {
 			continue
 		}
-		old := takeover.Old{Name: d.Name, Remove: func(ctx context.Context) error { return d.Cleanup(ctx, cfg) }}
-		if hasConnections(a.config, d) {
-			old.Retire = takeover.Retire(d, cfg, a.node, takeover.MostDrain)
-		}
-		all = append(all, old)
+		all = append(all, takeover.Old{
+			Name: d.Name, Retire: takeover.Retire(d, cfg, a.node, takeover.MostDrain),
+			Remove: func(ctx context.Context) error {
+				if err := d.Cleanup(ctx, cfg); err != nil {
+					return err
+				}
+				if d.Name == driverIPVS {
+					a.podsHeld.Store(false)
+				}
+				// It may have switched off a sysctl that both want (route_localnet), and
+				// sockets of pods may have been held.
+				_, err := a.syncer.Verify(ctx, true)
+				return err
+			},
+		})
 	}
 	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error { return kubeproxy.Remove(ctx, a.log) }})
+}
+
+const driverIPVS = "ipvs"
+
+// holdPodSockets has eBPF leave the sockets of pods to its packet path while IPVS of
+// an earlier agent has connections: it takes what comes from an endpoint to a port
+// that it served before for an answer of its own, and gives it the Service's
+// address. A socket that was translated as it connected does not know that. Those
+// of the node itself are not left: IPVS would refuse them before eBPF sees a packet.
+func (a *agent) holdPodSockets() *atomic.Bool {
+	if !a.config.Switchyard.TakeOver {
+		return nil
+	}
+	serves, err := ipvs.Serves()
+	if err != nil {
+		a.log.Warn("whether IPVS serves this node is not known", "error", err)
+	}
+	a.podsHeld.Store(serves)
+	return &a.podsHeld
 }
 
 // node is this node as the newest Snapshot has it. There is one, as the kernel
 // forwards all of an earlier one.
 func (a *agent) node() *dataplane.Node { return a.watcher.Around().Snapshot.Node }
-
-// hasConnections tells that a backend is on this node with a table of
-// connections of its own, which the kernel's NAT does not know.
-func hasConnections(c *config.Config, d dataplane.Driver) bool {
-	_, err := os.Stat(c.Switchyard.EBPF.PinDir)
-	return d.Name == "ebpf" && err == nil
-}

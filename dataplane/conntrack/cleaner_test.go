@@ -230,7 +230,7 @@ func TestFrontendMoves(t *testing.T) {
 			c.learn(snapshot(f, []string{"node"}, udp(f, tc.to, spec+"podB:53")))
 			for _, dst := range []string{"external:53", "node:30053"} {
 				for reply, want := range map[string]bool{"podA:53": true, "podB:53": false} {
-					if got := c.indexes[0].stale(flow{addr(f, dst), addr(f, reply)}); got != want {
+					if got := c.indexes[0].stale(flow{dst: addr(f, dst), replySrc: addr(f, reply)}); got != want {
 						t.Errorf("%s answered by %s: stale %v, want %v", dst, reply, got, want)
 					}
 				}
@@ -324,7 +324,7 @@ func TestFailedPassIsRepeated(t *testing.T) {
 	if pass := x.clean(cancelled); pass.Err == nil {
 		t.Fatal("a pass that was cut short reports no error")
 	}
-	if !x.due || !x.stale(flow{addr(f, "cluster:53"), addr(f, "podA:53")}) {
+	if !x.due || !x.stale(flow{dst: addr(f, "cluster:53"), replySrc: addr(f, "podA:53")}) {
 		t.Error("the failed pass was taken as done: the deleted Service's flows would stay")
 	}
 }

@@ -39,6 +39,13 @@ func EachStanding(ctx context.Context, family dataplane.Family, visit func(Stand
 	})
 }
 
+// EndUDP deletes the UDP entries of a family that lead where to tells, and whose
+// destination is translated by something else than the kernel's NAT: IPVS. It
+// counts them.
+func EndUDP(ctx context.Context, family dataplane.Family, to func(netip.AddrPort) bool) (int, error) {
+	return deleteUDP(ctx, family, func(f flow) bool { return !f.nat && f.dst != f.replySrc && to(f.dst) })
+}
+
 // dumpOnce calls visit with each message of the table. It may miss some entries.
 func dumpOnce(ctx context.Context, family dataplane.Family, visit func(msg []byte)) error {
 	t, err := openTable(family)

@@ -21,6 +21,7 @@ const (
 	ctaFilter          = 25 // nested; Linux 5.8, older kernels pass over it
 	ctaFilterOrigFlags = 1
 	filterByProtocol   = 1 << 3
+	statusDstNAT       = 1 << 5 // of CTA_STATUS
 )
 
 const (
@@ -34,6 +35,7 @@ const (
 type flow struct {
 	dst      netip.AddrPort // where the client sends to
 	replySrc netip.AddrPort // who answers
+	nat      bool           // the kernel's NAT translates its destination
 }
 
 // deleteUDP deletes the UDP entries of a family that stale picks and counts
@@ -211,6 +213,8 @@ func parseUDP(msg []byte) (flow, bool) {
 		case nl.CTA_TUPLE_REPLY:
 			t := parseTuple(a.value)
 			f.replySrc = netip.AddrPortFrom(t.src, t.srcPort)
+		case nl.CTA_STATUS:
+			f.nat = len(a.value) == 4 && binary.BigEndian.Uint32(a.value)&statusDstNAT != 0
 		}
 	}
 	return f, f.dst.IsValid() && f.replySrc.IsValid()

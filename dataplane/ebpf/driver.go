@@ -22,6 +22,9 @@ type Options struct {
 	// SocketLB translates sockets as they connect or send; without it every
 	// packet is.
 	SocketLB bool
+	// HoldPodSockets, while it is true, leaves the sockets of pods to the packet
+	// path. A Sync(nil, w) after it became false ends that. nil: never.
+	HoldPodSockets *atomic.Bool
 	// CgroupRoot is the cgroup v2 directory whose processes' sockets are
 	// translated; "": where cgroup v2 is mounted.
 	CgroupRoot string
@@ -78,6 +81,9 @@ func Driver(o Options) dataplane.Driver {
 			return open(o, cfg)
 		},
 		Cleanup: func(context.Context, dataplane.Config) error { return cleanup(o) },
+		Retire: func(ctx context.Context, cfg dataplane.Config, node *dataplane.Node) error {
+			return retire(ctx, o, cfg, node)
+		},
 	}
 }
 

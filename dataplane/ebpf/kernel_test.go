@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,6 +125,35 @@ func TestSocketConnect(t *testing.T) {
 			t.Errorf("%s: connect to %s got %q, want %q", c.name, c.to, got, c.want)
 		}
 	}
+}
+
+// TestHoldPodSockets: for as long as is said sockets of pods are left alone, those of
+// the node are not; then Observe tells, and a repair ends it.
+func TestHoldPodSockets(t *testing.T) {
+	var hold atomic.Bool
+	hold.Store(true)
+	o := testOptions(t)
+	o.HoldPodSockets = &hold
+	b := openBackend(t, o)
+	want := snapshot(portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080"))))
+	check := func(inPodWant string) {
+		t.Helper()
+		for from, want := range map[socketAt]string{onNode: "10.40.1.1:8080", inPod: inPodWant} {
+			if got, err := connectFrom(t, b, from, netip.MustParseAddrPort("10.96.0.1:53")); err != nil || got != want {
+				t.Errorf("from a %s: %q, %v; want %q", from, got, err, want)
+			}
+		}
+	}
+	mustSync(t, b, nil, want)
+	checkHolds(t, b, want)
+	check("")
+	hold.Store(false)
+	if o, err := b.Observe(t.Context()); err != nil || len(o.Other) != 1 {
+		t.Errorf("Observe says %+v, %v; want one difference", o, err)
+	}
+	mustSync(t, b, nil, want)
+	checkHolds(t, b, want)
+	check("10.40.1.1:8080")
 }
 
 // udpEcho answers each datagram with its own address.

@@ -24,6 +24,7 @@ const (
 	detectsPodsV4 = 1
 	detectsPodsV6 = 2
 	packetsBegin  = 4
+	holdPods      = 8
 )
 
 // Lengths of the parts of longest-prefix keys.

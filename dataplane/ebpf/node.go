@@ -115,6 +115,9 @@ func (b *backend) syncNode(want *dataplane.Snapshot, unknown bool) error {
 	if want.Node.LocalPods.Detects(dataplane.IPv6) {
 		settings.Flags |= detectsPodsV6
 	}
+	if b.holdsPods() {
+		settings.Flags |= holdPods
+	}
 	if err := b.writeSettings(settings); err != nil {
 		return err
 	}
@@ -131,6 +134,10 @@ func (b *backend) writeSettings(s sockSettings) error {
 	}
 	b.node.settings = s
 	return nil
+}
+
+func (b *backend) holdsPods() bool {
+	return b.opts.HoldPodSockets != nil && b.opts.HoldPodSockets.Load()
 }
 
 // letBegin lets packets begin connections, now that each device has its

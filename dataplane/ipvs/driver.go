@@ -69,6 +69,7 @@ func Driver(o Options) dataplane.Driver {
 			return open(o, cfg)
 		},
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
+		Retire:  func(ctx context.Context, cfg dataplane.Config, _ *dataplane.Node) error { return retire(ctx, cfg) },
 	}
 }
 

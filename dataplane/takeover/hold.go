@@ -22,8 +22,8 @@ func table(f dataplane.Family) *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName}
 }
 
-// hold keeps NAT for connections under way, whose rules are about to go.
-func hold(families []dataplane.Family) error {
+// Hold keeps NAT for connections under way, whose rules are about to go.
+func Hold(families []dataplane.Family) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
@@ -43,7 +43,7 @@ func hold(families []dataplane.Family) error {
 	return nil
 }
 
-// Release lets go of what Run kept. What is not there is no error.
+// Release undoes Hold. What is not there is no error.
 func Release(families []dataplane.Family) error {
 	var errs []error
 	for _, f := range families {

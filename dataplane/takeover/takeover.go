@@ -8,7 +8,6 @@ package takeover
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -22,8 +21,6 @@ const (
 	lastRetry  = 5 * time.Minute
 	// look is how often connections under way are counted, at first.
 	look = 10 * time.Second
-	// lookRetired is how often those of a backend are that serves nothing new.
-	lookRetired = 2 * time.Second
 	// MostDrain is how long connections may go on that only the old backend can serve.
 	MostDrain = 15 * time.Minute
 )
@@ -41,7 +38,7 @@ type Old struct {
 // Run ends all of old, one after the other, and returns when no connection needs
 // anything of it any more. Call it when the backend that runs is in force.
 func Run(ctx context.Context, log *slog.Logger, families []dataplane.Family, old []Old) {
-	held := hold(families)
+	held := Hold(families)
 	if held != nil {
 		log.Warn("connections that another proxy began may break, as the kernel's NAT cannot be kept", "error", held)
 	}
@@ -98,40 +95,20 @@ func translated(ctx context.Context, families []dataplane.Family) (count int, er
 	return count, nil
 }
 
-// Retire is the Retire of a backend with a table of connections of its own: it
-// is opened once more, serves nothing, and goes on with what is in the table, for
-// at most as long as is said.
+// Retire is the Retire of a backend that has one, for at most as long as is said.
 func Retire(driver dataplane.Driver, cfg dataplane.Config, node func() *dataplane.Node, most time.Duration) func(context.Context) error {
-	return func(ctx context.Context) (err error) {
-		backend, err := driver.Open(ctx, cfg)
-		if err != nil {
-			return fmt.Errorf("opening backend %s once more: %w", driver.Name, err)
-		}
-		defer func() {
-			if e := backend.Close(); err == nil && e != nil {
-				err = fmt.Errorf("closing backend %s: %w", driver.Name, e)
-			}
-		}()
-		if err := backend.Sync(ctx, nil, &dataplane.Snapshot{Revision: 1, Node: node()}); err != nil {
-			return fmt.Errorf("taking the Services from backend %s: %w", driver.Name, err)
-		}
-		table, ok := backend.(interface {
-			Flows(visit func(dataplane.Flow)) error
-		})
-		if !ok {
+	if driver.Retire == nil {
+		return nil
+	}
+	return func(ctx context.Context) error {
+		limited, cancel := context.WithTimeout(ctx, most)
+		defer cancel()
+		err := driver.Retire(limited, cfg, node())
+		if limited.Err() != nil && ctx.Err() == nil {
+			cfg.Log.Info("what is left of connections ends: they had the time to", "of", driver.Name, "time", most)
 			return nil
 		}
-		cfg.Log.Info("waiting for the connections of what served this node before", "was", driver.Name, "most", most)
-		ctx, cancel := context.WithTimeout(ctx, most)
-		defer cancel()
-		for ctx.Err() == nil {
-			count := 0
-			if err := table.Flows(func(dataplane.Flow) { count++ }); err != nil || count == 0 {
-				return err
-			}
-			wait(ctx, lookRetired)
-		}
-		return nil
+		return err
 	}
 }
 

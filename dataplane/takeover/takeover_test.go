@@ -80,7 +80,7 @@ func TestRun(t *testing.T) {
 func TestHold(t *testing.T) {
 	enterNetns(t)
 	for range 2 {
-		if err := hold(both); err != nil {
+		if err := Hold(both); err != nil {
 			t.Fatal(err)
 		}
 	}
