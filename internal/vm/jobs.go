@@ -46,6 +46,7 @@ func matrix(backend string) []part {
 		"internal Cluster, external Local; pods told by ClusterCIDR", "without endpoints every frontend rejects", "an undefined port of a ClusterIP",
 		"source ranges: others are dropped", "a client stays with its endpoint", "hairpin: an endpoint reaches itself", "TCP, UDP and SCTP on one port",
 		"fragments", "go on when another Service with its endpoint goes", "survive SIGKILL of the agent and a new start",
+		"gives the source port of a masqueraded connection",
 	}
 	ours := []string{"repairs what another program broke", "another program's rules stay"}
 	parts := []part{
