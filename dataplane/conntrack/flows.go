@@ -62,7 +62,7 @@ func dumpOnce(ctx context.Context, family dataplane.Family, visit func(msg []byt
 
 func parseStanding(msg []byte) (Standing, bool) {
 	f, ok := parseFlow(msg)
-	if !ok || f.Dst == f.Endpoint || f.Protocol == dataplane.UDP {
+	if !ok || f.Dst == f.Endpoint || (f.Protocol != dataplane.TCP && f.Protocol != dataplane.SCTP) {
 		return Standing{}, false
 	}
 	s := Standing{Protocol: f.Protocol, Endpoint: f.Endpoint}

@@ -45,7 +45,7 @@ func (b *backend) drift(h *held) ([]string, error) {
 	node, err := b.node.drift(b.maps.settings)
 	out = append(out, node...)
 	if b.holdsPods() != (b.node.settings.Flags&holdPods != 0) {
-		out = append(out, "map settings: it is another time for sockets of pods")
+		out = append(out, "map settings: sockets of pods are left to the packet path, and should not be any more")
 	}
 	slices.Sort(out)
 	return out, err
