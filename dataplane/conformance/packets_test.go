@@ -355,7 +355,9 @@ func kernelsPort(r *run) {
 			r.shell(n, fmt.Sprintf("nft add rule %s othernat post %[1]s saddr %s %s dport %d snat to '%s'",
 				table, r.host("a3").Addr(int(family)), wireName(protocol), serverPort, netip.AddrPortFrom(n.Addr(int(family)), port)))
 			req := r.request(straight, protocol, family)
-			req.Timeout = answerTime
+			// Not one that a3 had in a connection to a Service just before: the flow would
+			// get another one as it comes in, and is not looked at again then.
+			req.Timeout, req.From = answerTime, netip.AddrPortFrom(req.From.Addr(), 61000+uint16(protocol)+200*uint16(family))
 			flow, err := r.host("a3").Hold(req, netlab.Patient(50*time.Millisecond))
 			if err != nil {
 				r.Errorf("%s %s: from a3 to b1, from node-a's port %d: %v", protocol, family, port, err)
