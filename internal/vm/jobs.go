@@ -61,7 +61,7 @@ func matrix(backend string) []part {
 	}
 	return append(parts,
 		// The agent itself, from manifests to packets: on this machine with the others.
-		part{dir: "cmd/switchyard", backend: "ipvs", run: []string{"TestGetServicesCountsConnections", "TestTakeOver"}},
+		part{dir: "cmd/switchyard", backend: "ipvs", run: []string{"TestGetServicesCountsConnections", "TestCleanupDrains"}},
 		part{dir: conformance, backend: "ipvs", run: slices.Concat(policy, ours)},
 		part{dir: conformance, backend: "iptables-nft", run: policy},
 		part{dir: conformance, backend: "ebpf", column: "ebpf", run: policy},
