@@ -150,7 +150,7 @@ func (s *site) start(backend string, flags ...string) {
 			s.t.Logf("the agent wrote:\n%s", s.log.String())
 		}
 	})
-	for range 600 {
+	for deadline := time.Now().Add(netlab.Patient(30 * time.Second)); time.Now().Before(deadline); {
 		if code, out, _ := s.ask("status", "-o", "json"); code == 0 && strings.Contains(out, `"ready": true`) {
 			return
 		}
