@@ -156,9 +156,6 @@ func openSCTP(r Request, deadline time.Time) (*sctpSession, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	if s.port == 0 {
-		s.port = 32768 + uint16(randomNumber()%16384)
-	}
 	return s, nil
 }
 

@@ -53,10 +53,24 @@ type hostService struct {
 	// One SCTP request to an address at a time: raw sockets' ICMP errors do not
 	// tell ports apart.
 	sctp map[netip.Addr]*sync.Mutex
+	// sctpPort is the source port of the last SCTP request.
+	sctpPort atomic.Uint32
 }
 
 func newHostService() *hostService {
-	return &hostService{servers: map[int]io.Closer{}, loads: map[int]*load{}, sctp: map[netip.Addr]*sync.Mutex{}}
+	s := &hostService{servers: map[int]io.Closer{}, loads: map[int]*load{}, sctp: map[netip.Addr]*sync.Mutex{}}
+	s.sctpPort.Store(randomNumber())
+	return s
+}
+
+// withPort gives an SCTP request that has no source port the next one: a random
+// one might be that of a request a moment ago, whose way conntrack still knows.
+func (s *hostService) withPort(r Request) Request {
+	const first, ports = 32768, 28000
+	if r.Protocol == SCTP && r.From.Port() == 0 {
+		r.From = netip.AddrPortFrom(r.From.Addr(), first+uint16(s.sctpPort.Add(1)%ports))
+	}
+	return r
 }
 
 // Begin tells the process who it is.
@@ -106,6 +120,7 @@ func (s *hostService) Ask(r Request, a *Answer) error {
 }
 
 func (s *hostService) ask(r Request) Answer {
+	r = s.withPort(r)
 	if r.Timeout == 0 {
 		r.Timeout = time.Second
 	}
@@ -166,6 +181,9 @@ func (s *hostService) Push(args FetchArgs, a *Answer) error {
 func (s *hostService) StartLoad(args LoadArgs, id *int) error {
 	if args.Request.Timeout == 0 {
 		args.Request.Timeout = time.Second
+	}
+	if args.Held {
+		args.Request = s.withPort(args.Request)
 	}
 	l, err := startLoad(args, s.ask)
 	if err != nil {
