@@ -78,10 +78,27 @@ func takeOver(t *testing.T, from, to string) {
 	for deadline := time.Now().Add(drainTime); ; time.Sleep(time.Second) {
 		left := s.left(from)
 		if left == "" {
-			return
+			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%s after the connections have ended there is still: %s", drainTime, left)
+		}
+	}
+	s.asksLocalhost(t)
+}
+
+// asksLocalhost: what the old backend took with it, a sysctl, the new one puts back
+// at once (KUBE-PROXY §1.10), and not at its next audit, a minute later.
+func (s *site) asksLocalhost(t *testing.T) {
+	t.Helper()
+	request := netlab.Request{Protocol: netlab.TCP, To: netip.MustParseAddrPort("127.0.0.1:30080"), Timeout: netlab.Patient(5 * time.Second)}
+	for deadline := time.Now().Add(netlab.Patient(5 * time.Second)); ; time.Sleep(100 * time.Millisecond) {
+		a, err := s.node.Ask(request)
+		if err == nil && a.Outcome == netlab.Answered {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the NodePort on localhost: %s, %v", a, err)
 		}
 	}
 }

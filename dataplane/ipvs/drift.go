@@ -18,6 +18,11 @@ func (b *backend) drift(have *reading) ([]string, error) {
 	var out []string
 	for _, t := range c.writes.tables {
 		out = append(out, t.drift()...)
+		if t.rules.localnet != localnetOff {
+			if on, err := routesLocalnet(); err == nil && !on {
+				out = append(out, "net.ipv4.conf.all.route_localnet is 0, so that NodePorts do not answer on 127.0.0.1")
+			}
+		}
 	}
 	for _, s := range c.writes.services {
 		out = append(out, s.drift()...)

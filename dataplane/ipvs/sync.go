@@ -188,15 +188,14 @@ func rulesFor(f dataplane.Family, next *env, before localnet) (*rules, error) {
 	if !r.serveLocalhost() {
 		return r, nil
 	}
-	if r.localnet = before; before != localnetOff {
-		return r, nil
-	}
 	on, err := routesLocalnet()
 	if err != nil {
 		return nil, err
 	}
-	r.localnet = localnetSwitch
-	if on {
+	switch r.localnet = before; {
+	case !on: // another backend may have switched it off as it went
+		r.localnet = localnetSwitch
+	case before == localnetOff:
 		r.localnet = localnetFound
 	}
 	return r, nil
