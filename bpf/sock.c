@@ -88,7 +88,7 @@ static __always_inline __u32 settings_flags(void)
 }
 
 /* Who asks (enum client_kind) for an address of that family; negative: a pod
- * that means its own loopback, or is held. The function is global so that the verifier forgets
+ * that means its own loopback, or is held. Global, so that the verifier forgets
  * which of them it is, and walks through what follows once, not three times.
  */
 __noinline int socket_kind(struct bpf_sock_addr *ctx, int v4, int loopback)

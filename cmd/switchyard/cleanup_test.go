@@ -53,7 +53,7 @@ func TestCleanupDrains(t *testing.T) {
 			if err != nil {
 				t.Errorf("cleanup: %v", err)
 			}
-		case <-time.After(drainTime):
+		case <-time.After(map[string]time.Duration{"ebpf": 20 * time.Second, "ipvs": drainTime}[backend]):
 			t.Fatal("it does not end, though the connection has")
 		}
 		if left := s.left(backend); left != "" {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -65,13 +67,11 @@ func Serves() (bool, error) {
 		return false, err
 	}
 	defer k.ipvs.Close()
-	all, err := k.services()
-	for _, s := range all {
-		if s.Timeout == ownTimeout {
-			return true, nil
-		}
+	some, err := k.ipvs.GetServices() // one dump may leave out some, not all
+	if err != nil {
+		return false, fmt.Errorf("reading the IPVS services: %w", err)
 	}
-	return false, err
+	return slices.ContainsFunc(some, func(s *ipvs.Service) bool { return s.Timeout == ownTimeout }), nil
 }
 
 // ours are our services as the kernel has them.
