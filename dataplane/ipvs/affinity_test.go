@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // TestPicksAndAffinity sends packets through the rules that do without IPVS:
@@ -114,7 +115,7 @@ func TestVerdicts(t *testing.T) {
 // node is a network namespace with our tables and routes, and no IPVS.
 type node struct {
 	t      *testing.T
-	tables []*table
+	tables []*nft.Table
 	routes *routes
 	counts counts
 	port   int // of the last ask, from 20,000
@@ -145,21 +146,21 @@ func (n *node) sync(ports ...*dataplane.ServicePort) {
 	all := e.wantAll(dataplane.MakePorts(ports...))
 	w := &c.writes
 	for _, t := range n.tables {
-		have, err := n.routes.read(t.family)
+		have, err := n.routes.read(t.Family)
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		state, err := t.read()
+		state, err := t.Read()
 		if err == nil {
 			err = c.compareTable(t, state, e, all)
 		}
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		w.compareRoutes(t.family, have, all)
+		w.compareRoutes(t.Family, have, all)
 	}
 	for _, t := range w.tables {
-		if err := errors.Join(t.table.write(&t.first, t.rules.localnet.note), t.table.write(&t.last, t.rules.localnet.note)); err != nil {
+		if err := errors.Join(t.table.Write(&t.first, nil), t.table.Write(&t.last, nil)); err != nil {
 			n.t.Fatal(err)
 		}
 	}

@@ -5,19 +5,21 @@ import (
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // reading is what the kernel holds, read back once.
 type reading struct {
 	taken    map[netip.Addr]bool // addresses of the node's devices
 	services map[serviceKey]held
-	tables   map[dataplane.Family]*tableState
+	tables   map[dataplane.Family]*nft.State
 	routes   map[dataplane.Family]map[netip.Addr]bool // ours, and whether they are right
 }
 
 // read reads all of it back.
 func (b *backend) read() (*reading, error) {
-	have := &reading{tables: map[dataplane.Family]*tableState{}, routes: map[dataplane.Family]map[netip.Addr]bool{}}
+	have := &reading{tables: map[dataplane.Family]*nft.State{}, routes: map[dataplane.Family]map[netip.Addr]bool{}}
 	var err error
 	if have.taken, err = b.routes.taken(); err != nil {
 		return nil, err
@@ -26,11 +28,11 @@ func (b *backend) read() (*reading, error) {
 		return nil, err
 	}
 	for _, t := range b.tables {
-		if have.tables[t.family], err = t.read(); err != nil {
+		if have.tables[t.Family], err = t.Read(); err != nil {
 			return nil, err
 		}
-		b.routes.findSource(t.family)
-		if have.routes[t.family], err = b.routes.read(t.family); err != nil {
+		b.routes.findSource(t.Family)
+		if have.routes[t.Family], err = b.routes.read(t.Family); err != nil {
 			return nil, err
 		}
 	}
@@ -40,8 +42,8 @@ func (b *backend) read() (*reading, error) {
 // comparison is what a comparison of the kernel with what is wanted comes to.
 type comparison struct {
 	writes   writes
-	refs     map[element]int
-	localnet localnet // as it was found
+	refs     map[nft.Element]int
+	localnet localnet.State // as it was found
 }
 
 // compare finds what to write.
@@ -50,10 +52,10 @@ func (b *backend) compare(have *reading, next *env, want *dataplane.Snapshot) (*
 	all := next.wantAll(want.Ports)
 	c := &comparison{refs: all.refs, localnet: b.localnet}
 	for _, t := range b.tables {
-		if err := c.compareTable(t, have.tables[t.family], next, all); err != nil {
+		if err := c.compareTable(t, have.tables[t.Family], next, all); err != nil {
 			return nil, err
 		}
-		c.writes.compareRoutes(t.family, have.routes[t.family], all)
+		c.writes.compareRoutes(t.Family, have.routes[t.Family], all)
 	}
 	keys := map[serviceKey]bool{}
 	for _, s := range all.services {
@@ -70,48 +72,48 @@ func (b *backend) compare(have *reading, next *env, want *dataplane.Snapshot) (*
 }
 
 // compareTable finds what a table lacks and what is too much in it.
-func (c *comparison) compareTable(t *table, state *tableState, next *env, all *wanted) error {
-	elements := next.constantElements(t.family)
+func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all *wanted) error {
+	elements := next.constantElements(t.Family)
 	for e, data := range all.elements {
-		if e.family == t.family {
+		if e.Family == t.Family {
 			elements[e] = data
 		}
 	}
-	if t.family == dataplane.IPv4 {
-		c.localnet = localnetOf(state.chains) // as an earlier process left it
+	if t.Family == dataplane.IPv4 {
+		c.localnet = localnet.FromComments(state.Chains[chainInput]) // as an earlier process left it
 	}
-	r, err := rulesFor(t.family, next, c.localnet)
+	r, err := rulesFor(t.Family, next, c.localnet)
 	if err != nil {
 		return err
 	}
 	chains := r.constants()
 	for e := range all.refs {
-		if e.set == setChains && e.family == t.family {
-			chains[e.key] = r.numbered(e.key)
+		if e.Set == setChains && e.Family == t.Family {
+			chains[e.Key] = r.numbered(e.Key)
 		}
 	}
 	w := tableWrites{table: t, rules: r}
-	if !state.whole {
-		w.first = tableChange{remake: true, present: state.present, chains: chains, put: elements}
+	if !state.Whole {
+		w.first = nft.Change{Remake: true, Present: state.Present, Chains: chains, Put: elements}
 		c.writes.tables = append(c.writes.tables, w)
 		return nil
 	}
-	w.first = tableChange{chains: map[string][]code{}, put: map[element]string{}, replaced: map[element]bool{}}
+	w.first = nft.NewChange()
 	for name, chain := range chains {
-		notes, err := t.notes(chain, r.localnet.note(name))
+		notes, err := t.Comments(chain, noteOf(r.localnet)(name))
 		if err != nil {
 			return err
 		}
-		if have, ok := state.chains[name]; !ok || !slices.Equal(have, notes) {
-			w.first.chains[name] = chain
+		if have, ok := state.Chains[name]; !ok || !slices.Equal(have, notes) {
+			w.first.Chains[name] = chain
 		}
 	}
-	for name := range state.chains {
+	for name := range state.Chains {
 		if _, ok := chains[name]; !ok {
-			w.last.oldChains = append(w.last.oldChains, name)
+			w.last.OldChains = append(w.last.OldChains, name)
 		}
 	}
-	w.compareElements(state.elements, elements)
+	w.compareElements(state.Elements, elements)
 	c.writes.tables = append(c.writes.tables, w)
 	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 )
 
 // drift says in words what a Sync with prev nil would mend, had it to program
@@ -18,8 +20,8 @@ func (b *backend) drift(have *reading) ([]string, error) {
 	var out []string
 	for _, t := range c.writes.tables {
 		out = append(out, t.drift()...)
-		if t.rules.localnet != localnetOff {
-			if on, err := routesLocalnet(); err == nil && !on {
+		if t.rules.localnet != localnet.Off {
+			if on, err := localnet.IsOn(); err == nil && !on {
 				out = append(out, "net.ipv4.conf.all.route_localnet is 0, so that NodePorts do not answer on 127.0.0.1")
 			}
 		}
@@ -45,25 +47,25 @@ func (b *backend) drift(have *reading) ([]string, error) {
 
 // drift says what a table's change would mend.
 func (c *tableWrites) drift() []string {
-	name := fmt.Sprintf("nftables table %s %s", c.table.family, tableName)
-	if c.first.remake {
+	name := c.table.String()
+	if c.first.Remake {
 		return []string{name + ": it, a set or a base chain is missing"}
 	}
 	var out []string
 	say := func(what, where string) { out = append(out, fmt.Sprintf("%s: %s %s", name, what, where)) }
-	for chain := range c.first.chains {
+	for chain := range c.first.Chains {
 		say("not as written: chain", chain)
 	}
-	for _, chain := range c.last.oldChains {
+	for _, chain := range c.last.OldChains {
 		say("nobody's any more: chain", chain)
 	}
 	// A set that was flushed is one line, not one for each Service.
 	missing, strange := map[string]int{}, map[string]int{}
-	for e := range c.first.put {
-		missing[e.set]++
+	for e := range c.first.Put {
+		missing[e.Set]++
 	}
-	for _, e := range c.last.remove {
-		strange[e.set]++
+	for _, e := range c.last.Remove {
+		strange[e.Set]++
 	}
 	for set, n := range missing {
 		say(fmt.Sprintf("missing or wrong: elements (%d) of", n), set)

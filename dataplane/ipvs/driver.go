@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // Options is what only this backend is told.
@@ -83,7 +84,7 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	if !slices.Contains(dataplane.Schedulers(), o.scheduler()) {
 		return nil, fmt.Errorf("IPVS scheduler %q is not known; it can be %s", o.Scheduler, strings.Join(dataplane.Schedulers(), ", "))
 	}
-	if err := checkThread(); err != nil {
+	if err := netns.CheckThread(); err != nil {
 		return nil, err
 	}
 	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]error{}}
@@ -139,7 +140,7 @@ func probe(o Options, cfg dataplane.Config) error {
 	if err := hasIPVS(); err != nil {
 		return err
 	}
-	return inScratch(func() error {
+	return netns.InScratch(func() error {
 		for _, f := range cfg.Families {
 			if err := tryServices(f, o.scheduler()); err != nil {
 				return err
@@ -150,27 +151,6 @@ func probe(o Options, cfg dataplane.Config) error {
 		}
 		return nil
 	})
-}
-
-// inScratch runs f in a network namespace that ends with it.
-func inScratch(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with its namespace
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread does not end, and its namespace counts as the process's.
-			// While it waits here, the next goroutine gets another one.
-			done <- inScratch(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("making a network namespace: %w", err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
 
 // tryServices makes an IPVS service of each protocol and sees that it is there.
@@ -221,18 +201,19 @@ func exampleOf(f dataplane.Family) netip.Addr {
 // tryTable makes our table with a chain of each kind.
 func tryTable(f dataplane.Family) error {
 	t := newTable(f, &counts{})
-	r := &rules{env: &env{mark: 1, localhost: true, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"}}, family: f}
-	change := &tableChange{remake: true, chains: r.constants(), put: r.constantElements(f)}
+	defer func() { _ = t.Close() }()
+	r := &rules{env: &env{mark: 1, localhost: true, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"}}, Words: nft.Words{Family: f}}
+	change := &nft.Change{Remake: true, Chains: r.constants(), Put: r.constantElements(f)}
 	for prefix, set := range map[string]string{prefixPick: setPicks, prefixSticky: setSticky, prefixStickyIn: setStickyIn, prefixLearn: setLearn} {
 		chain := numbered(prefix, 10)
-		change.chains[chain] = r.numbered(chain)
-		key := placeBytes(exampleOf(f), dataplane.TCP, 80)
+		change.Chains[chain] = r.numbered(chain)
+		key := nft.PlaceBytes(exampleOf(f), dataplane.TCP, 80)
 		if set == setLearn {
-			key = numberBytes(1)
+			key = nft.NumberBytes(1)
 		}
-		change.put[element{f, set, key}] = chain
+		change.Put[nft.Element{Family: f, Set: set, Key: key}] = chain
 	}
-	err := t.write(change, func(string) string { return "" })
+	err := t.Write(change, nil)
 	if errors.Is(err, unix.EPERM) {
 		return err
 	}
@@ -242,26 +223,9 @@ func tryTable(f dataplane.Family) error {
 	return nil
 }
 
-// checkThread refuses a thread that is in another network namespace than its
-// process: other goroutines, which the backend uses, would not be in it.
-func checkThread() error {
-	thread, err := os.Readlink("/proc/thread-self/ns/net")
-	if err != nil {
-		return fmt.Errorf("finding the network namespace: %w", err)
-	}
-	process, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return fmt.Errorf("finding the network namespace: %w", err)
-	}
-	if thread != process {
-		return errors.New("the backend programs the network namespace of its process, and this thread is in another one")
-	}
-	return nil
-}
-
 // cleanup removes our routes, services and tables of both families.
 func cleanup(log *slog.Logger) error {
-	if err := checkThread(); err != nil {
+	if err := netns.CheckThread(); err != nil {
 		return err
 	}
 	var c counts
@@ -312,17 +276,18 @@ func cleanupServices(c *counts) error {
 	return errors.Join(errs...)
 }
 
-func cleanupTable(t *table) error {
-	state, err := t.read()
+func cleanupTable(t *nft.Table) error {
+	defer func() { _ = t.Close() }()
+	guards, err := t.ChainComments(chainInput)
 	if err != nil {
 		return err
 	}
-	if localnetOf(state.chains) == localnetSwitch {
-		if err := setRouteLocalnet(false); err != nil {
+	if localnet.FromComments(guards) == localnet.Switched {
+		if err := localnet.Switch(false); err != nil {
 			return err
 		}
 	}
-	return t.remove()
+	return t.Remove()
 }
 
 // backend is the IPVS of one network namespace.
@@ -332,7 +297,7 @@ type backend struct {
 	log     *slog.Logger
 	kernel  *kernel
 	routes  *routes
-	tables  []*table // in order of cfg.Families
+	tables  []*nft.Table // in order of cfg.Families
 	counts  counts
 
 	stop    context.CancelFunc
@@ -341,8 +306,8 @@ type backend struct {
 	mu         sync.Mutex // one at a time: Sync, Observe, or the drainer
 	env        env
 	held       *dataplane.Snapshot // what the kernel holds; nil: unknown
-	localnet   localnet
-	refs       map[element]int // how many ServicePorts want a shared element
+	localnet   localnet.State
+	refs       map[nft.Element]int // how many ServicePorts want a shared element
 	drains     map[draining]time.Time
 	schedulers map[string]error // what became of each that was asked for
 }
@@ -353,5 +318,8 @@ func (b *backend) Close() error {
 	b.drainer.Wait()
 	b.kernel.ipvs.Close()
 	b.routes.close()
+	for _, t := range b.tables {
+		_ = t.Close()
+	}
 	return nil
 }

@@ -314,7 +314,7 @@ func TestCosts(t *testing.T) {
 			less.Ports = want.Ports.With([]*dataplane.ServicePort{oneLess(want)}, nil)
 			changes = append(changes, took("one endpoint goes", want, &less), took("one endpoint comes", &less, want))
 			again := took("restart with all in place", nil, want)
-			if again.rules+again.elements+again.routes+again.transactions > 0 {
+			if again.table.Rules+again.table.Elements+again.routes+again.table.Transactions > 0 {
 				t.Errorf("a restart wrote %+v", again)
 			}
 			if err := cleanup(b.log); err != nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 )
 
 // What is Switchyard's in the kernel.
@@ -97,17 +99,6 @@ func isFrontends(set string) bool {
 	return false
 }
 
-// verdictMap tells maps to chains, and whether packets come back from those.
-func verdictMap(set string) (yes, returns bool) {
-	switch set {
-	case setEmpty, setPicks:
-		return true, false
-	case setMasquerade, setSticky, setStickyIn, setLearn:
-		return true, true
-	}
-	return false, false
-}
-
 func numbered(prefix string, n int) string { return fmt.Sprintf("%s%d", prefix, n) }
 
 // numberOf is the number in a chain's name, 0 if there is none.
@@ -121,4 +112,14 @@ func numberOf(chain, prefix string) int {
 		return 0
 	}
 	return n
+}
+
+// noteOf returns what the comments of a chain's rules carry beside their signature.
+func noteOf(s localnet.State) func(chain string) string {
+	return func(chain string) string {
+		if chain == chainInput {
+			return s.Note()
+		}
+		return ""
+	}
 }

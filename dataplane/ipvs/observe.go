@@ -2,12 +2,12 @@ package ipvs
 
 import (
 	"context"
-	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // Observe reads tables, services and routes back, and compares all of them with
@@ -22,10 +22,10 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 	out := &dataplane.Observation{}
 	for _, t := range b.tables {
 		reached := maps.Clone(have.taken)
-		for a := range have.routes[t.family] { // whatever its source
+		for a := range have.routes[t.Family] { // whatever its source
 			reached[a] = true
 		}
-		o := &observer{family: t.family, elements: have.tables[t.family].elements, services: have.services, reached: reached}
+		o := &observer{family: t.Family, elements: have.tables[t.Family].Elements, services: have.services, reached: reached}
 		o.frontends(out)
 	}
 	if b.held != nil {
@@ -41,7 +41,7 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 // observer makes frontends of one family's kernel objects.
 type observer struct {
 	family   dataplane.Family
-	elements map[element]string
+	elements map[nft.Element]string
 	services map[serviceKey]held
 	reached  map[netip.Addr]bool // addresses whose packets come to IPVS
 	nodes    []netip.Addr        // addresses that take NodePorts
@@ -49,15 +49,15 @@ type observer struct {
 
 func (o *observer) frontends(out *dataplane.Observation) {
 	for e := range o.elements {
-		if e.set == setAddresses {
-			o.nodes = append(o.nodes, addrOf(e.key))
+		if e.Set == setAddresses {
+			o.nodes = append(o.nodes, nft.AddrOf(e.Key))
 		}
 	}
 	for e := range o.elements {
-		if !isFrontends(e.set) {
+		if !isFrontends(e.Set) {
 			continue
 		}
-		if f, ok := o.frontend(e.set, e.key); ok {
+		if f, ok := o.frontend(e.Set, e.Key); ok {
 			out.Frontends = append(out.Frontends, f)
 		}
 	}
@@ -65,7 +65,7 @@ func (o *observer) frontends(out *dataplane.Observation) {
 
 // frontend is what happens to connections to one place; false: nothing.
 func (o *observer) frontend(set, place string) (dataplane.ObservedFrontend, bool) {
-	addr, protocol, port := placeOf(place, o.family)
+	addr, protocol, port := nft.PlaceOf(place, o.family)
 	f := dataplane.ObservedFrontend{Protocol: protocol, Addr: netip.AddrPortFrom(addr, port)}
 	at := []netip.Addr{addr}
 	if addr.IsUnspecified() {
@@ -74,7 +74,7 @@ func (o *observer) frontend(set, place string) (dataplane.ObservedFrontend, bool
 		return f, false
 	}
 	picked, picks := o.picked(place)
-	chain, empty := o.elements[element{o.family, setEmpty, place}]
+	chain, empty := o.elements[nft.Element{Family: o.family, Set: setEmpty, Key: place}]
 	switch {
 	case set == setEmptyReject:
 	case set == setEmptyDrop, empty && chain == chainDrop:
@@ -93,20 +93,20 @@ func (o *observer) frontend(set, place string) (dataplane.ObservedFrontend, bool
 }
 
 func (o *observer) has(set, key string) bool {
-	_, ok := o.elements[element{o.family, set, key}]
+	_, ok := o.elements[nft.Element{Family: o.family, Set: set, Key: key}]
 	return ok
 }
 
 // picked is the pool that is picked from without IPVS, if there is one.
 func (o *observer) picked(place string) (dataplane.ObservedPool, bool) {
-	chain, ok := o.elements[element{o.family, setPicks, place}]
+	chain, ok := o.elements[nft.Element{Family: o.family, Set: setPicks, Key: place}]
 	var pool dataplane.ObservedPool
 	if chain == chainDrop {
 		pool.IfEmpty = dataplane.Drop
 	}
 	for i := range numberOf(chain, prefixPick) {
-		if to, ok := o.elements[element{o.family, setPicked, place + numberBytes(uint32(i))}]; ok {
-			pool.Endpoints = append(pool.Endpoints, endpointFrom(to, o.family))
+		if to, ok := o.elements[nft.Element{Family: o.family, Set: setPicked, Key: place + nft.NumberBytes(uint32(i))}]; ok {
+			pool.Endpoints = append(pool.Endpoints, nft.EndpointOf(to, o.family))
 		}
 	}
 	return pool, ok
@@ -130,29 +130,4 @@ func (o *observer) serving(protocol dataplane.Protocol, at []netip.Addr, port ui
 	}
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return out
-}
-
-// placeOf reads what placeBytes wrote.
-func placeOf(place string, f dataplane.Family) (netip.Addr, dataplane.Protocol, uint16) {
-	n := addrLen(f)
-	if len(place) < n+8 {
-		return netip.Addr{}, 0, 0
-	}
-	return addrOf(place[:n]), dataplane.Protocol(place[n]), binary.BigEndian.Uint16([]byte(place[n+4:]))
-}
-
-// endpointFrom reads what endpointBytes wrote.
-func endpointFrom(s string, f dataplane.Family) netip.AddrPort {
-	n := addrLen(f)
-	if len(s) < n+2 {
-		return netip.AddrPort{}
-	}
-	return netip.AddrPortFrom(addrOf(s[:n]), binary.BigEndian.Uint16([]byte(s[n:])))
-}
-
-func addrLen(f dataplane.Family) int {
-	if f == dataplane.IPv4 {
-		return 4
-	}
-	return 16
 }

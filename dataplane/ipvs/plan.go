@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"encoding/binary"
 	"hash/fnv"
 	"maps"
 	"net/netip"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // serviceKey is what an IPVS service is found by.
@@ -24,22 +24,15 @@ type service struct {
 	endpoints []dataplane.Endpoint // shared with the Pool
 }
 
-// element is one element of a set or map of a family's table.
-type element struct {
-	family dataplane.Family
-	set    string
-	key    string // bytes
-}
-
 // plan is what one ServicePort wants of the kernel.
 type plan struct {
 	services []service
 	// elements are this ServicePort's own, with their data; of a map to chains,
 	// the chain.
-	elements map[element]string
+	elements map[nft.Element]string
 	// shared are elements that other ServicePorts may want too, and chains. An
 	// element of setVIPs brings a local route with it.
-	shared map[element]bool
+	shared map[nft.Element]bool
 }
 
 // env is what plans and rules depend on beside the ServicePorts.
@@ -95,7 +88,7 @@ type planner struct {
 
 // planFor is what a ServicePort wants of the kernel.
 func (e *env) planFor(port *dataplane.ServicePort) *plan {
-	p := &planner{plan: &plan{elements: map[element]string{}, shared: map[element]bool{}}, env: e, port: port}
+	p := &planner{plan: &plan{elements: map[nft.Element]string{}, shared: map[nft.Element]bool{}}, env: e, port: port}
 	for _, f := range port.Frontends {
 		p.frontend(f)
 	}
@@ -108,7 +101,7 @@ func (p *planner) frontend(f dataplane.Frontend) {
 	if f.Kind == dataplane.NodePort {
 		at = p.env.addressesOf(p.port.ID.Family)
 	} else if !p.env.taken[f.Addr.Addr()] {
-		p.share(setVIPs, addrBytes(f.Addr.Addr()))
+		p.share(setVIPs, nft.AddrBytes(f.Addr.Addr()))
 	}
 	scheduler := p.port.Scheduler
 	if scheduler == "" {
@@ -173,8 +166,8 @@ func (p *planner) entry(place string, f dataplane.Frontend) {
 	if len(f.Sources) > 0 {
 		p.own(setRestricted, place, "")
 	}
-	for _, r := range f.Sources {
-		p.own(setSources, place+addrBytes(r.Masked().Addr())+place+addrBytes(lastOf(r)), "")
+	for _, r := range nft.Disjoint(f.Sources) {
+		p.own(setSources, place+nft.AddrBytes(r.First)+place+nft.AddrBytes(r.Last), "")
 	}
 }
 
@@ -187,13 +180,13 @@ func (p *planner) pick(place string, pool *dataplane.Pool) {
 	}
 	p.chained(setPicks, place, numbered(prefixPick, n))
 	for i, e := range pool.Endpoints {
-		p.own(setPicked, place+numberBytes(uint32(i)), endpointBytes(e.Addr))
+		p.own(setPicked, place+nft.NumberBytes(uint32(i)), nft.EndpointBytes(e.Addr))
 	}
 }
 
 // affinity lists what keeps clients with their endpoints.
 func (p *planner) affinity(place string, pool *dataplane.Pool) {
-	id := numberBytes(affinityID(p.port.ID))
+	id := nft.NumberBytes(affinityID(p.port.ID))
 	p.own(setIDs, place, id)
 	p.chained(setSticky, place, numbered(prefixSticky, p.seconds()))
 	p.chained(setLearn, id, numbered(prefixLearn, p.seconds()))
@@ -205,7 +198,7 @@ func (p *planner) seconds() int { return int(p.port.Affinity / time.Second) }
 // members lists the endpoints of a pool by their numbers.
 func (p *planner) members(set, place string, pool *dataplane.Pool) {
 	for _, e := range pool.Endpoints {
-		p.own(set, place+numberBytes(endpointNumber(e.Addr)), endpointBytes(e.Addr))
+		p.own(set, place+nft.NumberBytes(nft.EndpointNumber(e.Addr)), nft.EndpointBytes(e.Addr))
 	}
 }
 
@@ -213,14 +206,18 @@ func (p *planner) members(set, place string, pool *dataplane.Pool) {
 func (p *planner) hairpin(pool *dataplane.Pool) {
 	for _, e := range pool.Endpoints {
 		if e.Local {
-			p.share(setHairpin, addrBytes(e.Addr.Addr())+p.place(e.Addr))
+			p.share(setHairpin, nft.AddrBytes(e.Addr.Addr())+p.place(e.Addr))
 		}
 	}
 }
 
-func (p *planner) own(set, key, data string) { p.elements[element{p.port.ID.Family, set, key}] = data }
+func (p *planner) own(set, key, data string) {
+	p.elements[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
+}
 
-func (p *planner) share(set, key string) { p.shared[element{p.port.ID.Family, set, key}] = true }
+func (p *planner) share(set, key string) {
+	p.shared[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = true
+}
 
 // chained is own for an element that leads to a chain which comes and goes.
 func (p *planner) chained(set, key, chain string) {
@@ -229,7 +226,7 @@ func (p *planner) chained(set, key, chain string) {
 }
 
 func (p *planner) place(a netip.AddrPort) string {
-	return placeBytes(a.Addr(), p.port.ID.Protocol, a.Port())
+	return nft.PlaceBytes(a.Addr(), p.port.ID.Protocol, a.Port())
 }
 
 func verdictChain(pool *dataplane.Pool) string {
@@ -246,28 +243,4 @@ func affinityID(id dataplane.PortID) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(id.String())) // never fails
 	return h.Sum32()
-}
-
-// The parts of keys and data. Each is padded to whole registers of four bytes.
-
-func numberBytes(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
-
-func addrBytes(a netip.Addr) string { return string(a.AsSlice()) }
-
-func portBytes(p uint16) string { return string([]byte{byte(p >> 8), byte(p), 0, 0}) }
-
-func endpointBytes(a netip.AddrPort) string { return addrBytes(a.Addr()) + portBytes(a.Port()) }
-
-func placeBytes(a netip.Addr, p dataplane.Protocol, port uint16) string {
-	return addrBytes(a) + string([]byte{byte(p), 0, 0, 0}) + portBytes(port)
-}
-
-// lastOf is the last address of a range.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }

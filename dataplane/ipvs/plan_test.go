@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // pool is endpoints; "local" behind one says that it is on this node, and
@@ -125,10 +126,10 @@ func describe(p *plan, id uint32) []string {
 		out = append(out, text)
 	}
 	for e, data := range p.elements {
-		out = append(out, describeElement(e.set, e.key, data, id))
+		out = append(out, describeElement(e.Set, e.Key, data, id))
 	}
 	for e := range p.shared {
-		out = append(out, describeElement(e.set, e.key, "", id))
+		out = append(out, describeElement(e.Set, e.Key, "", id))
 	}
 	slices.Sort(out)
 	return out
@@ -136,17 +137,17 @@ func describe(p *plan, id uint32) []string {
 
 func describeElement(set, key, data string, id uint32) string {
 	place := func(s string) string {
-		a, p, n := placeOf(s, dataplane.IPv4)
+		a, p, n := nft.PlaceOf(s, dataplane.IPv4)
 		return fmt.Sprintf("%s/%d/%d", a, p, n)
 	}
 	text := set + " "
 	switch set {
 	case setVIPs:
-		text += addrOf(key).String()
+		text += nft.AddrOf(key).String()
 	case setHairpin:
-		text += addrOf(key[:4]).String() + " " + place(key[4:])
+		text += nft.AddrOf(key[:4]).String() + " " + place(key[4:])
 	case setSources:
-		text += fmt.Sprintf("%s %s-%s", place(key[:12]), addrOf(key[12:16]), addrOf(key[28:]))
+		text += fmt.Sprintf("%s %s-%s", place(key[:12]), nft.AddrOf(key[12:16]), nft.AddrOf(key[28:]))
 	case setPicked:
 		text += fmt.Sprintf("%s/%d", place(key[:12]), binary.NativeEndian.Uint32([]byte(key[12:])))
 	case setMembers:
@@ -159,10 +160,10 @@ func describeElement(set, key, data string, id uint32) string {
 		text += place(key)
 	}
 	switch {
-	case data == numberBytes(id):
+	case data == nft.NumberBytes(id):
 		text += " = ID"
 	case set == setPicked || set == setMembers:
-		text += " = " + endpointFrom(data, dataplane.IPv4).String()
+		text += " = " + nft.EndpointOf(data, dataplane.IPv4).String()
 	case data != "":
 		text += " = " + data
 	}

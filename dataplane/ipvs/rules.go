@@ -1,8 +1,6 @@
 package ipvs
 
 import (
-	"encoding/binary"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -11,37 +9,29 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // rules are the chains of one family's table. How many there are does not
 // depend on how many Services there are.
 type rules struct {
 	*env
-	family   dataplane.Family
-	localnet localnet
-}
-
-// code is one rule.
-type code []expr.Any
-
-// baseChain is where the kernel enters the table.
-type baseChain struct {
-	hook     *nftables.ChainHook
-	priority *nftables.ChainPriority
-	kind     nftables.ChainType
+	nft.Words
+	localnet localnet.State
 }
 
 // baseChains are the ways in. IPVS takes packets between the destination and
 // the source NAT of INPUT, and right after the destination NAT of OUTPUT; its
 // packets then pass POSTROUTING, or the rest of INPUT where the endpoint is the node.
-func baseChains() map[string]baseChain {
-	return map[string]baseChain{
-		chainPrerouting:  {nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainTypeNAT},
-		chainOutput:      {nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nftables.ChainTypeNAT},
-		chainPostrouting: {nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainTypeNAT},
-		chainLocalIn:     {nftables.ChainHookInput, nftables.ChainPriorityNATSource, nftables.ChainTypeNAT},
-		chainPicked:      {nftables.ChainHookPrerouting, nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 1), nftables.ChainTypeFilter},
-		chainInput:       {nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter},
+func baseChains() map[string]nft.Hook {
+	return map[string]nft.Hook{
+		chainPrerouting:  {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
+		chainOutput:      {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
+		chainPostrouting: {Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
+		chainLocalIn:     {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
+		chainPicked:      {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 1), Type: nftables.ChainTypeFilter},
+		chainInput:       {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
 	}
 }
 
@@ -62,88 +52,87 @@ func (r *rules) ways() []way {
 	return []way{byAddress, byNode}
 }
 
-func (r *rules) serveLocalhost() bool { return r.localhost && r.family == dataplane.IPv4 }
+func (r *rules) serveLocalhost() bool { return r.localhost && r.Family == dataplane.IPv4 }
 
 // constants are the chains that no ServicePort changes.
-func (r *rules) constants() map[string][]code {
-	chains := map[string][]code{
-		chainPrerouting:  {r.jump(chainServices)},
-		chainOutput:      {r.lookup(r.source(0), setVIPs).then(jumpTo(chainMark)), r.jump(chainServices)},
+func (r *rules) constants() map[string][]nft.Rule {
+	chains := map[string][]nft.Rule{
+		chainPrerouting:  {{nft.Jump(chainServices)}},
+		chainOutput:      {r.Source(0).In(setVIPs).Then(nft.Jump(chainMark)), nft.Rule{nft.Jump(chainServices)}},
 		chainPostrouting: r.postrouting(),
 		chainLocalIn:     {r.learnBy()},
-		chainPicked:      {r.picked().then(r.learnBy()...)},
+		chainPicked:      {r.picked().Then(r.learnBy()...)},
 		chainInput:       r.input(),
 		chainServices:    r.services(),
 		chainLocalhost:   append(r.restricted(byLocalhost), append(r.dispatch(setStickyIn, byLocalhost), r.dispatch(setPicks, byLocalhost)...)...),
 		chainPass:        nil,
-		chainMark:        {r.setMark(r.mark, r.mark)},
-		chainMarkNonPods: append(r.fromPods(verdict(expr.VerdictReturn, "")), code{gotoChain(chainMark)}),
-		chainMarkNode:    append(r.fromPods(verdict(expr.VerdictReturn, "")), r.fromNode(gotoChain(chainMark))),
-		chainAsk:         append(r.fromPods(gotoChain(chainInside)), r.fromNode(gotoChain(chainInside))),
+		chainMark:        {nft.SetMark(r.mark, r.mark)},
+		chainMarkNonPods: append(r.FromPods(r.pods, nft.Verdict(expr.VerdictReturn, "")), nft.Rule{nft.Goto(chainMark)}),
+		chainMarkNode:    append(r.FromPods(r.pods, nft.Verdict(expr.VerdictReturn, "")), nft.SourceIsLocal().Then(nft.Goto(chainMark))),
+		chainAsk:         append(r.FromPods(r.pods, nft.Goto(chainInside)), nft.SourceIsLocal().Then(nft.Goto(chainInside))),
 		chainInside:      append(r.dispatch(setStickyIn, byAddress, byNode), r.dispatch(setPicks, byAddress, byNode)...),
 		chainSpecial:     r.special(),
-		chainReject:      r.reject(),
-		chainDrop:        {code{verdict(expr.VerdictDrop, "")}},
+		chainReject:      r.Reject(),
+		chainDrop:        {nft.Rule{nft.Verdict(expr.VerdictDrop, "")}},
 	}
 	if !r.serveLocalhost() {
 		chains[chainLocalhost] = nil
 		return chains
 	}
 	// Nobody but the node itself may use NodePorts on loopback.
-	chains[chainOutput] = slices.Insert(chains[chainOutput], 0, r.loopback(r.destination(0)).then(jumpTo(chainLocalhost)))
+	chains[chainOutput] = slices.Insert(chains[chainOutput], 0, r.Loopback(r.Destination(0)).Then(nft.Jump(chainLocalhost)))
 	return chains
 }
 
 // services finds the frontend of a connection's first packet.
-func (r *rules) services() []code {
-	var out []code
+func (r *rules) services() []nft.Rule {
+	var out []nft.Rule
 	for _, w := range []way{byAddress, byNode} {
 		for _, s := range frontendSets() {
-			out = append(out, r.lookup(r.place(w), s.set).then(gotoChain(s.chain)))
+			out = append(out, r.place(w).In(s.set).Then(nft.Goto(s.chain)))
 		}
 	}
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
-		out = append(out, r.protocolIs(p).then(r.lookup(r.destination(0), setVIPs)...).then(gotoChain(chainReject)))
+		out = append(out, nft.ProtocolIs(p).Then(r.Destination(0)...).In(setVIPs).Then(nft.Goto(chainReject)))
 	}
 	for _, p := range r.ranges {
-		if dataplane.FamilyOf(p.Addr()) == r.family && p.Bits() > 0 { // nobody drops all that there is
+		if dataplane.FamilyOf(p.Addr()) == r.Family && p.Bits() > 0 { // nobody drops all that there is
 			// An address of the Service ranges that somebody bound on this node is meant
 			// to answer there (a DNS cache on the node does so).
-			out = append(out, r.within(r.destination(0), p).then(r.local(false, expr.CmpOpNeq)...).then(gotoChain(chainDrop)))
+			out = append(out, r.Within(r.Destination(0), p).Then(nft.DestinationIsNotLocal()...).Then(nft.Goto(chainDrop)))
 		}
 	}
 	return out
 }
 
 // special takes frontends that are more than an IPVS service.
-func (r *rules) special() []code {
+func (r *rules) special() []nft.Rule {
 	out := append(r.restricted(byAddress), r.restricted(byNode)...)
 	out = append(out, r.dispatch(setMasquerade, byAddress, byNode)...)
 	for _, w := range []way{byAddress, byNode} {
-		out = append(out, r.lookup(r.place(w), setInside).then(jumpTo(chainAsk)))
+		out = append(out, r.place(w).In(setInside).Then(nft.Jump(chainAsk)))
 	}
 	out = append(out, r.dispatch(setSticky, byAddress, byNode)...)
 	return append(out, r.dispatch(setEmpty, byAddress, byNode)...)
 }
 
 // restricted drops clients out of the source ranges of a frontend.
-func (r *rules) restricted(w way) []code {
-	rule := r.lookup(r.place(w), setRestricted).then(r.source(r.placeSize())...)
-	rule = append(rule, &expr.Lookup{SourceRegister: reg(0), SetName: setSources, Invert: true})
-	return []code{rule.then(gotoChain(chainDrop))}
+func (r *rules) restricted(w way) []nft.Rule {
+	rule := r.place(w).In(setRestricted).Then(r.Source(r.PlaceSize())...)
+	return []nft.Rule{rule.NotIn(setSources).Then(nft.Goto(chainDrop))}
 }
 
 // dispatch goes on to the chain that a map has for the packet's place.
-func (r *rules) dispatch(set string, ways ...way) []code {
-	var out []code
+func (r *rules) dispatch(set string, ways ...way) []nft.Rule {
+	var out []nft.Rule
 	for _, w := range ways {
-		out = append(out, r.place(w).then(jumpBy(set)))
+		out = append(out, r.place(w).Go(set))
 	}
 	return out
 }
 
 // numbered are the rules of a chain that comes and goes with its use.
-func (r *rules) numbered(chain string) []code {
+func (r *rules) numbered(chain string) []nft.Rule {
 	if n := numberOf(chain, prefixPick); n > 0 {
 		return r.pick(uint32(n))
 	}
@@ -157,11 +146,11 @@ func (r *rules) numbered(chain string) []code {
 }
 
 // pick sends a connection to one of n endpoints.
-func (r *rules) pick(n uint32) []code {
-	var out []code
+func (r *rules) pick(n uint32) []nft.Rule {
+	var out []nft.Rule
 	for _, w := range r.ways() {
-		rule := append(r.place(w), &expr.Numgen{Register: reg(r.placeSize()), Modulus: n, Type: unix.NFT_NG_RANDOM})
-		out = append(out, r.mapped(rule, setPicked, 0).then(r.dnat()...))
+		rule := r.place(w).Then(&expr.Numgen{Register: nft.Reg(r.PlaceSize()), Modulus: n, Type: unix.NFT_NG_RANDOM})
+		out = append(out, rule.Map(setPicked, 0).Then(r.DNAT()))
 	}
 	return out
 }
@@ -171,275 +160,90 @@ func (r *rules) pick(n uint32) []code {
 // looked at yet, is where a number waits from one rule to the next: what a rule
 // keeps in registers over two lookups, nft cannot print. In the end it is the
 // ServicePort's, for learn.
-func (r *rules) sticky(members string, keep time.Duration) []code {
+func (r *rules) sticky(members string, keep time.Duration) []nft.Rule {
 	out := r.loadID()
-	client := r.priority(0).then(r.source(1)...)
+	client := nft.Priority(0).Then(r.Source(1)...)
 	// Without this lookup an unknown client would get a meaningless number; what
 	// it loads is not used, as the update of a known one keeps what it has.
-	known := r.mapped(client, setAffinity, 8)
-	out = append(out, known.then(r.remember(0, keep)), client.then(r.setPriority(setAffinity)...))
+	out = append(out, client.Map(setAffinity, 8).Then(r.remember(0, keep)), setPriority(client, setAffinity))
 	for _, w := range r.ways() {
-		rule := r.place(w).then(r.priority(r.placeSize())...)
-		out = append(out, r.mapped(rule, members, 0).then(r.dnat()...))
+		rule := r.place(w).Then(nft.Priority(r.PlaceSize())...)
+		out = append(out, rule.Map(members, 0).Then(r.DNAT()))
 	}
 	out = append(out, r.loadID()...)
-	return append(out, client.then(&expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(0), SetName: setAffinity, Operation: dynsetDelete}))
+	return append(out, client.Then(&expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(0), SetName: setAffinity, Operation: dynsetDelete}))
 }
 
 // learn remembers the endpoint that IPVS, or a pick, chose: by a number that
 // the packet alone gives.
-func (r *rules) learn(keep time.Duration) []code {
-	at := 1 + r.addrSize()
-	rule := r.priority(0).then(r.source(1)...).then(r.destination(at)...).then(r.port(at+r.addrSize()),
-		&expr.Hash{SourceRegister: reg(at), DestRegister: reg(at), Length: uint32(4 * (r.addrSize() + 1)), Modulus: numberModulus, Seed: numberSeed, Type: expr.HashTypeJenkins},
+func (r *rules) learn(keep time.Duration) []nft.Rule {
+	at := 1 + r.AddrSize()
+	rule := nft.Priority(0).Then(r.Source(1)...).Then(r.Destination(at)...).Then(nft.Port(at+r.AddrSize()),
+		&expr.Hash{SourceRegister: nft.Reg(at), DestRegister: nft.Reg(at), Length: uint32(4 * (r.AddrSize() + 1)), Modulus: nft.NumberModulus, Seed: nft.NumberSeed, Type: expr.HashTypeJenkins},
 		r.remember(at, keep))
-	return []code{rule, {&expr.Immediate{Register: reg(0), Data: make([]byte, 4)}, &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(0), SourceRegister: true}}}
+	return []nft.Rule{rule, {&expr.Immediate{Register: nft.Reg(0), Data: make([]byte, 4)}, &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: nft.Reg(0), SourceRegister: true}}}
 }
 
 // remember writes the number of a client's endpoint, or renews what is there.
 func (r *rules) remember(at int, keep time.Duration) expr.Any {
-	return &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(at), SetName: setAffinity, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: keep}
+	return &expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(at), SetName: setAffinity, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: keep}
 }
 
 // loadID makes the packet's priority the number of its ServicePort.
-func (r *rules) loadID() []code {
-	var out []code
+func (r *rules) loadID() []nft.Rule {
+	var out []nft.Rule
 	for _, w := range r.ways() {
-		out = append(out, r.place(w).then(r.setPriority(setIDs)...))
+		out = append(out, setPriority(r.place(w), setIDs))
 	}
 	return out
 }
 
 // learnBy goes on for packets that sticky gave the number of a ServicePort.
-func (r *rules) learnBy() code { return r.priority(0).then(jumpBy(setLearn)) }
+func (r *rules) learnBy() nft.Rule { return nft.Priority(0).Go(setLearn) }
 
 // picked is a first packet that was translated without IPVS.
-func (r *rules) picked() code {
-	return code{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: reg(0)},
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: []byte(numberBytes(expr.CtStateBitNEW)), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: make([]byte, 4)},
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg(0)},
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: []byte(numberBytes(statusDNAT)), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: make([]byte, 4)},
-	}
+func (r *rules) picked() nft.Rule {
+	return nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).AnyBit(nft.StatusDNAT)
 }
-
-const statusDNAT = 1 << 5 // IPS_DST_NAT
 
 // setPriority sets the packet's priority to what a map has.
-func (r *rules) setPriority(set string) code {
-	return r.mapped(nil, set, 0).then(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(0), SourceRegister: true})
-}
-
-func (r *rules) priority(at int) code {
-	return code{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(at)}}
-}
+func setPriority(place nft.Rule, set string) nft.Rule { return place.Map(set, 0).ToPriority() }
 
 const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
 
 // postrouting masquerades: IPVS and the destination NAT are done.
-func (r *rules) postrouting() []code {
-	out := []code{r.learnBy()}
-	hairpin := r.source(0).then(r.destination(r.addrSize())...).then(r.protocol(2*r.addrSize()), r.port(2*r.addrSize()+1))
-	out = append(out, append(r.lookup(hairpin, setHairpin), masquerade()))
+func (r *rules) postrouting() []nft.Rule {
+	out := []nft.Rule{r.learnBy()}
+	hairpin := r.Source(0).Then(r.Destination(r.AddrSize())...).Then(nft.Protocol(2*r.AddrSize()), nft.Port(2*r.AddrSize()+1))
+	out = append(out, hairpin.In(setHairpin).Then(nft.Masquerade()))
 	if r.serveLocalhost() {
-		rule := append(r.loopback(r.source(0)), &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg(0)},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: interfaceName("lo")})
-		out = append(out, append(rule, masquerade()))
+		rule := r.Loopback(r.Source(0)).Then(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: nft.Reg(0)},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: nft.Reg(0), Data: nft.InterfaceName("lo")})
+		out = append(out, rule.Then(nft.Masquerade()))
 	}
 	// Cleared, so that no tunnel's outer packet is masqueraded too.
-	marked := code{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: []byte(numberBytes(r.mark)), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: make([]byte, 4)},
-	}
-	return append(out, append(marked.then(r.setMark(r.mark, 0)...), masquerade()))
+	return append(out, nft.Mark().AnyBit(r.mark).Then(nft.SetMark(r.mark, 0)...).Then(nft.Masquerade()))
 }
 
-func masquerade() expr.Any { return &expr.Masq{FullyRandom: true} }
-
 // input keeps neighbours off 127.0.0.0/8, which route_localnet opens to them.
-func (r *rules) input() []code {
+func (r *rules) input() []nft.Rule {
 	if !r.serveLocalhost() {
 		return nil
 	}
-	foreign := r.source(0)
-	foreign = append(foreign,
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: []byte{255, 0, 0, 0}, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: []byte{127, 0, 0, 0}})
-	rule := foreign.then(r.loopback(r.destination(0))...)
-	fresh := expr.CtStateBitINVALID | expr.CtStateBitNEW | expr.CtStateBitUNTRACKED
-	rule = append(rule, &expr.Ct{Key: expr.CtKeySTATE, Register: reg(0)},
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: []byte(numberBytes(fresh)), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: make([]byte, 4)})
-	return []code{append(rule, verdict(expr.VerdictDrop, ""))}
-}
-
-// reject tells the client that nobody is there.
-func (r *rules) reject() []code {
-	const icmp, reset = 0, 1  // NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST
-	const port4, port6 = 3, 4 // port unreachable
-	if r.family == dataplane.IPv4 {
-		return []code{{&expr.Reject{Type: icmp, Code: port4}}}
-	}
-	// A TCP client on this machine that is still inside connect() takes an ICMPv6
-	// error only as a hint.
-	return []code{append(r.protocolIs(dataplane.TCP), &expr.Reject{Type: reset}), {&expr.Reject{Type: icmp, Code: port6}}}
-}
-
-// fromPods are rules for what pods of this node send. In OUTPUT no packet has an
-// input interface, so there none is a pod's by that.
-func (r *rules) fromPods(then expr.Any) []code {
-	var out []code
-	for _, c := range r.pods.CIDRs {
-		if dataplane.FamilyOf(c.Addr()) == r.family {
-			out = append(out, r.within(r.source(0), c.Masked()).then(then))
-		}
-	}
-	name := code{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg(0)}}
-	if r.pods.Interface != "" {
-		out = append(out, name.then(&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: interfaceName(r.pods.Interface)}, then))
-	}
-	if r.pods.InterfacePrefix != "" {
-		out = append(out, name.then(&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte(r.pods.InterfacePrefix)}, then))
-	}
-	return out
-}
-
-// fromNode is a rule for what the node itself sends.
-func (r *rules) fromNode(then expr.Any) code { return r.local(true, expr.CmpOpEq).then(then) }
-
-// The pieces of rules.
-
-// reg is the number of a register of four bytes; there are 16.
-func reg(i int) uint32 { return unix.NFT_REG32_00 + uint32(i) }
-
-// then is a longer rule; the shorter one can be used again.
-func (c code) then(more ...expr.Any) code { return append(slices.Clone(c), more...) }
-
-func verdict(kind expr.VerdictKind, chain string) expr.Any {
-	return &expr.Verdict{Kind: kind, Chain: chain}
-}
-func jumpTo(chain string) expr.Any { return verdict(expr.VerdictJump, chain) }
-func jumpBy(set string) expr.Any {
-	return &expr.Lookup{SourceRegister: reg(0), SetName: set, IsDestRegSet: true}
-}
-func gotoChain(chain string) expr.Any { return verdict(expr.VerdictGoto, chain) }
-
-func (r *rules) jump(chain string) code { return code{jumpTo(chain)} }
-
-// addrSize and placeSize are in registers.
-func (r *rules) addrSize() int {
-	if r.family == dataplane.IPv4 {
-		return 1
-	}
-	return 4
-}
-
-func (r *rules) placeSize() int { return r.addrSize() + 2 }
-
-func (r *rules) source(at int) code {
-	if r.family == dataplane.IPv4 {
-		return code{&expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}}
-	}
-	return code{&expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}}
-}
-
-func (r *rules) destination(at int) code {
-	if r.family == dataplane.IPv4 {
-		return code{&expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}}
-	}
-	return code{&expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16}}
-}
-
-func (r *rules) protocol(at int) expr.Any {
-	return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(at)}
-}
-
-func (r *rules) port(at int) expr.Any {
-	return &expr.Payload{DestRegister: reg(at), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
-}
-
-func (r *rules) protocolIs(p dataplane.Protocol) code {
-	return code{r.protocol(0), &expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{byte(p)}}}
+	return []nft.Rule{r.GuardLocalhost()}
 }
 
 // place loads where a packet goes into the first registers.
-func (r *rules) place(w way) code {
-	to := r.destination(0)
+func (r *rules) place(w way) nft.Rule {
+	to := r.Destination(0)
 	switch w {
 	case byNode:
-		to = r.lookup(to, setAddresses)
+		to = to.In(setAddresses)
 	case byLocalhost:
-		to = r.loopback(to)
+		to = r.Loopback(to)
 	}
 	if w != byAddress {
-		to = append(to, &expr.Immediate{Register: reg(0), Data: make([]byte, 4*r.addrSize())})
+		to = to.Then(nft.Zero(0, r.AddrSize()))
 	}
-	return to.then(r.protocol(r.addrSize()), r.port(r.addrSize()+1))
-}
-
-// lookup goes on if what is in the first registers is in a set.
-func (r *rules) lookup(before code, set string) code {
-	return before.then(&expr.Lookup{SourceRegister: reg(0), SetName: set})
-}
-
-// mapped is lookup in a map, and loads what that has.
-func (r *rules) mapped(before code, set string, to int) code {
-	return before.then(&expr.Lookup{SourceRegister: reg(0), SetName: set, DestRegister: reg(to), IsDestRegSet: true})
-}
-
-// dnat translates to the endpoint in the first registers.
-func (r *rules) dnat() code {
-	return code{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(r.nfFamily()), RegAddrMin: reg(0), RegProtoMin: reg(r.addrSize())}}
-}
-
-func (r *rules) nfFamily() nftables.TableFamily { return tableFamily(r.family) }
-
-func tableFamily(f dataplane.Family) nftables.TableFamily {
-	if f == dataplane.IPv4 {
-		return nftables.TableFamilyIPv4
-	}
-	return nftables.TableFamilyIPv6
-}
-
-// setMark sets some bits of the packet's mark.
-func (r *rules) setMark(mask, bits uint32) code {
-	return code{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: []byte(numberBytes(^mask)), Xor: []byte(numberBytes(bits))},
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0), SourceRegister: true},
-	}
-}
-
-// within goes on if the address that a rule has just loaded is in a range.
-func (r *rules) within(address code, p netip.Prefix) code {
-	size := 4 * r.addrSize()
-	mask := make([]byte, size)
-	for i := range p.Bits() {
-		mask[i/8] |= 0x80 >> (i % 8)
-	}
-	return address.then(
-		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: uint32(size), Mask: mask, Xor: make([]byte, size)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: p.Masked().Addr().AsSlice()})
-}
-
-func (r *rules) loopback(address code) code {
-	return r.within(address, netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8))
-}
-
-// local compares whether the source or destination address is the node's own.
-func (r *rules) local(source bool, op expr.CmpOp) code {
-	return code{
-		&expr.Fib{Register: reg(0), FlagSADDR: source, FlagDADDR: !source, ResultADDRTYPE: true},
-		&expr.Cmp{Op: op, Register: reg(0), Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
-	}
-}
-
-// interfaceName is a name as the kernel compares it.
-func interfaceName(name string) []byte {
-	b := make([]byte, 16)
-	copy(b, name)
-	return b
+	return to.Then(nft.Protocol(r.AddrSize()), nft.Port(r.AddrSize()+1))
 }

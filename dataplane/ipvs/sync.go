@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // Sync makes the kernel forward exactly what want describes.
@@ -110,7 +113,7 @@ func (b *backend) excluded(a netip.Addr) bool {
 func (b *backend) tryScheduler(name string) error {
 	err, known := b.schedulers[name]
 	if !known {
-		err = inScratch(func() error { return tryServices(b.cfg.Families[0], name) })
+		err = netns.InScratch(func() error { return tryServices(b.cfg.Families[0], name) })
 		b.schedulers[name] = err
 	}
 	return err
@@ -119,19 +122,19 @@ func (b *backend) tryScheduler(name string) error {
 // wanted is all that the kernel shall hold.
 type wanted struct {
 	services []service
-	elements map[element]string
-	refs     map[element]int
+	elements map[nft.Element]string
+	refs     map[nft.Element]int
 }
 
 func (e *env) wantAll(ports dataplane.Ports) *wanted {
-	w := &wanted{elements: map[element]string{}, refs: map[element]int{}}
+	w := &wanted{elements: map[nft.Element]string{}, refs: map[nft.Element]int{}}
 	for port := range ports.All() {
 		p := e.planFor(port)
 		w.services = append(w.services, p.services...)
 		maps.Copy(w.elements, p.elements)
 		for s := range p.shared {
 			w.refs[s]++
-			if s.set != setChains {
+			if s.Set != setChains {
 				w.elements[s] = ""
 			}
 		}
@@ -140,10 +143,10 @@ func (e *env) wantAll(ports dataplane.Ports) *wanted {
 }
 
 // constantElements are those that no ServicePort brings.
-func (e *env) constantElements(f dataplane.Family) map[element]string {
-	out := map[element]string{}
+func (e *env) constantElements(f dataplane.Family) map[nft.Element]string {
+	out := map[nft.Element]string{}
 	for _, a := range e.addressesOf(f) {
-		out[element{f, setAddresses, addrBytes(a)}] = ""
+		out[nft.Element{Family: f, Set: setAddresses, Key: nft.AddrBytes(a)}] = ""
 	}
 	return out
 }
@@ -165,40 +168,32 @@ func (b *backend) full(ctx context.Context, next *env, want *dataplane.Snapshot)
 	return b.write(ctx, &c.writes)
 }
 
-func (c *tableWrites) compareElements(have, want map[element]string) {
+func (c *tableWrites) compareElements(have, want map[nft.Element]string) {
 	for e, data := range want {
 		old, ok := have[e]
 		if ok && old == data {
 			continue
 		}
-		c.first.put[e] = data
-		c.first.replaced[e] = ok
+		c.first.Put[e] = data
+		c.first.Replaced[e] = ok
 	}
 	for e := range have {
 		if _, ok := want[e]; !ok {
-			c.last.remove = append(c.last.remove, e)
+			c.last.Remove = append(c.last.Remove, e)
 		}
 	}
 }
 
 // rulesFor are a family's rules. What they do about route_localnet depends on
 // who switched it on, which an earlier process may have noted.
-func rulesFor(f dataplane.Family, next *env, before localnet) (*rules, error) {
-	r := &rules{env: next, family: f}
+func rulesFor(f dataplane.Family, next *env, before localnet.State) (*rules, error) {
+	r := &rules{env: next, Words: nft.Words{Family: f}}
 	if !r.serveLocalhost() {
 		return r, nil
 	}
-	on, err := routesLocalnet()
-	if err != nil {
-		return nil, err
-	}
-	switch r.localnet = before; {
-	case !on: // another backend may have switched it off as it went
-		r.localnet = localnetSwitch
-	case before == localnetOff:
-		r.localnet = localnetFound
-	}
-	return r, nil
+	var err error
+	r.localnet, err = localnet.Next(before)
+	return r, err
 }
 
 // change writes what differs between two Snapshots, the first of which the
@@ -213,10 +208,10 @@ func (b *backend) change(ctx context.Context, next *env, prev, want *dataplane.S
 
 // difference is what change writes. It takes over who wants what is shared.
 func (b *backend) difference(next *env, prev, want *dataplane.Snapshot) (*writes, error) {
-	before := map[element]int{}
-	was, is := map[element]string{}, map[element]string{}
+	before := map[nft.Element]int{}
+	was, is := map[nft.Element]string{}, map[nft.Element]string{}
 	oldServices, newServices := map[serviceKey]service{}, []service(nil)
-	touch := func(e element, by int) {
+	touch := func(e nft.Element, by int) {
 		if _, ok := before[e]; !ok {
 			before[e] = b.refs[e]
 		}
@@ -266,28 +261,28 @@ func (b *backend) difference(next *env, prev, want *dataplane.Snapshot) (*writes
 }
 
 // planTables lists what changes in each table, and the routes that go with it.
-func (b *backend) planTables(next *env, prev, want *dataplane.Snapshot, was, is map[element]string, w *writes) error {
+func (b *backend) planTables(next *env, prev, want *dataplane.Snapshot, was, is map[nft.Element]string, w *writes) error {
 	sameNode := prev.Node == want.Node && slices.Equal(prev.ServiceCIDRs, want.ServiceCIDRs)
 	for _, t := range b.tables {
-		r := &rules{env: next, family: t.family}
+		r := &rules{env: next, Words: nft.Words{Family: t.Family}}
 		if r.serveLocalhost() {
 			r.localnet = b.localnet
 		}
-		c := tableWrites{table: t, rules: r, first: tableChange{chains: map[string][]code{}, put: map[element]string{}, replaced: map[element]bool{}}}
-		have, want := map[element]string{}, map[element]string{}
+		c := tableWrites{table: t, rules: r, first: nft.NewChange()}
+		have, want := map[nft.Element]string{}, map[nft.Element]string{}
 		for e, data := range was {
-			if e.family == t.family {
+			if e.Family == t.Family {
 				have[e] = data
 			}
 		}
 		for e, data := range is {
-			if e.family == t.family {
+			if e.Family == t.Family {
 				want[e] = data
 			}
 		}
 		c.compareElements(have, want)
 		if !sameNode {
-			old := &rules{env: &b.env, family: t.family, localnet: r.localnet}
+			old := &rules{env: &b.env, Words: nft.Words{Family: t.Family}, localnet: r.localnet}
 			if err := c.compareChains(old.constants(), r.constants()); err != nil {
 				return err
 			}
@@ -301,32 +296,32 @@ func (b *backend) planTables(next *env, prev, want *dataplane.Snapshot, was, is 
 
 // takeChains turns what stands for chains into chains.
 func (c *tableWrites) takeChains() {
-	for e := range c.first.put {
-		if e.set == setChains {
-			c.first.chains[e.key] = c.rules.numbered(e.key)
-			delete(c.first.put, e)
+	for e := range c.first.Put {
+		if e.Set == setChains {
+			c.first.Chains[e.Key] = c.rules.numbered(e.Key)
+			delete(c.first.Put, e)
 		}
 	}
-	c.last.remove = slices.DeleteFunc(c.last.remove, func(e element) bool {
-		if e.set == setChains {
-			c.last.oldChains = append(c.last.oldChains, e.key)
+	c.last.Remove = slices.DeleteFunc(c.last.Remove, func(e nft.Element) bool {
+		if e.Set == setChains {
+			c.last.OldChains = append(c.last.OldChains, e.Key)
 		}
-		return e.set == setChains
+		return e.Set == setChains
 	})
 }
 
-func (c *tableWrites) compareChains(old, cur map[string][]code) error {
+func (c *tableWrites) compareChains(old, cur map[string][]nft.Rule) error {
 	for name, chain := range cur {
-		have, err := c.table.notes(old[name], "")
+		have, err := c.table.Comments(old[name], "")
 		if err != nil {
 			return err
 		}
-		want, err := c.table.notes(chain, "")
+		want, err := c.table.Comments(chain, "")
 		if err != nil {
 			return err
 		}
 		if !slices.Equal(have, want) {
-			c.first.chains[name] = chain
+			c.first.Chains[name] = chain
 		}
 	}
 	return nil
@@ -354,9 +349,9 @@ type writes struct {
 
 // tableWrites are the first and the last step.
 type tableWrites struct {
-	table       *table
+	table       *nft.Table
 	rules       *rules
-	first, last tableChange
+	first, last nft.Change
 }
 
 type serviceChange struct {
@@ -367,18 +362,18 @@ type serviceChange struct {
 
 func (w *writes) compareRoutes(f dataplane.Family, have map[netip.Addr]bool, all *wanted) {
 	for e := range all.elements {
-		if e.set != setVIPs || e.family != f {
+		if e.Set != setVIPs || e.Family != f {
 			continue
 		}
-		switch right, there := have[addrOf(e.key)]; {
+		switch right, there := have[nft.AddrOf(e.Key)]; {
 		case !there:
-			w.newRoutes = append(w.newRoutes, addrOf(e.key))
+			w.newRoutes = append(w.newRoutes, nft.AddrOf(e.Key))
 		case !right:
-			w.wrongRoutes = append(w.wrongRoutes, addrOf(e.key))
+			w.wrongRoutes = append(w.wrongRoutes, nft.AddrOf(e.Key))
 		}
 	}
 	for a := range have {
-		if _, ok := all.elements[element{f, setVIPs, addrBytes(a)}]; !ok {
+		if _, ok := all.elements[nft.Element{Family: f, Set: setVIPs, Key: nft.AddrBytes(a)}]; !ok {
 			w.oldRoutes = append(w.oldRoutes, a)
 		}
 	}
@@ -386,21 +381,16 @@ func (w *writes) compareRoutes(f dataplane.Family, have map[netip.Addr]bool, all
 
 // takeRoutes adds the routes for the addresses that come and go.
 func (w *writes) takeRoutes(c *tableWrites) {
-	for e := range c.first.put {
-		if e.set == setVIPs {
-			w.newRoutes = append(w.newRoutes, addrOf(e.key))
+	for e := range c.first.Put {
+		if e.Set == setVIPs {
+			w.newRoutes = append(w.newRoutes, nft.AddrOf(e.Key))
 		}
 	}
-	for _, e := range c.last.remove {
-		if e.set == setVIPs {
-			w.oldRoutes = append(w.oldRoutes, addrOf(e.key))
+	for _, e := range c.last.Remove {
+		if e.Set == setVIPs {
+			w.oldRoutes = append(w.oldRoutes, nft.AddrOf(e.Key))
 		}
 	}
-}
-
-func addrOf(bytes string) netip.Addr {
-	a, _ := netip.AddrFromSlice([]byte(bytes))
-	return a
 }
 
 func (b *backend) write(ctx context.Context, w *writes) error {
@@ -442,7 +432,7 @@ func (b *backend) write(ctx context.Context, w *writes) error {
 		}
 	}
 	for _, c := range w.tables {
-		if err := c.table.write(&c.last, c.rules.localnet.note); err != nil {
+		if err := c.table.Write(&c.last, noteOf(c.rules.localnet)); err != nil {
 			return err
 		}
 	}
@@ -452,20 +442,20 @@ func (b *backend) write(ctx context.Context, w *writes) error {
 // writeFirst writes a table's first step. The rule that keeps neighbours off
 // 127.0.0.0/8 is there as long as the kernel would let them in.
 func (b *backend) writeFirst(c *tableWrites) error {
-	if c.table.family == dataplane.IPv4 && b.localnet == localnetSwitch && c.rules.localnet == localnetOff {
-		if err := setRouteLocalnet(false); err != nil {
+	if c.table.Family == dataplane.IPv4 && b.localnet == localnet.Switched && c.rules.localnet == localnet.Off {
+		if err := localnet.Switch(false); err != nil {
 			return err
 		}
 	}
-	if err := c.table.write(&c.first, c.rules.localnet.note); err != nil {
+	if err := c.table.Write(&c.first, noteOf(c.rules.localnet)); err != nil {
 		return err
 	}
-	if c.table.family != dataplane.IPv4 {
+	if c.table.Family != dataplane.IPv4 {
 		return nil
 	}
 	b.localnet = c.rules.localnet
-	if b.localnet == localnetSwitch {
-		return setRouteLocalnet(true)
+	if b.localnet == localnet.Switched {
+		return localnet.Switch(true)
 	}
 	return nil
 }

@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // TestSteps walks through random Snapshots and checks after each that the
 // changes add up to what a fresh start wants: elements, chains, routes, services.
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
-	b := &backend{refs: map[element]int{}, tables: []*table{newTable(dataplane.IPv4, &counts{}), newTable(dataplane.IPv6, &counts{})}}
+	b := &backend{refs: map[nft.Element]int{}, tables: []*nft.Table{newTable(dataplane.IPv4, &counts{}), newTable(dataplane.IPv6, &counts{})}}
 	b.env = env{mark: 1 << 14, scheduler: "rr", localhost: true, addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
 	have := newModel()
 	prev := snapshotOf()
@@ -31,11 +32,11 @@ func TestSteps(t *testing.T) {
 		all := b.env.wantAll(want.Ports)
 		maps.Copy(fresh.elements, all.elements)
 		for e := range all.refs {
-			if e.set == setChains {
-				fresh.chains[element{e.family, "", e.key}] = true
+			if e.Set == setChains {
+				fresh.chains[nft.Element{Family: e.Family, Key: e.Key}] = true
 			}
-			if e.set == setVIPs {
-				fresh.routes[addrOf(e.key)] = true
+			if e.Set == setVIPs {
+				fresh.routes[nft.AddrOf(e.Key)] = true
 			}
 		}
 		for _, s := range all.services {
@@ -63,37 +64,37 @@ func sameService(a, b service) bool {
 
 // model is a kernel that does as it is told.
 type model struct {
-	elements map[element]string
-	chains   map[element]bool
+	elements map[nft.Element]string
+	chains   map[nft.Element]bool
 	routes   map[netip.Addr]bool
 	services map[serviceKey]service
 }
 
 func newModel() *model {
-	return &model{map[element]string{}, map[element]bool{}, map[netip.Addr]bool{}, map[serviceKey]service{}}
+	return &model{map[nft.Element]string{}, map[nft.Element]bool{}, map[netip.Addr]bool{}, map[serviceKey]service{}}
 }
 
 func (m *model) apply(t *testing.T, w *writes) {
 	t.Helper()
 	for _, c := range w.tables {
-		for e, data := range c.first.put {
+		for e, data := range c.first.Put {
 			old, there := m.elements[e]
-			if there != c.first.replaced[e] || there && old == data {
+			if there != c.first.Replaced[e] || there && old == data {
 				t.Fatalf("element %v is put over %q (%t)", e, old, there)
 			}
 			m.elements[e] = data
 		}
-		for name := range c.first.chains {
-			m.chains[element{c.table.family, "", name}] = true
+		for name := range c.first.Chains {
+			m.chains[nft.Element{Family: c.table.Family, Key: name}] = true
 		}
-		for _, e := range c.last.remove {
+		for _, e := range c.last.Remove {
 			if _, there := m.elements[e]; !there {
 				t.Fatalf("element %v is removed and not there", e)
 			}
 			delete(m.elements, e)
 		}
-		for _, name := range c.last.oldChains {
-			delete(m.chains, element{c.table.family, "", name})
+		for _, name := range c.last.OldChains {
+			delete(m.chains, nft.Element{Family: c.table.Family, Key: name})
 		}
 	}
 	for _, s := range w.services {

@@ -1,14 +1,9 @@
 package ipvs
 
 import (
-	"net"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
-
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -21,12 +16,12 @@ func TestRules(t *testing.T) {
 			if err := tryTable(f); err != nil {
 				t.Fatal(err)
 			}
-			state, err := newTable(f, &counts{}).read()
+			state, err := newTable(f, &counts{}).Read()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !state.whole || len(state.chains) < 20 || len(state.elements) != 4 {
-				t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.whole, len(state.chains), state.elements)
+			if !state.Whole || len(state.Chains) < 20 || len(state.Elements) != 4 {
+				t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.Whole, len(state.Chains), state.Elements)
 			}
 		}
 		if _, err := exec.LookPath("nft"); err != nil {
@@ -46,60 +41,4 @@ func TestRules(t *testing.T) {
 			}
 		}
 	})
-}
-
-// TestEndpointNumber: the kernel's jhash gives an endpoint the number that we give it.
-func TestEndpointNumber(t *testing.T) {
-	inNetns(t, func() {
-		for _, endpoint := range []string{"10.244.0.5:8080", "192.0.2.255:65535", "[fd00:10:244::5]:8080", "[2001:db8::]:1"} {
-			a := netip.MustParseAddrPort(endpoint)
-			if got := kernelNumber(t, a); got != endpointNumber(a) {
-				t.Errorf("%s: the kernel says %d, we say %d", a, got, endpointNumber(a))
-			}
-		}
-	})
-}
-
-// kernelNumber has the kernel hash an endpoint: a packet that the node sends
-// itself passes a rule that notes the hash of constant data.
-func kernelNumber(t *testing.T, a netip.AddrPort) uint32 {
-	t.Helper()
-	if err := exec.Command("ip", "link", "set", "lo", "up").Run(); err != nil {
-		t.Fatal(err)
-	}
-	c, err := nftables.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "hash"})
-	c.DelTable(table)
-	c.AddTable(table)
-	set := &nftables.Set{Table: table, Name: "seen", KeyType: nftables.TypeMark, Dynamic: true, Size: 8}
-	if err := c.AddSet(set, nil); err != nil {
-		t.Fatal(err)
-	}
-	chain := c.AddChain(&nftables.Chain{Table: table, Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter})
-	rule := code{}
-	data := []byte(endpointBytes(a))
-	for i := 0; i < len(data); i += 4 {
-		rule = append(rule, &expr.Immediate{Register: reg(i / 4), Data: data[i : i+4]})
-	}
-	rule = append(rule,
-		&expr.Hash{SourceRegister: reg(0), DestRegister: reg(8), Length: uint32(len(data)), Modulus: numberModulus, Seed: numberSeed, Type: expr.HashTypeJenkins},
-		&expr.Dynset{SrcRegKey: reg(8), SetName: "seen"})
-	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule})
-	if err := c.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.Dial("udp", "127.0.0.1:9")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, _ = conn.Write([]byte("x")) // nobody listens
-	_ = conn.Close()
-	elements, err := c.GetSetElements(set)
-	if err != nil || len(elements) != 1 {
-		t.Fatalf("the rule noted %d numbers, %v", len(elements), err)
-	}
-	return native(elements[0].Key)
 }

@@ -1,4 +1,4 @@
-package ipvs
+package nft
 
 import (
 	"encoding/binary"
@@ -9,13 +9,14 @@ import (
 // An endpoint's number is what nftables' "jhash" gives for its address and
 // port, so that packets can note it by themselves.
 const (
-	numberSeed    = 0x53594144
-	numberModulus = 1<<32 - 1
+	NumberSeed    = 0x53594144
+	NumberModulus = 1<<32 - 1
 )
 
-func endpointNumber(a netip.AddrPort) uint32 {
-	h := jenkins([]byte(endpointBytes(a)), numberSeed)
-	return uint32(uint64(h) * numberModulus >> 32)
+// EndpointNumber returns the number of an endpoint.
+func EndpointNumber(a netip.AddrPort) uint32 {
+	h := jenkins([]byte(EndpointBytes(a)), NumberSeed)
+	return uint32(uint64(h) * NumberModulus >> 32)
 }
 
 // jenkins is the kernel's jhash (Bob Jenkins' lookup3), of a whole number of

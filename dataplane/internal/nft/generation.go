@@ -1,0 +1,70 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// messageType returns the type of a netlink message of nftables.
+func messageType(message int) netlink.HeaderType {
+	return netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | message)
+}
+
+// generation returns a number that each transaction of anybody changes.
+func (t *Table) generation() (uint32, error) {
+	answers, err := t.socket.Execute(netlink.Message{
+		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
+		Data:   make([]byte, headerLen),
+	})
+	if err != nil {
+		return 0, fmt.Errorf("asking nftables for its generation: %w", err)
+	}
+	for _, m := range answers {
+		if id, ok := attribute(m, unix.NFTA_GEN_ID); ok && len(id) >= 4 {
+			return binary.BigEndian.Uint32(id), nil
+		}
+	}
+	return 0, errors.New("nftables does not say its generation")
+}
+
+// headerLen is the length of what precedes the attributes of a netfilter message.
+const headerLen = 4
+
+// attribute returns an attribute of a netfilter message.
+func attribute(m netlink.Message, kind uint16) ([]byte, bool) {
+	if len(m.Data) < headerLen {
+		return nil, false
+	}
+	attributes, err := netlink.NewAttributeDecoder(m.Data[headerLen:])
+	if err != nil {
+		return nil, false
+	}
+	for attributes.Next() {
+		if attributes.Type() == kind {
+			return attributes.Bytes(), true
+		}
+	}
+	return nil, false
+}
+
+// portIDOf returns the number by which the kernel knows a netlink socket.
+func portIDOf(c *netlink.Conn) (uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var id uint32
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		addr, err := unix.Getsockname(int(fd))
+		if nl, ok := addr.(*unix.SockaddrNetlink); ok {
+			id = nl.Pid
+		}
+		failed = err
+	})
+	return id, errors.Join(err, failed)
+}
