@@ -42,6 +42,16 @@ type Backend interface {
 	Close() error
 }
 
+// Watched is a Backend that notices at once when somebody else changes what it
+// wrote. Its methods may be called beside all others.
+type Watched interface {
+	// Disturbed receives after somebody else changed it, or may have.
+	Disturbed() <-chan struct{}
+	// Undisturbed reports that nobody has since the last Observe, so that another
+	// one would read what that read and what Syncs wrote since.
+	Undisturbed() bool
+}
+
 // Driver opens one kind of Backend. Package catalog lists them.
 type Driver struct {
 	Name string // as given to --backend

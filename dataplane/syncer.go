@@ -20,6 +20,10 @@ const (
 	// Without a MinInterval:
 	pausePerSync = 4
 	mostPause    = 20 * time.Millisecond
+	// Somebody who changes what the Backend wrote is answered after disturbedFirst,
+	// when the rest of the change is likely over, and once in disturbedPause.
+	disturbedFirst = 50 * time.Millisecond
+	disturbedPause = time.Second
 )
 
 // SyncerConfig is what a Syncer is told.
@@ -86,6 +90,8 @@ type Syncer struct {
 	lastEnd  time.Time
 	lastTook time.Duration
 	audited  time.Time
+	// clean: the last comparison found nothing, and no repair was made since.
+	clean bool
 }
 
 // refusal is a ServicePort that the Backend could not program.
@@ -131,6 +137,10 @@ func (s *Syncer) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	due := time.Time{} // when the next Sync must be; zero: not before a Submit
+	var disturbed <-chan struct{}
+	if w, ok := s.backend.(Watched); ok {
+		disturbed = w.Disturbed()
+	}
 	for {
 		wake := timer.C
 		if due.IsZero() {
@@ -143,6 +153,9 @@ func (s *Syncer) Run(ctx context.Context) {
 			return
 		case <-s.poke:
 			due = s.afterPoke(due)
+			continue
+		case <-disturbed:
+			due = s.afterDisturbance(due)
 			continue
 		case do := <-s.asks:
 			last := s.lastEnd
@@ -180,6 +193,30 @@ func (s *Syncer) afterPoke(due time.Time) time.Time {
 	return due
 }
 
+// afterDisturbance is when to sync now that somebody else may have changed what
+// the Backend wrote and a Sync was due at a time already. It will be an audit.
+func (s *Syncer) afterDisturbance(due time.Time) time.Time {
+	if s.inForce == nil || s.cfg.AuditInterval < 0 { // it reads all back anyway, or nobody wants it to
+		return due
+	}
+	soonest := time.Now().Add(disturbedFirst)
+	if again := s.audited.Add(disturbedPause); again.After(soonest) {
+		soonest = again
+	}
+	s.clean, s.audited = false, time.Time{}
+	if due.IsZero() || soonest.Before(due) {
+		return soonest
+	}
+	return due
+}
+
+// undisturbed reports whether the kernel is as the last comparison and the Syncs
+// since left it, so that no audit is needed.
+func (s *Syncer) undisturbed() bool {
+	w, ok := s.backend.(Watched)
+	return ok && s.clean && w.Undisturbed()
+}
+
 // nextDue is when to sync though nothing changes: a retry or an audit.
 func (s *Syncer) nextDue(now time.Time) time.Time {
 	if s.inForce == nil {
@@ -214,12 +251,16 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	audit := s.inForce == nil || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
 	prev := s.inForce
 	var found Verification
+	if audit && prev != nil && s.undisturbed() {
+		audit, s.audited = false, start
+	}
 	if audit && prev != nil {
 		var repair bool
 		if found, repair = s.audit(ctx); repair {
 			prev = nil
 		}
 	}
+	s.clean = s.clean && prev != nil
 	held := s.heldBack(want, start)
 	target := s.without(want, held)
 	err := s.backend.Sync(ctx, prev, target)

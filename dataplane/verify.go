@@ -110,7 +110,7 @@ func (s *Syncer) between(ctx context.Context, do func(context.Context) error) er
 	}
 }
 
-// compare reads the kernel back and counts what differs. whole: it sees all
+// compare, of Run's goroutine, reads the kernel back and counts what differs. whole: it sees all
 // that a repair would mend.
 func (s *Syncer) compare(ctx context.Context, want *Snapshot) (v Verification, whole bool, err error) {
 	v = Verification{At: time.Now(), Revision: want.Revision}
@@ -120,6 +120,7 @@ func (s *Syncer) compare(ctx context.Context, want *Snapshot) (v Verification, w
 	}
 	v.Differences = have.Differences(Expect(want))
 	v.Took = time.Since(v.At)
+	s.clean = have.Whole && len(v.Differences) == 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drift.Checks++
