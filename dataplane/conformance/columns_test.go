@@ -80,7 +80,7 @@ func shellAct(command string) act {
 func columns() []column {
 	packets := ebpfColumn("ebpf-packets", false)
 	packets.sameAs, packets.sameWhy = "ebpf", "it is the same without the socket hooks"
-	return []column{ebpfColumn("ebpf", true), packets, ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
+	return []column{ebpfColumn("ebpf", true), packets, nftablesColumn(), ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
 }
 
 // columnNamed finds a column; the agent's process is told just the name.

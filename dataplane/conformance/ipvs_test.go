@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -75,42 +74,6 @@ func ipvsServices(saved string) []string {
 	return lines
 }
 
-// nftLines are the rules and elements of our tables, one a line, less what
-// packets wrote; the order of the rules of a chain is in them.
-func nftLines(ruleset string) []string {
-	var lines []string
-	table, block, at := "", "", 0
-	elements := ""
-	for line := range strings.Lines(ruleset) {
-		text := strings.TrimSpace(line)
-		switch {
-		case strings.HasPrefix(text, "table "):
-			table = text
-			if strings.Contains(text, "switchyard") || strings.Contains(text, "othermeter") {
-				lines = append(lines, text)
-			}
-		case !strings.Contains(table, "switchyard"):
-		case elements != "" || strings.HasPrefix(text, "elements = {"):
-			elements += " " + strings.TrimPrefix(text, "elements = {")
-			if !strings.HasSuffix(text, "}") {
-				continue
-			}
-			for e := range strings.SplitSeq(strings.TrimSuffix(elements, "}"), ",") {
-				if e = strings.TrimSpace(e); e != "" && block != "map affinity {" {
-					lines = append(lines, table+" "+block+" "+e)
-				}
-			}
-			elements = ""
-		case strings.HasSuffix(text, "{"):
-			block, at = text, 0
-		case text != "}" && text != "":
-			at++
-			lines = append(lines, fmt.Sprintf("%s %s %d: %s", table, block, at, text))
-		}
-	}
-	return lines
-}
-
 // refusedByNeighbour has another program's IPVS service where a Service port
 // wants its own, in a range that is excluded.
 func refusedByNeighbour(r *run) {
@@ -162,8 +125,8 @@ func removeFromIPVS(r *run, n *netlab.Node, random *rand.Rand) string {
 		{"service", func() []string { return ipvsadmLines(r, n, "-A", "ipvsadm -D %s %s", 2) }},
 		{"endpoint", func() []string { return ipvsadmLines(r, n, "-a", "ipvsadm -d %s %s %s %s", 4) }},
 		{"route", func() []string { return routeLines(r, n, family) }},
-		{"rule", func() []string { return ruleLines(r, n, family) }},
-		{"element", func() []string { return elementLines(r, n, family) }},
+		{"rule", func() []string { return ruleLines(r, n, family, "switchyard-ipvs") }},
+		{"element", func() []string { return elementLines(r, n, family, "switchyard-ipvs") }},
 	}
 	kind := kinds[random.IntN(len(kinds))]
 	commands := kind.commands()
@@ -203,43 +166,6 @@ func routeLines(r *run, n *netlab.Node, family string) []string {
 		if f := strings.Fields(line); len(f) > 1 {
 			commands = append(commands, ip+" route del local "+f[1]+" dev lo table local")
 		}
-	}
-	return commands
-}
-
-// ruleLines are commands that each delete one of our rules.
-func ruleLines(r *run, n *netlab.Node, family string) []string {
-	var commands []string
-	table, chain := family+" switchyard-ipvs", ""
-	for line := range strings.Lines(r.shell(n, "nft -a list table "+table)) {
-		text, handle, _ := strings.Cut(strings.TrimSpace(line), " # handle ")
-		f := strings.Fields(text)
-		switch {
-		case len(f) == 3 && f[2] == "{":
-			chain = ""
-			if f[0] == "chain" {
-				chain = f[1]
-			}
-		case chain != "" && handle != "":
-			commands = append(commands, fmt.Sprintf("nft delete rule %s %s handle %s", table, chain, handle))
-		}
-	}
-	return commands
-}
-
-// elementLines are commands that each delete an element of one of our sets.
-func elementLines(r *run, n *netlab.Node, family string) []string {
-	table := "table " + family + " switchyard-ipvs {"
-	attribute := regexp.MustCompile(`^\d+: [a-z]`) // a line of a set that is no element
-	var commands []string
-	for _, line := range nftLines(r.shell(n, "nft -s list table "+family+" switchyard-ipvs")) {
-		rest, is := strings.CutPrefix(line, table+" ")
-		f := strings.SplitN(rest, " ", 4) // set NAME { ELEMENT
-		if !is || len(f) < 4 || f[0] != "set" && f[0] != "map" || f[2] != "{" || attribute.MatchString(f[3]) || strings.HasPrefix(f[1], "affinity") || f[1] == "learn" {
-			continue
-		}
-		key, _, _ := strings.Cut(f[3], " : ")
-		commands = append(commands, fmt.Sprintf("nft 'delete element %s switchyard-ipvs %s { %s }'", family, f[1], key))
 	}
 	return commands
 }

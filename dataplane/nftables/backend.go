@@ -1,0 +1,137 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+)
+
+// backend is the nftables of one network namespace.
+type backend struct {
+	cfg     dataplane.Config
+	log     *slog.Logger
+	halves  []*half // in order of cfg.Families
+	counts  nft.Counts
+	watch   *watch
+	counter *counter
+	// refused are ServicePorts that the kernel did not take, and why. They are tried
+	// again when they change.
+	refused map[*dataplane.ServicePort]error
+}
+
+// Sync makes the kernel forward exactly what want describes.
+func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	accepted, failed := b.refuse(prev, want)
+	err := b.program(ctx, prev, accepted)
+	if isRefusal(err) && b.findRefused(prev, accepted) {
+		accepted, failed = b.refuse(prev, want)
+		err = b.program(ctx, nil, accepted)
+	}
+	if err != nil {
+		return err
+	}
+	if len(failed) > 0 {
+		return &dataplane.PartialError{Failed: failed}
+	}
+	return nil
+}
+
+// program writes each family's table. One that fails does not keep the other
+// from being programmed.
+func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	var errs []error
+	for _, h := range b.halves {
+		errs = append(errs, h.sync(ctx, prev, want))
+	}
+	return errors.Join(errs...)
+}
+
+// refuse takes out of want what cannot be programmed; that stays as it was.
+func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, []dataplane.PortError) {
+	var before dataplane.Ports
+	if prev != nil {
+		before = prev.Ports
+	}
+	var failed []dataplane.PortError
+	var keep []*dataplane.ServicePort
+	var drop []dataplane.PortID
+	for old, cur := range dataplane.Diff(before, want.Ports) {
+		if cur == nil {
+			continue
+		}
+		why := b.refusal(cur)
+		if why == nil {
+			continue
+		}
+		failed = append(failed, dataplane.PortError{ID: cur.ID, Err: why})
+		if old != nil {
+			keep = append(keep, old)
+		} else {
+			drop = append(drop, cur.ID)
+		}
+	}
+	if len(failed) == 0 {
+		return want, nil
+	}
+	accepted := *want
+	accepted.Ports = want.Ports.With(keep, drop)
+	return &accepted, failed
+}
+
+// refusal is why a ServicePort cannot be programmed, nil if it can.
+func (b *backend) refusal(port *dataplane.ServicePort) error {
+	if !slices.Contains(b.cfg.Families, port.ID.Family) {
+		return fmt.Errorf("the agent programs no %s here", port.ID.Family)
+	}
+	if why := b.refused[port]; why != nil {
+		return why
+	}
+	for _, f := range port.Frontends {
+		for _, pool := range []*dataplane.Pool{f.Pool, f.Inside} {
+			if pool != nil && len(pool.Endpoints) > int(wayCount) {
+				return fmt.Errorf("%s has %d endpoints; nftables takes %d at most", f.Addr, len(pool.Endpoints), wayCount)
+			}
+		}
+	}
+	return nil
+}
+
+// Observe reads the tables back, and compares all of them with what they should
+// hold where that is known.
+func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
+	out := &dataplane.Observation{Whole: true}
+	b.watch.seen()
+	for _, h := range b.halves {
+		state, err := h.table.Read()
+		if err != nil {
+			return nil, err
+		}
+		out.Frontends = append(out.Frontends, observe(h.table.Family, state)...)
+		if h.held == nil {
+			out.Whole = false
+			continue
+		}
+		drift, err := h.drift(state)
+		if err != nil {
+			return nil, err
+		}
+		out.Other = append(out.Other, drift...)
+	}
+	slices.Sort(out.Other)
+	out.Sort()
+	return out, nil
+}
+
+// Close frees what the process holds and leaves forwarding in place.
+func (b *backend) Close() error {
+	errs := []error{b.watch.close(), b.counter.close()}
+	for _, h := range b.halves {
+		errs = append(errs, h.table.Close())
+	}
+	return errors.Join(errs...)
+}

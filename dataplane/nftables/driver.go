@@ -1,0 +1,130 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+)
+
+// Driver opens the backend. It programs the network namespace of this process.
+func Driver() dataplane.Driver {
+	return dataplane.Driver{
+		Name:  "nftables",
+		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(cfg) },
+		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+			return open(cfg)
+		},
+		Cleanup: func(context.Context, dataplane.Config) error { return cleanup() },
+	}
+}
+
+func open(cfg dataplane.Config) (*backend, error) {
+	if len(cfg.Families) == 0 {
+		return nil, errors.New("no address family to program")
+	}
+	if cfg.MasqueradeBit < 0 || cfg.MasqueradeBit > 31 {
+		return nil, fmt.Errorf("masquerade bit %d is not within 0 to 31", cfg.MasqueradeBit)
+	}
+	if err := netns.CheckThread(); err != nil {
+		return nil, err
+	}
+	b := &backend{cfg: cfg, log: cfg.Log, counter: newCounter(cfg.Families), refused: map[*dataplane.ServicePort]error{}}
+	var tables []*nft.Table
+	for _, f := range cfg.Families {
+		tables = append(tables, nft.NewTable(f, spec(f), &b.counts))
+	}
+	var err error
+	if b.watch, err = startWatch(cfg.Log, tables); err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		b.halves = append(b.halves, &half{table: t, log: cfg.Log, watch: b.watch, mark: 1 << cfg.MasqueradeBit, localhost: cfg.LocalhostNodePorts && t.Family == dataplane.IPv4})
+	}
+	return b, nil
+}
+
+// probe makes what the backend makes, in a network namespace of its own.
+func probe(cfg dataplane.Config) error {
+	return netns.InScratch(func() error {
+		for _, f := range cfg.Families {
+			if err := tryTable(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// tryTable makes our table with a chain and an element of each kind.
+func tryTable(f dataplane.Family) error {
+	addr := netip.MustParseAddr("192.0.2.1")
+	if f == dataplane.IPv6 {
+		addr = netip.MustParseAddr("2001:db8::1")
+	}
+	all := node{
+		family: f, mark: 1, localhost: f == dataplane.IPv4, addresses: []netip.Addr{addr}, ranges: []netip.Prefix{netip.PrefixFrom(addr, 24)},
+		prefixes: []netip.Prefix{netip.PrefixFrom(addr, 28)}, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"},
+	}
+	t := nft.NewTable(f, spec(f), &nft.Counts{})
+	defer t.Close()
+	d, err := whole(t, rulesFor(&all), &nft.State{}, noteFor(localnet.Off))
+	if err != nil {
+		return err
+	}
+	d.port(planFor(example(f, addr)))
+	err = t.Write(&d.first, nil)
+	if errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
+	}
+	return nil
+}
+
+// example is a ServicePort that needs something of each kind.
+func example(f dataplane.Family, addr netip.Addr) *dataplane.ServicePort {
+	pool := &dataplane.Pool{Endpoints: []dataplane.Endpoint{{Addr: netip.AddrPortFrom(addr, 8080), Local: true}}}
+	return &dataplane.ServicePort{
+		ID: dataplane.PortID{Protocol: dataplane.TCP, Family: f}, Affinity: 1e9,
+		Frontends: []dataplane.Frontend{
+			{Kind: dataplane.ClusterIP, Addr: netip.AddrPortFrom(addr, 80), Pool: pool, SNAT: dataplane.SNATNonPods},
+			{Kind: dataplane.LoadBalancer, Addr: netip.AddrPortFrom(addr, 81), Pool: &dataplane.Pool{}, Inside: pool, Sources: []netip.Prefix{netip.PrefixFrom(addr, 24)}},
+			{Kind: dataplane.NodePort, Addr: netip.AddrPortFrom(f.Unspecified(), 30080), Pool: pool, Inside: pool, SNAT: dataplane.SNATAll},
+		},
+	}
+}
+
+// cleanup removes our tables of both families.
+func cleanup() error {
+	if err := netns.CheckThread(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		t := nft.NewTable(f, spec(f), &nft.Counts{})
+		errs = append(errs, cleanupTable(t), t.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func cleanupTable(t *nft.Table) error {
+	guards, err := t.ChainComments(chainInput)
+	if err != nil {
+		return err
+	}
+	if localnet.FromComments(guards) == localnet.Switched {
+		if err := localnet.Switch(false); err != nil {
+			return err
+		}
+	}
+	return t.Remove()
+}

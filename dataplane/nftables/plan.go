@@ -1,0 +1,158 @@
+package nftables
+
+import (
+	"hash/fnv"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+)
+
+// plan is what one ServicePort wants of the kernel.
+type plan struct {
+	// own are this ServicePort's elements, with their data.
+	own map[nft.Element]string
+	// shared are elements that other ServicePorts may want too, with the same data,
+	// and chains.
+	shared map[nft.Element]string
+}
+
+// planner makes one plan.
+type planner struct {
+	plan
+	port *dataplane.ServicePort
+}
+
+// planFor is what a ServicePort wants of the kernel.
+func planFor(port *dataplane.ServicePort) *plan {
+	p := &planner{plan: plan{own: map[nft.Element]string{}, shared: map[nft.Element]string{}}, port: port}
+	for _, f := range port.Frontends {
+		p.frontend(f)
+	}
+	return &p.plan
+}
+
+// frontend lists what one frontend wants.
+func (p *planner) frontend(f dataplane.Frontend) {
+	at := placed{planner: p, place: nft.PlaceBytes(f.Addr.Addr(), p.port.ID.Protocol, f.Addr.Port())}
+	if f.Kind == dataplane.NodePort {
+		at.node, at.flags, at.place = true, wayNode, nft.NodePlaceBytes(p.port.ID.Protocol, f.Addr.Port())
+	}
+	if f.Kind == dataplane.ClusterIP {
+		p.share(setClusterIPs, nft.AddrBytes(f.Addr.Addr()), "")
+	}
+	at.flags |= masquerading(f.SNAT)
+	if p.port.Affinity > 0 {
+		at.flags |= wayKeep
+	}
+	pool := at.pool(f.Pool, 0)
+	if f.Inside == nil && len(f.Sources) == 0 && p.port.Affinity == 0 {
+		at.lead(setFrontends, setWays, pool)
+	} else {
+		at.lead(setFrontends, setWays, waySpecial|at.flags)
+		at.lead(setOutside, setPools, pool)
+	}
+	if f.Inside != nil {
+		at.lead(setInside, setPools, at.pool(f.Inside, wayIn))
+	}
+	if len(f.Sources) > 0 {
+		at.put(setRestricted, "", "")
+	}
+	for _, r := range nft.Disjoint(f.Sources) {
+		p.put(on(at.node, setSources), at.place+nft.AddrBytes(r.First)+at.place+nft.AddrBytes(r.Last), "")
+	}
+	if p.port.Affinity > 0 {
+		at.affinity(f)
+	}
+}
+
+// placed is a planner at one frontend's place.
+type placed struct {
+	*planner
+	place string
+	node  bool
+	flags way // that all ways from here have
+}
+
+// pool lists a pool's endpoints and returns the way to them.
+func (p *placed) pool(pool *dataplane.Pool, flags way) way {
+	flags |= p.flags
+	switch {
+	case len(pool.Endpoints) > 0:
+	case pool.IfEmpty == dataplane.Drop:
+		return wayDrop | flags
+	default:
+		return wayReject | flags
+	}
+	set := setEndpoints
+	if flags&wayIn != 0 {
+		set = setInsideOnes
+	}
+	for i, e := range pool.Endpoints {
+		p.put(set, nft.NumberBytes(uint32(i)), nft.EndpointBytes(e.Addr))
+		if e.Local {
+			a := nft.AddrBytes(e.Addr.Addr())
+			p.share(setHairpin, a+a, "")
+		}
+	}
+	return wayPick | flags | way(len(pool.Endpoints))
+}
+
+// lead has the place go a way, by a map of places to ways and one of ways to chains.
+func (p *placed) lead(places, ways string, w way) {
+	p.put(places, "", w.bytes())
+	p.chain(ways, w.bytes(), w.chain())
+}
+
+// affinity lists what keeps clients with their endpoints.
+func (p *placed) affinity(f dataplane.Frontend) {
+	w := waySticky | p.flags&wayNode | way(p.port.Affinity/time.Second)
+	id := nft.NumberBytes(affinityID(p.port.ID))
+	p.put(setSticky, "", w.bytes())
+	p.put(setIDs, "", id)
+	p.chain(setStickyWays, w.bytes(), w.chain())
+	p.chain(setLearn, id, (w & wayCount).numbered(prefixLearn))
+	p.share(setChains, chainLearn, "")
+	p.members(setMembers, f.Pool)
+	if f.Inside != nil {
+		p.chain(setStickyIn, w.bytes(), (w | wayIn).chain())
+		p.members(setMembersIn, f.Inside)
+	}
+}
+
+// members lists the endpoints of a pool by their numbers.
+func (p *placed) members(set string, pool *dataplane.Pool) {
+	for _, e := range pool.Endpoints {
+		p.put(set, nft.NumberBytes(nft.EndpointNumber(e.Addr)), nft.EndpointBytes(e.Addr))
+	}
+}
+
+// put wants an element of a set of places.
+func (p *placed) put(set, more, data string) {
+	p.planner.put(on(p.node, set), p.place+more, data)
+}
+
+// chain has a number lead to a chain, which exists while something leads to it.
+func (p *planner) chain(ways, key, chain string) {
+	p.share(ways, key, chain)
+	if isOptional(chain) {
+		p.share(setChains, chain, "")
+	}
+}
+
+func (p *planner) put(set, key, data string) {
+	p.own[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
+}
+
+func (p *planner) share(set, key, data string) {
+	p.shared[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
+}
+
+// affinityID is a ServicePort's number in the memory of its clients: the same in
+// each process, so that it outlives a restart. Where two have the same one, by a
+// chance of one in four billion, a client that uses both may lose its endpoint.
+func affinityID(id dataplane.PortID) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id.String())) // never fails
+	return h.Sum32()
+}
