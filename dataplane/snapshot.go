@@ -26,15 +26,23 @@ type Snapshot struct {
 	Ports        Ports
 }
 
+// RouteProtocol marks the local routes that a backend adds for the addresses of
+// Services (`ip route show table local proto 83`). They make no address the node's.
+const RouteProtocol = 83
+
 // Node is what forwarding depends on beside the Services themselves.
 type Node struct {
 	Name string
 	Zone string // topology.kubernetes.io/zone, or ""
 	// NodePorts are this node's addresses where NodePorts answer, both
-	// families, sorted: one address each (/32, /128), but for loopback the
-	// whole of 127.0.0.0/8. Already chosen by nodePortAddresses, and kept up
-	// with the node's interfaces (KUBE-PROXY §1.10).
+	// families, sorted. Most are one address each (/32, /128). Loopback is the
+	// whole of 127.0.0.0/8. A local route to a prefix gives that prefix, or the
+	// part of it that nodePortAddresses cover, and other elements may be within
+	// it. The watcher has chosen them by nodePortAddresses, and follows the
+	// node's addresses and local routes (KUBE-PROXY §1.10).
 	NodePorts []netip.Prefix
+	// Bound are the addresses that are local on this node, on a device or by a local route, sorted; both families. A Service address among them is the node's as well.
+	Bound     []netip.Prefix
 	LocalPods LocalPods
 }
 

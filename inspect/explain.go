@@ -96,7 +96,11 @@ func (i *Inspector) find(q *question, out *Explanation) bool {
 }
 
 func takesNodePorts(n *dataplane.Node, a netip.Addr) bool {
-	return slices.ContainsFunc(n.NodePorts, func(p netip.Prefix) bool { return p.Contains(a) })
+	return within(a, n.NodePorts)
+}
+
+func within(a netip.Addr, prefixes []netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // client is one client, or stands for a kind of them.
@@ -131,7 +135,7 @@ func (i *Inspector) clients(q question, from netip.Addr) []client {
 		return out
 	}
 	c := client{from: from}
-	c.node = from.IsLoopback() || slices.Contains(q.around.Local, from)
+	c.node = from.IsLoopback() || within(from, q.around.Local)
 	for _, p := range pods.CIDRs {
 		if p.Contains(from) {
 			c.pod, c.because = true, fmt.Sprintf("its address is in %s", p)
@@ -333,14 +337,14 @@ func (i *Inspector) otherwise(q question) string {
 
 func (i *Inspector) withoutService(q question) string {
 	addr, snap := q.to.Addr(), q.around.Snapshot
-	bound := slices.Contains(q.around.Local, addr)
+	bound := within(addr, q.around.Local)
 	ports := portsAt(snap, addr)
 	node := netip.AddrPortFrom(dataplane.FamilyOf(addr).Unspecified(), q.to.Port())
 	x, _, isNodePort := i.Watcher.At(node, q.protocol)
 	switch {
 	case len(ports) > 0 && !bound:
 		return fmt.Sprintf("it is the ClusterIP of a Service that has no such port, only %s: rejected", strings.Join(ports, ", "))
-	case slices.ContainsFunc(snap.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(addr) }) && !bound:
+	case within(addr, snap.ServiceCIDRs) && !bound:
 		return "it is in the range of ClusterIPs, and no Service has it: dropped"
 	case isNodePort && (bound || addr.IsLoopback()):
 		return fmt.Sprintf("%d is the NodePort of %s, but this address takes no NodePorts (--nodeport-addresses): it goes to the node's own processes", q.to.Port(), x.ID)

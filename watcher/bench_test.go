@@ -48,7 +48,7 @@ func BenchmarkEndpointSliceEvent(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			w.SetAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+			w.SetAddresses([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")})
 			w.Apply(known(services, sets, hereNode()))
 			runtime.GC()
 			b.ReportAllocs()

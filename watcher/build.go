@@ -71,6 +71,7 @@ func (w *Watcher) surround(next *dataplane.Snapshot) {
 		Name:      w.set.NodeName,
 		Zone:      env.Zone,
 		NodePorts: w.set.nodePorts.choose(w.set.Families, w.local, env.NodeIPs, w.set.LocalhostNodePorts),
+		Bound:     bound(w.set.Families, w.local),
 		LocalPods: env.LocalPods,
 	}
 	if next.Node == nil || !equalNode(next.Node, node) {
@@ -128,7 +129,7 @@ func (w *Watcher) build() (put []*dataplane.ServicePort, remove []dataplane.Port
 }
 
 func equalNode(a, b *dataplane.Node) bool {
-	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) &&
+	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) && slices.Equal(a.Bound, b.Bound) &&
 		slices.Equal(a.LocalPods.CIDRs, b.LocalPods.CIDRs) && a.LocalPods.Interface == b.LocalPods.Interface &&
 		a.LocalPods.InterfacePrefix == b.LocalPods.InterfacePrefix
 }

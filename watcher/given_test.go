@@ -26,7 +26,7 @@ type watched struct {
 func options(log *slog.Logger) Options {
 	return Options{
 		Log: log, NodeName: "here", Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}, ExternalIPs: true,
-		Addresses: func(ctx context.Context, _ func([]netip.Addr)) error { <-ctx.Done(); return nil },
+		Addresses: func(ctx context.Context, _ func([]netip.Prefix)) error { <-ctx.Done(); return nil },
 	}
 }
 

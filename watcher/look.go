@@ -12,7 +12,7 @@ import (
 // Around is what decisions depend on beside the Services.
 type Around struct {
 	Snapshot *dataplane.Snapshot // the last published; nil: none yet
-	Local    []netip.Addr        // this node's addresses
+	Local    []netip.Prefix      // what is local on this node: addresses, and destinations of local routes
 }
 
 // Around tells how it stands now.

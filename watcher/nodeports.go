@@ -72,26 +72,26 @@ func (n nodePortAddresses) ofFamily(f dataplane.Family, nodeIPs []netip.Addr) []
 	return out
 }
 
-// choose is Node.NodePorts: those of the node's addresses (local) that the list
-// covers.
+// choose returns Node.NodePorts: what is local on the node and covered by the
+// list. If the list covers a part of a local prefix, that part is chosen.
 //
 // Loopback is 127.0.0.0/8 as a whole or nothing, and never ::1: packets to ::1
 // cannot be sent on to another address. An IPv6 link-local address answers only
 // where a CIDR of fe80::/10 names it: every pod's veth brings one, so that
 // "all" would change this node's list with each pod that comes or goes, for
 // addresses that no client uses.
-func (n nodePortAddresses) choose(families []dataplane.Family, local, nodeIPs []netip.Addr, localhost bool) []netip.Prefix {
+func (n nodePortAddresses) choose(families []dataplane.Family, local []netip.Prefix, nodeIPs []netip.Addr, localhost bool) []netip.Prefix {
 	var out []netip.Prefix
 	for _, f := range families {
 		allowed := n.ofFamily(f, nodeIPs)
-		covers := func(a netip.Addr) bool {
-			return slices.ContainsFunc(allowed, func(c netip.Prefix) bool {
-				return c.Contains(a) && (!a.Is6() || !a.IsLinkLocalUnicast() || c.Addr().IsLinkLocalUnicast())
-			})
-		}
-		for _, a := range local {
-			if dataplane.FamilyOf(a) == f && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && covers(a) {
-				out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		for _, l := range local {
+			if dataplane.FamilyOf(l.Addr()) != f || !takesClients(l) {
+				continue
+			}
+			for _, c := range allowed {
+				if c.Overlaps(l) && (!isIPv6LinkLocal(l) || isIPv6LinkLocal(c)) {
+					out = append(out, narrower(c, l))
+				}
 			}
 		}
 		if f == dataplane.IPv4 && localhost && slices.ContainsFunc(allowed, loopback(f).Overlaps) {
@@ -100,6 +100,36 @@ func (n nodePortAddresses) choose(families []dataplane.Family, local, nodeIPs []
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
+}
+
+// bound returns Node.Bound. IPv6 link-local addresses are left out for the
+// reason that choose has, and no Service can have one.
+func bound(families []dataplane.Family, local []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, l := range local {
+		if slices.Contains(families, dataplane.FamilyOf(l.Addr())) && takesClients(l) && !isIPv6LinkLocal(l) {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// takesClients reports whether packets from elsewhere may be sent to a local
+// address or to those of a local route.
+func takesClients(p netip.Prefix) bool {
+	a := p.Addr()
+	return !a.IsLoopback() && !a.IsMulticast() && (!a.IsUnspecified() || !p.IsSingleIP())
+}
+
+func isIPv6LinkLocal(p netip.Prefix) bool { return p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() }
+
+// narrower returns the one of two overlapping prefixes that lies in the other.
+func narrower(a, b netip.Prefix) netip.Prefix {
+	if a.Bits() > b.Bits() {
+		return a.Masked()
+	}
+	return b
 }
 
 func everything(f dataplane.Family) netip.Prefix { return netip.PrefixFrom(f.Unspecified(), 0) }

@@ -9,13 +9,18 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
+func prefixes(words string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, w := range strings.Fields(words) {
+		out = append(out, netip.MustParsePrefix(w))
+	}
+	return out
+}
+
 // TestNodePortAddresses: KUBE-PROXY §1.10.
 func TestNodePortAddresses(t *testing.T) {
 	addr := netip.MustParseAddr
-	local := []netip.Addr{
-		addr("127.0.0.1"), addr("169.254.20.10"), addr("192.0.2.1"), addr("198.51.100.7"),
-		addr("::1"), addr("2001:db8::1"), addr("2001:db8:1::7"), addr("fe80::1"),
-	}
+	local := prefixes("127.0.0.0/8 127.0.0.1/32 169.254.20.10/32 192.0.2.1/32 198.51.100.7/32 ::1/128 2001:db8::1/128 2001:db8:1::7/128 fe80::1/128")
 	v4 := "169.254.20.10/32 192.0.2.1/32 198.51.100.7/32"
 	v6 := "2001:db8::1/128 2001:db8:1::7/128"
 	both := []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}
@@ -55,6 +60,29 @@ func TestNodePortAddresses(t *testing.T) {
 			}
 		})
 	}
+	t.Run("local routes to prefixes", func(t *testing.T) {
+		local := append(prefixes("10.77.0.0/24 2001:db8:77::/64"), local...)
+		both := []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
+		for words, want := range map[string]string{
+			"":                                "10.77.0.0/24 " + v4 + " 2001:db8::1/128 2001:db8:1::7/128 2001:db8:77::/64",
+			"10.0.0.0/8 2001:db8:77::/48":     "10.77.0.0/24 2001:db8:77::/64",
+			"10.77.0.64/26 2001:db8:77::5/96": "10.77.0.64/26 2001:db8:77::/96",
+			"192.0.2.0/24 2001:db8:1::/64":    "192.0.2.1/32 2001:db8:1::7/128",
+			"10.77.0.9/32 10.77.0.9/32 ::/0":  "10.77.0.9/32 2001:db8::1/128 2001:db8:1::7/128 2001:db8:77::/64",
+		} {
+			n, err := parseNodePortAddresses(strings.Fields(words))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Trim(fmt.Sprint(n.choose(both, local, nil, false)), "[]"); got != want {
+				t.Errorf("%q\n got %s\nwant %s", words, got, want)
+			}
+		}
+		want := "10.77.0.0/24 " + v4 + " 2001:db8::1/128 2001:db8:1::7/128 2001:db8:77::/64"
+		if got := strings.Trim(fmt.Sprint(bound(both, local)), "[]"); got != want {
+			t.Errorf("bound\n got %s\nwant %s", got, want)
+		}
+	})
 	t.Run("a node of one family", func(t *testing.T) {
 		got := nodePortAddresses{}.choose([]dataplane.Family{dataplane.IPv6}, local, both, true)
 		if g := strings.Trim(fmt.Sprint(got), "[]"); g != v6 {

@@ -42,9 +42,9 @@ type Options struct {
 	// PodCIDRWait is the same for its pod ranges, where they tell local pods;
 	// 0: 5 min.
 	NodeWait, PodCIDRWait time.Duration
-	// Addresses reports this node's addresses, at once and on each change, until
-	// the context ends. nil: those of the network namespace that it is called in.
-	Addresses func(ctx context.Context, report func([]netip.Addr)) error
+	// Addresses reports what is local on this node, at once and on each change,
+	// until the context ends. Nil means addrs.Follow.
+	Addresses func(ctx context.Context, report func([]netip.Prefix)) error
 	// Programming, if set, is told with each Snapshot when the changes that it
 	// brings happened, as their EndpointSlices tell, for the metric
 	// network_programming_duration_seconds. Called like publish.
@@ -111,7 +111,7 @@ func newSettings(o Options) (settings, error) {
 		s.PodCIDRWait = defaultPodCIDRWait
 	}
 	if s.Addresses == nil {
-		s.Addresses = func(ctx context.Context, report func([]netip.Addr)) error {
+		s.Addresses = func(ctx context.Context, report func([]netip.Prefix)) error {
 			return addrs.Follow(ctx, o.Log, report)
 		}
 	}

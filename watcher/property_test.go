@@ -18,7 +18,7 @@ type world struct {
 	slices   map[facts.Name]*facts.Slice
 	cidrs    map[facts.Name]*facts.ServiceCIDR
 	node     *facts.Node
-	local    []netip.Addr
+	local    []netip.Prefix
 }
 
 // all is the whole world as one change.
@@ -47,6 +47,14 @@ func drawAddrs(t *rapid.T, label string, from ...string) []netip.Addr {
 	var out []netip.Addr
 	for _, s := range rapid.SliceOfDistinct(rapid.SampledFrom(from), rapid.ID[string]).Draw(t, label) {
 		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func drawPrefixes(t *rapid.T, label string, from ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range rapid.SliceOfDistinct(rapid.SampledFrom(from), rapid.ID[string]).Draw(t, label) {
+		out = append(out, netip.MustParsePrefix(s))
 	}
 	return out
 }
@@ -175,7 +183,7 @@ func TestASnapshotDependsOnTheObjectsAlone(t *testing.T) {
 				w.Apply(now.all())
 			}
 			if rapid.IntRange(0, 9).Draw(rt, "addresses") == 0 {
-				now.local = drawAddrs(rt, "local", "192.0.2.1", "192.0.2.2", "2001:db8::9")
+				now.local = drawPrefixes(rt, "local", "192.0.2.1/32", "192.0.2.2/32", "2001:db8::9/128", "10.77.0.0/24")
 				w.SetAddresses(now.local)
 			}
 			before := w.last()

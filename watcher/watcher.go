@@ -41,10 +41,10 @@ type Watcher struct {
 	slices   map[facts.Name]*facts.Slice
 	cidrs    map[facts.Name]*facts.ServiceCIDR
 	claims   claims
-	node     *facts.Node  // the last one seen; nil: none yet
-	nodeGone bool         // the Node is not there (any more)
-	local    []netip.Addr // this node's addresses
-	moved    bool         // what is around the Services changed: node, local or cidrs
+	node     *facts.Node    // the last one seen; nil: none yet
+	nodeGone bool           // the Node is not there (any more)
+	local    []netip.Prefix // what is local on this node, see addrs.Follow
+	moved    bool           // what is around the Services changed: node, local or cidrs
 	env      policy.Env
 	dirty    worklist
 	waits    waits
@@ -136,9 +136,9 @@ func (w *Watcher) Run(ctx context.Context, source Source) error {
 	return err
 }
 
-// SetAddresses tells all addresses of this node. Run does it; a caller without
-// Run must, or nothing is published.
-func (w *Watcher) SetAddresses(local []netip.Addr) {
+// SetAddresses takes what is local on this node, as addrs.Follow reports it. Run
+// calls it. A caller without Run must, or nothing is published.
+func (w *Watcher) SetAddresses(local []netip.Prefix) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.local, w.waits.addresses, w.moved = local, true, true

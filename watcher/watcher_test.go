@@ -155,7 +155,7 @@ func TestFirstSnapshot(t *testing.T) {
 func synced(t *testing.T) *watched {
 	t.Helper()
 	w := watch(t, nil)
-	w.SetAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	w.SetAddresses([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")})
 	w.Apply(known([]*facts.Service{svc("a", 1), svc("b", 2)}, []*facts.Slice{set("a-1", "a", 1, 2), set("b-1", "b", 3, 4)}, hereNode()))
 	if w.published() != 1 {
 		t.Fatalf("published %d", w.published())
@@ -282,13 +282,21 @@ func TestPodRangesOfAFamilyAppear(t *testing.T) { // KUBE-PROXY §1.13
 func TestAddressesAreFollowed(t *testing.T) { // KUBE-PROXY §1.10, better than its §6.5
 	w := synced(t)
 	first := w.last()
-	w.SetAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	w.SetAddresses([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")})
 	if w.last() != first {
 		t.Error("the same addresses published a Snapshot")
 	}
-	w.SetAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")})
+	w.SetAddresses([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32")})
 	if got := w.last().Node.NodePorts; len(got) != 2 {
 		t.Errorf("got %v", got)
+	}
+	if got := w.last().Node.Bound; len(got) != 2 {
+		t.Errorf("bound: got %v", got)
+	}
+	node := w.last().Node
+	w.SetAddresses([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32"), netip.MustParsePrefix("fe80::1/128")})
+	if w.last().Node != node {
+		t.Error("a pod's link-local address is a new Node")
 	}
 	for range dataplane.Diff(first.Ports, w.last().Ports) {
 		t.Error("an address touched a Service")
@@ -350,7 +358,7 @@ func TestRun(t *testing.T) {
 	breaks := sourceFunc(func(context.Context, func(facts.Change)) error { return errBroken })
 	t.Run("ends with its context", func(t *testing.T) {
 		w := watch(t, func(o *Options) {
-			o.Addresses = func(ctx context.Context, report func([]netip.Addr)) error {
+			o.Addresses = func(ctx context.Context, report func([]netip.Prefix)) error {
 				report(nil)
 				<-ctx.Done()
 				return ctx.Err()
@@ -371,7 +379,7 @@ func TestRun(t *testing.T) {
 		}
 	})
 	t.Run("tells of addresses that cannot be had", func(t *testing.T) {
-		w := watch(t, func(o *Options) { o.Addresses = func(context.Context, func([]netip.Addr)) error { return errBroken } })
+		w := watch(t, func(o *Options) { o.Addresses = func(context.Context, func([]netip.Prefix)) error { return errBroken } })
 		if err := w.Run(t.Context(), follows); !errors.Is(err, errBroken) {
 			t.Error(err)
 		}

@@ -158,11 +158,15 @@ func toRanges(prefixes []netip.Prefix) []sockRangeKey {
 }
 
 // nodePortAddresses are the keys of node_addresses. 127.0.0.0/8 stands under
-// 127.0.0.0; no kernel forwards from ::1 (KUBE-PROXY §1.10).
+// 127.0.0.0; no kernel forwards from ::1 (KUBE-PROXY §1.10). The addresses of a
+// local prefix are left out, for the map holds single ones.
 func nodePortAddresses(n *dataplane.Node, localhost bool) []sockAddr {
 	var keys []sockAddr
 	for _, p := range n.NodePorts {
 		if p.Addr().IsLoopback() && (!localhost || !p.Addr().Is4()) {
+			continue
+		}
+		if !p.Addr().IsLoopback() && !p.IsSingleIP() {
 			continue
 		}
 		keys = append(keys, toAddr(p.Masked().Addr()))

@@ -173,14 +173,16 @@ func serviceOf(p *dataplane.ServicePort) serviceID {
 // listenAddrs are the addresses where NodePorts answer. Each is listened on by
 // itself, also where they are all that the node has: so no address answers that
 // should not, and another process may use the same port elsewhere. An IPv6
-// link-local address cannot be bound without its interface.
+// link-local address cannot be bound without its interface, and the addresses of
+// a local prefix may be too many to listen on.
 func listenAddrs(n *dataplane.Node) []netip.Addr {
 	var addrs []netip.Addr
 	for _, p := range n.NodePorts {
 		a := p.Addr()
 		switch {
-		case !p.IsSingleIP():
+		case a.IsLoopback():
 			addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1})) // 127.0.0.0/8
+		case !p.IsSingleIP():
 		case !a.IsLinkLocalUnicast() || a.Is4():
 			addrs = append(addrs, a)
 		}

@@ -713,7 +713,7 @@ func snapshot(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
 		Revision: 1,
 		Node: &dataplane.Node{
 			Name:      "node-1",
-			NodePorts: prefixes("127.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128"),
+			NodePorts: prefixes("127.0.0.0/8", "192.0.2.1/32", "10.77.0.0/25", "10.77.0.9/32", "2001:db8:77::/63", "2001:db8::1/128"),
 			LocalPods: dataplane.LocalPods{CIDRs: prefixes("10.128.0.0/16", "fd00:128::/64")},
 		},
 		ServiceCIDRs: prefixes("10.96.0.0/12", "fd00:96::/108"),

@@ -48,6 +48,18 @@ func prefixKey(p netip.Prefix) string {
 	return addrKey(p.Addr())[:p.Bits()/digitBits]
 }
 
+// inDigits splits a prefix into prefixes that are a whole number of digits, at
+// least one.
+func inDigits(p netip.Prefix) []netip.Prefix {
+	if p.Bits() > 0 && p.Bits()%digitBits == 0 {
+		return []netip.Prefix{p.Masked()}
+	}
+	upper := p.Masked().Addr().AsSlice()
+	upper[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	a, _ := netip.AddrFromSlice(upper)
+	return append(inDigits(netip.PrefixFrom(p.Addr(), p.Bits()+1)), inDigits(netip.PrefixFrom(a, p.Bits()+1))...)
+}
+
 // portKey is the key of a protocol and port.
 func portKey(p dataplane.Protocol, port uint16) string {
 	b := [1 + portDigits]byte{protocolDigit(p)}

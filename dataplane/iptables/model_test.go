@@ -134,6 +134,10 @@ func (g *generator) next(held *dataplane.Snapshot) *dataplane.Snapshot {
 		for i := range rapid.IntRange(0, 3).Draw(g.t, "addresses") {
 			n.NodePorts = append(n.NodePorts, whole(g.address(200, i)))
 		}
+		if bits := rapid.IntRange(0, 10).Draw(g.t, "prefix"); bits > 0 { // a local route
+			a := g.address(200, 0)
+			n.NodePorts = append(n.NodePorts, netip.PrefixFrom(a, a.BitLen()-bits).Masked())
+		}
 		n.NodePorts = append(n.NodePorts, netip.MustParsePrefix("127.0.0.0/8"))
 		switch rapid.IntRange(0, 2).Draw(g.t, "pods") {
 		case 0:

@@ -65,17 +65,14 @@ func (e *env) see(s *dataplane.Snapshot, localhost bool) {
 		if a.Addr().IsLoopback() && (!localhost || e.family == dataplane.IPv6) {
 			continue // no kernel forwards from ::1
 		}
-		e.addresses = append(e.addresses, a)
+		e.addresses = append(e.addresses, inDigits(a)...)
 	}
+	slices.SortFunc(e.addresses, netip.Prefix.Compare)
+	e.addresses = slices.Compact(e.addresses)
 }
 
 // check finds what cannot be written as rules.
 func (e *env) check(l dataplane.LocalPods) error {
-	for _, a := range e.addresses {
-		if !a.IsSingleIP() && !isLoopback(a) {
-			return fmt.Errorf("node address %s is neither one address nor loopback", a)
-		}
-	}
 	for _, name := range []string{l.Interface, l.InterfacePrefix} {
 		if strings.ContainsAny(name, " \t\r\n\"'\\") {
 			return fmt.Errorf("interface name %q of the local pods is not one", name)

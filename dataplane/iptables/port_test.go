@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -230,6 +231,20 @@ func TestProbability(t *testing.T) {
 	for n, want := range map[int]string{2: "0.50000000000", 3: "0.33333333349", 10: "0.10000000009", 1000: "0.00100000016"} {
 		if have := probability(n); have != want {
 			t.Errorf("probability(%d) = %s, want %s", n, have, want)
+		}
+	}
+}
+
+func TestInDigits(t *testing.T) {
+	for p, want := range map[string]string{
+		"192.0.2.1/32":  "192.0.2.1/32",
+		"10.77.0.0/24":  "10.77.0.0/24",
+		"10.77.0.9/25":  "10.77.0.0/26 10.77.0.64/26",
+		"0.0.0.0/0":     "0.0.0.0/2 64.0.0.0/2 128.0.0.0/2 192.0.0.0/2",
+		"2001:db8::/63": "2001:db8::/64 2001:db8:0:1::/64",
+	} {
+		if got := strings.Trim(fmt.Sprint(inDigits(netip.MustParsePrefix(p))), "[]"); got != want {
+			t.Errorf("%s: got %s, want %s", p, got, want)
 		}
 	}
 }

@@ -12,8 +12,6 @@ import (
 const (
 	// tableName is our nftables table, one in each family.
 	tableName = "switchyard-ipvs"
-	// routeProtocol marks our local routes (`ip route show table local proto 83`).
-	routeProtocol = 83
 	// ownTimeout marks our IPVS services. The field is the timeout of persistent
 	// services; the kernel keeps it for others, and shows and uses it nowhere.
 	ownTimeout = 838383

@@ -60,14 +60,14 @@ func (r *routes) close() { r.netlink.Close() }
 // read reads our routes of a family back, with whether their source and MTU are right.
 func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
-	only := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol}
+	only := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Protocol: dataplane.RouteProtocol}
 	// The library's filter looks at one of the fields alone.
 	list, err := r.netlink.RouteListFiltered(netlinkFamily(f), only, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("reading the local %s routes: %w", f, err)
 	}
 	for _, route := range list {
-		if route.Protocol != routeProtocol || route.Dst == nil {
+		if route.Protocol != dataplane.RouteProtocol || route.Dst == nil {
 			continue
 		}
 		if a, ok := netip.AddrFromSlice(route.Dst.IP); ok {
@@ -112,7 +112,7 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 	}
 	return &netlink.Route{
 		LinkIndex: r.lo, Src: source, MTU: r.mtus[dataplane.FamilyOf(a)], Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
-		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Protocol: routeProtocol, Scope: netlink.SCOPE_HOST,
+		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Protocol: dataplane.RouteProtocol, Scope: netlink.SCOPE_HOST,
 	}
 }
 

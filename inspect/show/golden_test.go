@@ -59,8 +59,8 @@ func newInspector(t *testing.T, k *kernel, pods []netip.Prefix) *inspect.Inspect
 	w, err := watcher.New(watcher.Options{
 		Log: log, NodeName: "node-a", Families: []dataplane.Family{dataplane.IPv4}, ExternalIPs: true, LocalhostNodePorts: true,
 		DetectLocal: watcher.DetectLocal{ClusterCIDRs: pods},
-		Addresses: func(ctx context.Context, report func([]netip.Addr)) error {
-			report([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1")})
+		Addresses: func(ctx context.Context, report func([]netip.Prefix)) error {
+			report([]netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("192.0.2.1/32")})
 			<-ctx.Done()
 			return nil
 		},

@@ -1,4 +1,4 @@
-// Package addrs is the addresses of this node, followed as they come and go.
+// Package addrs follows the addresses that are local on this node.
 package addrs
 
 import (
@@ -11,13 +11,16 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
 )
 
 const (
-	// settle is how long the addresses must be left alone, or at most how long
-	// after the first change they are read: a pod's start brings several changes.
+	// settle is how long changes are collected before the addresses are read: a
+	// pod's start brings several.
 	settle = 50 * time.Millisecond
-	// relist is how often they are read anyway, should a message have been lost.
+	// relist is how often they are read although nothing was heard.
 	relist = time.Minute
 	// retry is the pause after netlink has failed.
 	retry = time.Second
@@ -26,13 +29,17 @@ const (
 	ipvsDevice = "kube-ipvs0"
 )
 
-// Follow reports the addresses of the network namespace that it is called in,
-// sorted, without zones and duplicates: at once, and after each change. It
-// returns when the context ends; a fault of netlink is logged and tried again.
-func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Addr)) error {
-	var last []netip.Addr
+// Follow reports what is local in the network namespace that it is called in:
+// at once, and after each change. A report holds the addresses on devices and
+// the destinations of local routes (`ip route show table local type local`),
+// sorted, without duplicates. Routes that a backend of Switchyard or kube-proxy
+// added for the addresses of Services are left out.
+//
+// It returns when the context ends. It logs a fault of netlink and tries again.
+func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Prefix)) error {
+	var last []netip.Prefix
 	first := true
-	see := func(now []netip.Addr) {
+	see := func(now []netip.Prefix) {
 		if first || !slices.Equal(last, now) {
 			report(now)
 		}
@@ -40,7 +47,7 @@ func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Addr)) er
 	}
 	for {
 		if err := follow(ctx, see); ctx.Err() == nil {
-			log.Warn("cannot follow the node's addresses, trying again", "in", retry, "err", err)
+			log.Warn("cannot follow the node's addresses, trying again", "in", retry, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -50,37 +57,33 @@ func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Addr)) er
 	}
 }
 
-// follow is one subscription, until it breaks or the context ends.
-func follow(ctx context.Context, see func([]netip.Addr)) error {
-	done := make(chan struct{})
-	updates := make(chan netlink.AddrUpdate, 64)
-	broken := make(chan error, 1)
-	err := netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
-		select {
-		case broken <- err:
-		default:
-		}
-	}})
+// follow reads the addresses after each change, until netlink fails or the
+// context ends.
+func follow(ctx context.Context, see func([]netip.Prefix)) error {
+	// Subscribing before the first list lets no change fall between the two.
+	changes, err := subscribe()
 	if err != nil {
-		return fmt.Errorf("subscribing to addresses: %w", err)
+		return err
 	}
-	defer func() {
-		close(done)
-		for range updates { // until the subscription has seen done; it may be about to send
-		}
-	}()
-	// The list is read after the subscription stands, so that no change falls between.
+	defer changes.close()
+	reader, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening rtnetlink: %w", err)
+	}
+	defer reader.Close()
+	// The kernel then sends the routes asked for and no others. A node may have a
+	// million.
+	if err := reader.SetStrictCheck(true); err != nil {
+		return fmt.Errorf("asking rtnetlink for strict checks: %w", err)
+	}
 	due := time.After(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-broken:
-			return err
-		case _, ok := <-updates:
-			if !ok {
-				return errors.New("the subscription to addresses ended")
-			}
+		case err := <-changes.broken:
+			return fmt.Errorf("hearing of changes of addresses: %w", err)
+		case <-changes.heard:
 			if due == nil {
 				due = time.After(settle)
 			}
@@ -89,7 +92,11 @@ func follow(ctx context.Context, see func([]netip.Addr)) error {
 		case <-time.After(relist):
 		}
 		due = nil
-		now, err := list()
+		now, err := list(reader)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			due = time.After(settle) // it changed while it was read, and may lack something
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -97,32 +104,45 @@ func follow(ctx context.Context, see func([]netip.Addr)) error {
 	}
 }
 
-// attempts at a list that changes while it is read.
-const attempts = 5
-
-func list() ([]netip.Addr, error) {
+// list reads the addresses and the local routes.
+func list(h *netlink.Handle) ([]netip.Prefix, error) {
 	ignored := 0
-	if link, err := netlink.LinkByName(ipvsDevice); err == nil {
+	if link, err := h.LinkByName(ipvsDevice); err == nil {
 		ignored = link.Attrs().Index
 	}
-	var got []netlink.Addr
-	var err error
-	for range attempts {
-		got, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
-	out := make([]netip.Addr, 0, len(got))
-	for _, a := range got {
+	var out []netip.Prefix
+	for _, a := range addrs {
 		addr, ok := netip.AddrFromSlice(a.IP)
 		if ok && (ignored == 0 || a.LinkIndex != ignored) {
-			out = append(out, addr.Unmap())
+			addr = addr.Unmap()
+			out = append(out, netip.PrefixFrom(addr, addr.BitLen()))
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
+		err := h.RouteListFilteredIter(family, local, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+			if p, ok := destination(r); ok && r.Type == unix.RTN_LOCAL && r.Protocol != dataplane.RouteProtocol && (ignored == 0 || r.LinkIndex != ignored) {
+				out = append(out, p)
+			}
+			return true
+		})
+		if err != nil {
+			return nil, fmt.Errorf("listing local routes: %w", err)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out), nil
+}
+
+func destination(r netlink.Route) (netip.Prefix, bool) {
+	if r.Dst == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(r.Dst.IP)
+	bits, _ := r.Dst.Mask.Size()
+	return netip.PrefixFrom(a, bits).Masked(), ok
 }

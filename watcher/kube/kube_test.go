@@ -272,7 +272,7 @@ func start(t *testing.T, url string) *agent {
 	}
 	a.Watcher, err = watcher.New(watcher.Options{
 		Log: log, NodeName: "Node-A", Families: []dataplane.Family{dataplane.IPv4}, NodeWait: 2 * time.Second,
-		Addresses: func(ctx context.Context, report func([]netip.Addr)) error { report(nil); <-ctx.Done(); return nil },
+		Addresses: func(ctx context.Context, report func([]netip.Prefix)) error { report(nil); <-ctx.Done(); return nil },
 	}, a.publish)
 	if err != nil {
 		t.Fatal(err)
