@@ -13,6 +13,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
+	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
 // Options are the flags of `switchyard run`: kube-proxy's, with its names,
@@ -25,6 +26,7 @@ type Options struct {
 	WriteTo  string // --write-config-to
 	Cleanup  bool
 	InitOnly bool
+	LockDir  string // --lock-dir
 
 	healthzPort, metricsPort uint16 // deprecated
 	given                    *Config
@@ -40,6 +42,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.WriteTo, "write-config-to", "", "write the configuration, with all defaults, to this file and end")
 	fs.BoolVar(&o.Cleanup, "cleanup", false, "remove what Switchyard and kube-proxy put into the kernel and end, as `switchyard cleanup --kube-proxy` does")
 	fs.BoolVar(&o.InitOnly, "init-only", false, "set what needs full root privileges and end, so that the agent can run with fewer")
+	fs.StringVar(&o.LockDir, "lock-dir", lock.Dir, "directory of the lock that lets one agent or cleanup at a time program a network namespace; all of a machine must share it")
 	o.given.addFlags(fs, o.Backends)
 	fs.Uint16Var(&o.healthzPort, "healthz-port", healthzPort, "port of the health server; 0: none")
 	fs.Uint16Var(&o.metricsPort, "metrics-port", metricsPort, "port of the metrics server; 0: none")
@@ -60,7 +63,7 @@ func (o *Options) AddBackendFlags(fs *pflag.FlagSet) {
 	o.AddFlags(all)
 	all.VisitAll(func(f *pflag.Flag) {
 		field := fieldOf(f.Name)
-		if f.Name == "config" || f.Name == "switchyard-config" || field == ownKind+".backend" || field == "iptables.masqueradeBit" ||
+		if f.Name == "config" || f.Name == "switchyard-config" || f.Name == "lock-dir" || field == ownKind+".backend" || field == "iptables.masqueradeBit" ||
 			strings.HasPrefix(field, ownKind+".ebpf.") || strings.HasPrefix(field, ownKind+".iptables.") || strings.HasPrefix(field, ownKind+".ipvs.") {
 			fs.AddFlag(f)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
+	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
 
@@ -26,8 +27,11 @@ func cleanupCommand() *cobra.Command {
 		Short: "Remove from the kernel all that Switchyard put there, and nothing else",
 		Long: `Remove from the kernel all that Switchyard put there, and nothing else.
 
-Stop the agent first, or it puts everything back. Without --backend, what any
-backend left is removed.
+Stop the agent first. While it runs, cleanup removes nothing and says which
+process it is; there is no way around that, because the agent would put
+everything back. Once the agent's process has ended, in whatever way, nothing is
+left that keeps cleanup from running. Without --backend, what any backend left is
+removed.
 
 Connections through Services end, but for those that another proxy on this node
 goes on with: kube-proxy does with what the kernel's NAT translates. With --drain
@@ -59,6 +63,11 @@ first, or it puts everything back.`,
 			opts.Level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(os.Stderr, opts))
+		held, err := lockForCleanup(cmd.Context(), o)
+		if err != nil {
+			return err
+		}
+		defer held.Release()
 		if drain > 0 {
 			if err := drainConnections(cmd.Context(), log, c, backend, drain); err != nil {
 				return err
@@ -67,6 +76,16 @@ first, or it puts everything back.`,
 		return cleanup(cmd.Context(), log, catalog.Drivers(c.Backends()), backend, kubeProxy)
 	}
 	return cmd
+}
+
+// lockForCleanup keeps agents from starting during a cleanup, and fails while
+// one runs.
+func lockForCleanup(ctx context.Context, o *config.Options) (*lock.Lock, error) {
+	l, err := lock.Take(ctx, lock.Options{Dir: o.LockDir, As: "cleanup"})
+	if held := (*lock.HeldError)(nil); errors.As(err, &held) {
+		return nil, fmt.Errorf("nothing is removed, because %w: stop it first", err)
+	}
+	return l, err
 }
 
 // drainConnections has backends that translate connections by themselves serve

@@ -161,7 +161,7 @@ func (s *site) start(backend string, flags ...string) {
 
 // command is the command itself, to run on the node.
 func (s *site) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], append(args, "--ebpf-pin-dir="+s.node.PinDir, "--ebpf-cgroup-root="+s.node.CgroupRoot)...)
+	cmd := exec.Command(os.Args[0], append(args, "--ebpf-pin-dir="+s.node.PinDir, "--ebpf-cgroup-root="+s.node.CgroupRoot, "--lock-dir="+lockDir())...)
 	cmd.Env, cmd.Stderr = s.env, &s.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd

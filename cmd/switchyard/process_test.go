@@ -59,9 +59,13 @@ type process struct {
 
 func (p *process) stderr() string { return p.text.String() }
 
+// lockDir is where the agents of tests have their locks, not those of this machine.
+func lockDir() string { return filepath.Join(os.TempDir(), "switchyard-test-locks") }
+
 // start starts `switchyard ARGS`; change, if not nil, may alter the command.
 func start(t *testing.T, change func(*exec.Cmd), args ...string) *process {
 	t.Helper()
+	args = append(args, "--lock-dir="+lockDir())
 	if args[0] == "run" {
 		args = append(args, "--socket=") // this machine may have an agent of its own
 	}
@@ -293,7 +297,7 @@ func TestWhatIsMissing(t *testing.T) {
 	}{
 		{"a port in use", "--bind-address-hard-fail --healthz-bind-address=" + taken.Addr().String(), nil, "the health server cannot listen on " + taken.Addr().String()},
 		{"the other port in use", "--bind-address-hard-fail --metrics-bind-address=" + taken.Addr().String(), nil, "the metrics server cannot listen on " + taken.Addr().String()},
-		{"no permission", "--backend=iptables", nobody, "Permission denied (you must be root)"},
+		{"no permission", "--backend=iptables", nobody, "permission denied"},
 		{"a file that may not be read", "--config=" + secret, nobody, secret + ": permission denied"},
 		{"no iptables", "--backend=iptables", func(c *exec.Cmd) { c.Env = append(c.Env, "PATH=/nowhere") }, "not supported here"},
 		{"no bpf file system", "--backend=ebpf --ebpf-pin-dir=" + dir, nil, "not supported here"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/dataplane/healthcheck"
+	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/events"
 	"github.com/switchyard-io/switchyard/status"
 	"github.com/switchyard-io/switchyard/watcher"
@@ -87,6 +89,11 @@ func run(ctx context.Context, o *config.Options) error {
 		a.log.Info("a setting has no meaning here", "setting", u)
 	}
 	if o.Cleanup {
+		held, err := lockForCleanup(ctx, o)
+		if err != nil {
+			return err
+		}
+		defer held.Release()
 		return cleanup(ctx, a.log, catalog.Drivers(c.Backends()), catalog.Auto, true)
 	}
 	return a.run(ctx)
@@ -108,6 +115,11 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.listen(ctx); err != nil {
 		return err
 	}
+	release, err := a.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	backend, err := a.open(ctx)
 	if err != nil {
 		return err
@@ -187,6 +199,26 @@ type agent struct {
 	programmed                  bool          // the kernel held all that was wanted, once
 	forwarding                  chan struct{} // closed when it did
 	podsHeld                    atomic.Bool   // while IPVS of an earlier agent has connections
+}
+
+// leave is how long the agent waits for the one that it replaces to end.
+const leave = 30 * time.Second
+
+// lock makes this agent the only process that programs the network namespace.
+// With --init-only it programs nothing, and the agent that it is to make way for
+// may run.
+func (a *agent) lock(ctx context.Context) (release func(), err error) {
+	if a.options.InitOnly {
+		return func() {}, nil
+	}
+	l, err := lock.Take(ctx, lock.Options{Dir: a.options.LockDir, As: "run", Wait: leave, Log: a.log})
+	if held := (*lock.HeldError)(nil); errors.As(err, &held) {
+		return nil, fmt.Errorf("cannot start, because %w and has not ended within %v: stop it first", err, leave)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.Release, nil
 }
 
 // open chooses the backend and readies it.
