@@ -29,6 +29,7 @@ type Config struct {
 	KubeProxy  kubeproxy.KubeProxyConfiguration
 	Switchyard Switchyard
 	Master     string // address of the API server, in place of the kubeconfig's; a flag only
+	LockDir    string // of the locks that keep two processes from programming one network namespace; a flag only
 
 	// Warnings are what was wrong and let pass, for the log.
 	Warnings []string

@@ -10,6 +10,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
+	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/inspect"
 )
 
@@ -22,6 +23,7 @@ const (
 // fillDefaults says what was left unsaid.
 func (c *Config) fillDefaults() {
 	fillKubeProxy(&c.KubeProxy)
+	fill(&c.LockDir, lock.Dir)
 	s := &c.Switchyard
 	s.APIVersion, s.Kind = ownVersion, ownKind
 	fill(&s.VerifyInterval.Duration, time.Minute)

@@ -13,7 +13,6 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
-	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
 // Options are the flags of `switchyard run`: kube-proxy's, with its names,
@@ -26,7 +25,6 @@ type Options struct {
 	WriteTo  string // --write-config-to
 	Cleanup  bool
 	InitOnly bool
-	LockDir  string // --lock-dir
 
 	healthzPort, metricsPort uint16 // deprecated
 	given                    *Config
@@ -42,7 +40,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.WriteTo, "write-config-to", "", "write the configuration, with all defaults, to this file and end")
 	fs.BoolVar(&o.Cleanup, "cleanup", false, "remove what Switchyard and kube-proxy put into the kernel and end, as `switchyard cleanup --kube-proxy` does")
 	fs.BoolVar(&o.InitOnly, "init-only", false, "set what needs full root privileges and end, so that the agent can run with fewer")
-	fs.StringVar(&o.LockDir, "lock-dir", lock.Dir, "directory of the lock that lets one agent or cleanup at a time program a network namespace; all of a machine must share it")
+	fs.StringVar(&o.given.LockDir, "lock-dir", o.given.LockDir, "directory of the lock that lets one agent or cleanup at a time program a network namespace; all of a machine must share it")
 	o.given.addFlags(fs, o.Backends)
 	fs.Uint16Var(&o.healthzPort, "healthz-port", healthzPort, "port of the health server; 0: none")
 	fs.Uint16Var(&o.metricsPort, "metrics-port", metricsPort, "port of the metrics server; 0: none")
@@ -257,7 +255,7 @@ func kubeProxyFieldOf(flag string) string {
 func countsBesideFile(flag string) bool {
 	field := fieldOf(flag)
 	return strings.HasPrefix(field, ownKind+".") || strings.HasPrefix(field, "logging.") ||
-		slices.Contains([]string{"hostname-override", "master"}, flag)
+		slices.Contains([]string{"hostname-override", "master", "lock-dir"}, flag)
 }
 
 // Complete is the Config that the parsed flags and their files make. It reads
@@ -271,7 +269,7 @@ func (o *Options) Complete() (*Config, error) {
 		c.lowerHostname()
 		return c, nil
 	}
-	c := &Config{said: origins{}, Master: o.given.Master}
+	c := &Config{said: origins{}, Master: o.given.Master, LockDir: o.given.LockDir}
 	have := documents{}
 	files := slices.DeleteFunc([]string{o.File, o.OwnFile}, func(f string) bool { return f == "" })
 	c.text = contents(files) // before they are read: a change since then is seen

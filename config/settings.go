@@ -84,7 +84,7 @@ func (c *Config) Backends() catalog.Options {
 			MaxAffinity:     s.EBPF.MaxAffinity,
 			MaxConnections:  s.EBPF.MaxConnections,
 		},
-		IPTables: iptables.Options{Mode: s.IPTables.Mode},
+		IPTables: iptables.Options{Mode: s.IPTables.Mode, LockDir: c.LockDir},
 		IPVS:     c.ipvs(),
 	}
 }

@@ -63,7 +63,7 @@ first, or it puts everything back.`,
 			opts.Level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(os.Stderr, opts))
-		held, err := lockForCleanup(cmd.Context(), o)
+		held, err := lockForCleanup(cmd.Context(), c)
 		if err != nil {
 			return err
 		}
@@ -80,8 +80,8 @@ first, or it puts everything back.`,
 
 // lockForCleanup keeps agents from starting during a cleanup, and fails while
 // one runs.
-func lockForCleanup(ctx context.Context, o *config.Options) (*lock.Lock, error) {
-	l, err := lock.Take(ctx, lock.Options{Dir: o.LockDir, As: "cleanup"})
+func lockForCleanup(ctx context.Context, c *config.Config) (*lock.Lock, error) {
+	l, err := lock.Take(ctx, lock.Options{Dir: c.LockDir, As: "cleanup"})
 	if held := (*lock.HeldError)(nil); errors.As(err, &held) {
 		return nil, fmt.Errorf("nothing is removed, because %w: stop it first", err)
 	}

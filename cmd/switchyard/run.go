@@ -89,7 +89,7 @@ func run(ctx context.Context, o *config.Options) error {
 		a.log.Info("a setting has no meaning here", "setting", u)
 	}
 	if o.Cleanup {
-		held, err := lockForCleanup(ctx, o)
+		held, err := lockForCleanup(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -211,7 +211,7 @@ func (a *agent) lock(ctx context.Context) (release func(), err error) {
 	if a.options.InitOnly {
 		return func() {}, nil
 	}
-	l, err := lock.Take(ctx, lock.Options{Dir: a.options.LockDir, As: "run", Wait: leave, Log: a.log})
+	l, err := lock.Take(ctx, lock.Options{Dir: a.config.LockDir, As: "run", Wait: leave, Log: a.log})
 	if held := (*lock.HeldError)(nil); errors.As(err, &held) {
 		return nil, fmt.Errorf("cannot start, because %w and has not ended within %v: stop it first", err, leave)
 	}

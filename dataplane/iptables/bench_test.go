@@ -39,7 +39,7 @@ func benchConfig() dataplane.Config {
 }
 
 func benchClean(b *testing.B) {
-	if err := Driver(Options{}).Cleanup(context.Background(), benchConfig()); err != nil {
+	if err := Driver(Options{LockDir: lockDir()}).Cleanup(context.Background(), benchConfig()); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -23,6 +23,9 @@ type Options struct {
 	// LockWait is how long one try waits for the xtables lock of legacy
 	// iptables, in whole seconds; there are three tries. Default 5 s.
 	LockWait time.Duration
+	// LockDir is the directory of the lock that keeps the commands of two
+	// processes apart; empty means lock.Dir.
+	LockDir string
 }
 
 func (o Options) lockWait() int {
@@ -75,7 +78,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 		return nil, err
 	}
 	b := &backend{}
-	if b.lock, err = openLock(); err != nil {
+	if b.lock, err = openLock(o.LockDir); err != nil {
 		return nil, err
 	}
 	for _, f := range cfg.Families {
@@ -126,7 +129,7 @@ func everyVariant(ctx context.Context, o Options, log *slog.Logger, do func(cont
 	if err := checkThread(); err != nil {
 		return err
 	}
-	lock, err := openLock()
+	lock, err := openLock(o.LockDir)
 	if err != nil {
 		return err
 	}

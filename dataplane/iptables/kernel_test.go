@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
 // TestMain runs benchmarks in a network namespace of their own, all in one.
@@ -70,6 +71,9 @@ func inNetns(t *testing.T, do func()) {
 		t.Logf("in its own network namespace:\n%s", out)
 	}
 }
+
+// lockDir is where tests have their locks, not those of this machine.
+func lockDir() string { return filepath.Join(os.TempDir(), "switchyard-test-locks") }
 
 // missing skips a test that this machine cannot run, or fails it where it must.
 func missing(t testing.TB, why string) {
@@ -232,7 +236,7 @@ func config(t testing.TB) dataplane.Config {
 
 func opened(t testing.TB, mode Variant, cfg dataplane.Config) *backend {
 	t.Helper()
-	b, err := open(context.Background(), Options{Mode: string(mode), LockWait: time.Second}, cfg)
+	b, err := open(context.Background(), Options{Mode: string(mode), LockWait: time.Second, LockDir: lockDir()}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +337,7 @@ func TestForeign(t *testing.T) {
 				t.Errorf("Sync took away %s", line)
 			}
 		}
-		driver := Driver(Options{})
+		driver := Driver(Options{LockDir: lockDir()})
 		for range 2 {
 			if err := driver.Cleanup(context.Background(), config(t)); err != nil {
 				t.Fatal(err)
@@ -523,7 +527,12 @@ func TestLocked(t *testing.T) {
 func TestOneWriter(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		b := k.open()
-		orphan := exec.Command("flock", "/proc/self/ns/net", "sleep", "0.5")
+		file, err := lock.Open(lockDir(), "iptables")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = file.Close() }()
+		orphan := exec.Command("flock", file.Name(), "sleep", "0.5")
 		if err := orphan.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -634,7 +643,7 @@ func TestChangeOfVariant(t *testing.T) {
 func TestProbe(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		before := k.dump()
-		if err := Driver(Options{Mode: string(k.variant)}).Probe(context.Background(), config(t)); err != nil {
+		if err := Driver(Options{Mode: string(k.variant), LockDir: lockDir()}).Probe(context.Background(), config(t)); err != nil {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(k.dump()) {

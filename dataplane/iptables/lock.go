@@ -7,10 +7,13 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
 // writeLock lets one Switchyard at a time read the tables of a network namespace
-// and write what it concludes from them. It is a lock on the namespace itself.
+// and write what it concludes from them. The agent holds a lock for its life; this
+// one is for the commands that it starts.
 //
 // The commands inherit it: a command that outlives an agent killed with
 // SIGKILL keeps the next agent waiting until it is done, and so cannot write
@@ -28,11 +31,11 @@ const (
 
 var errWriter = errors.New("another Switchyard process is writing iptables rules in this network namespace")
 
-// openLock takes the network namespace of this process.
-func openLock() (*writeLock, error) {
-	f, err := os.Open("/proc/self/ns/net")
+// openLock opens the lock of this process's network namespace.
+func openLock(dir string) (*writeLock, error) {
+	f, err := lock.Open(dir, "iptables")
 	if err != nil {
-		return nil, fmt.Errorf("opening the network namespace: %w", err)
+		return nil, err
 	}
 	return &writeLock{f}, nil
 }
@@ -45,7 +48,7 @@ func (l *writeLock) lock(ctx context.Context) (unlock func(), err error) {
 		case err == nil:
 			return func() { _ = syscall.Flock(int(l.file.Fd()), syscall.LOCK_UN) }, nil
 		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
-			return nil, fmt.Errorf("locking the network namespace: %w", err)
+			return nil, fmt.Errorf("locking %s: %w", l.file.Name(), err)
 		case time.Now().After(deadline):
 			return nil, fmt.Errorf("%w: not done within %v", errWriter, lockMost)
 		}
