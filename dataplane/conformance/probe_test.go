@@ -42,6 +42,7 @@ type probe struct {
 	as        string                                // whose address the server must see; "": not checked
 	elsewhere string                                // servers whose answer cannot find its way, so that no answer will do too
 	single    bool                                  // ask once, not manyTries times
+	mark      uint32                                // of the client's packets (SO_MARK)
 	protocols []dataplane.Protocol
 	families  []dataplane.Family
 }
@@ -241,7 +242,7 @@ func (r *run) try(p probe, protocol dataplane.Protocol, family dataplane.Family,
 
 // request is a probe in one protocol and family.
 func (r *run) request(p probe, protocol dataplane.Protocol, family dataplane.Family) netlab.Request {
-	req := netlab.Request{Protocol: wireName(protocol)}
+	req := netlab.Request{Protocol: wireName(protocol), Mark: p.mark}
 	switch {
 	case p.at != nil:
 		req.To = p.at(family)

@@ -107,6 +107,11 @@ func dialer(r Request, deadline time.Time) net.Dialer {
 
 // setOptions readies the socket of a Request.
 func setOptions(fd int, r Request) error {
+	if r.Mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(r.Mark)); err != nil {
+			return err
+		}
+	}
 	switch r.Protocol {
 	case TCP:
 		// A chosen port may be used again at once. Not so for UDP, where this lets

@@ -23,6 +23,7 @@ type Request struct {
 	Timeout  time.Duration  // for all of it; 0: one second
 	Size     int            // UDP: bytes of the question, and of the answer at least; 0: some 26
 	Shared   bool           // UDP: other sockets may have the same source port
+	Mark     uint32         // of the socket's packets (SO_MARK)
 }
 
 // Outcome is how a Request ended.
