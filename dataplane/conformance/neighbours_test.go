@@ -1,18 +1,10 @@
 package conformance
 
 import (
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
-
-	bpf "github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/internal/netlab"
@@ -119,43 +111,6 @@ func neighbourTable() []testCase {
 	return cases
 }
 
-// tcNeighbours attach programs to devices, as CNIs, flow exporters and policy
-// agents do (aws/aws-network-policy-agent#480, netobserv/netobserv-ebpf-agent#822,
-// projectcalico/calico#7698).
-func tcNeighbours() []neighbour {
-	const (
-		next, pass, drop = -1, 0, 2 // of tcx, and as many of tc
-	)
-	return []neighbour{
-		{name: "tc filters on all devices, both ways, that end with TC_ACT_OK change nothing", setUp: tcOnAll(pass)},
-		{name: "tc filters on all devices, both ways, that end with TC_ACT_UNSPEC change nothing", setUp: tcOnAll(next)},
-		{name: "tcx programs on all devices, both ways, before all others, that pass packets change nothing", setUp: tcxOnAll(pass, link.Head())},
-		{name: "tcx programs on all devices, both ways, after all others, that pass packets change nothing", setUp: tcxOnAll(pass, link.Tail())},
-		{name: "tcx programs on all devices, both ways, before all others, that leave packets to the next change nothing", setUp: tcxOnAll(next, link.Head())},
-		{
-			name: "a tc filter that drops what a pod sends wins", setUp: func(r *run, n *netlab.Node) {
-				r.tcFilter(n, netlab.PodInterfacePrefix+"1", netlink.HANDLE_MIN_INGRESS, drop)
-			},
-			holds: func(*run) []probe {
-				return slices.Concat(toEach(kinds, "here", from("outside").dropped()),
-					[]probe{from("a3").to(clusterIP, "here").dropped(), from("node-a").to(clusterIP, "here").dropped()})
-			},
-		},
-		shellNeighbour("the uplink's packets by way of an ifb device change nothing",
-			"ip link add ifb-up type ifb; ip link set ifb-up up; tc qdisc add dev eth0 ingress; "+redirect("eth0", "ifb-up"),
-			"tc qdisc del dev eth0 ingress; ip link del ifb-up"),
-		shellNeighbour("pods' bandwidth limits, by way of ifb devices, change nothing",
-			"for i in 1 2 3 4; do ip link add ifb$i type ifb; ip link set ifb$i up; tc qdisc add dev pod$i ingress; "+redirect("pod$i", "ifb$i")+
-				"; for d in pod$i ifb$i; do tc qdisc add dev $d root tbf rate 1gbit burst 1mb latency 25ms; done; done",
-			"for i in 1 2 3 4; do tc qdisc del dev pod$i ingress; tc qdisc del dev pod$i root; ip link del ifb$i; done"),
-	}
-}
-
-// redirect is the command of the bandwidth plugin of CNI.
-func redirect(device, ifb string) string {
-	return "tc filter add dev " + device + " parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev " + ifb
-}
-
 // firewalls are rules of the kernel's own packet filter.
 func firewalls() []neighbour {
 	all := []string{"prerouting", "input", "forward", "output", "postrouting"}
@@ -207,7 +162,7 @@ func preRoutingDrops() neighbour {
 		name: "rules in prerouting that drop a NodePort's packets win", setUp: func(r *run, n *netlab.Node) {
 			port := r.frontendAddr(r.service("there"), nodePort, dataplane.IPv4).Port()
 			keptPort := r.frontendAddr(r.service("kept"), nodePort, dataplane.IPv4).Port()
-			r.nft(n, "inet", fmt.Sprintf(`
+			r.nft(n.Host, "inet", fmt.Sprintf(`
 				chain raw { type filter hook prerouting priority -300; iifname eth0 meta l4proto { tcp, udp, sctp } th dport %d drop; }
 				chain mangle { type filter hook prerouting priority -150; iifname eth0 fib daddr type local meta l4proto { tcp, udp, sctp } th dport %d drop; }`, port, keptPort))
 		},
@@ -225,7 +180,7 @@ func masquerades() neighbour {
 	return neighbour{
 		name: "a CNI's rules that masquerade what leaves for pods and what leaves them change no answer", setUp: func(r *run, n *netlab.Node) {
 			for f, family := range []string{"ip", "ip6"} {
-				r.nft(n, family, fmt.Sprintf(`chain post { type nat hook postrouting priority 100;
+				r.nft(n.Host, family, fmt.Sprintf(`chain post { type nat hook postrouting priority 100;
 					%[1]s saddr %[2]s %[1]s daddr %[2]s return; %[1]s saddr %[2]s masquerade fully-random; %[1]s saddr != %[2]s %[1]s daddr %[2]s masquerade fully-random; }`,
 					family, netlab.ClusterCIDRs()[f]))
 			}
@@ -246,8 +201,8 @@ func nativeNAT() neighbour {
 	return neighbour{
 		name: "nftables' own chains in the tables ip nat, ip6 nat, ip filter and ip6 filter change nothing", setUp: func(r *run, n *netlab.Node) {
 			for _, family := range []string{"ip", "ip6"} {
-				r.nftTable(n, family, "nat", "chain own { type nat hook postrouting priority 100; oifname nosuch0 masquerade; }", "delete chain "+family+" nat own")
-				r.nftTable(n, family, "filter", "chain own { type filter hook forward priority 5; counter; }", "delete chain "+family+" filter own")
+				r.nftTable(n.Host, family, "nat", "chain own { type nat hook postrouting priority 100; oifname nosuch0 masquerade; }", "delete chain "+family+" nat own")
+				r.nftTable(n.Host, family, "filter", "chain own { type filter hook forward priority 5; counter; }", "delete chain "+family+" filter own")
 			}
 		},
 		known: map[string]string{"iptables-nft": "it cannot read a table in which another program has chains"},
@@ -271,7 +226,7 @@ func otherProxy() neighbour {
 					fmt.Fprintf(&rules, "%s daddr %s meta l4proto { tcp, udp, sctp } th dport %d dnat to %s; ", table, at.Addr(), at.Port(), to)
 				}
 				priority := map[string]int{"node-a": -90, "node-b": -110}[n.Name] // after ours, and before
-				r.nft(n, table, fmt.Sprintf("chain pre { type nat hook prerouting priority %d; %s }\nchain out { type nat hook output priority %[1]d; %[2]s }", priority, rules.String()))
+				r.nft(n.Host, table, fmt.Sprintf("chain pre { type nat hook prerouting priority %d; %s }\nchain out { type nat hook output priority %[1]d; %[2]s }", priority, rules.String()))
 			}
 		},
 		holds: func(r *run) []probe {
@@ -299,7 +254,7 @@ func nodeCache() neighbour {
 				at := r.frontendAddr(r.service("there"), clusterIP, family)
 				table := map[dataplane.Family]string{dataplane.IPv4: "ip", dataplane.IPv6: "ip6"}[family]
 				r.bind(n, at.Addr())
-				r.nft(n, table, fmt.Sprintf(`
+				r.nft(n.Host, table, fmt.Sprintf(`
 					chain pre { type filter hook prerouting priority -300; %[1]s daddr %[2]s notrack; }
 					chain out { type filter hook output priority -300; %[1]s saddr %[2]s notrack; %[1]s daddr %[2]s notrack; }`, table, at.Addr()))
 				r.serveAt(n.Host, at)
@@ -325,7 +280,7 @@ func shellNeighbour(name, on, off string) neighbour {
 
 // nftNeighbour is a table of nftables.
 func nftNeighbour(name, family, chains string) neighbour {
-	return neighbour{name: name, setUp: func(r *run, n *netlab.Node) { r.nft(n, family, chains) }}
+	return neighbour{name: name, setUp: func(r *run, n *netlab.Node) { r.nft(n.Host, family, chains) }}
 }
 
 // with says what must be so instead of wide.
@@ -334,16 +289,16 @@ func (n neighbour) with(holds func(*run) []probe) neighbour {
 	return n
 }
 
-// nft puts a table with these chains into a node until the case ends.
-func (r *run) nft(n *netlab.Node, family, chains string) {
+// nft puts a table with these chains into a host's kernel until the case ends.
+func (r *run) nft(h *netlab.Host, family, chains string) {
 	r.Helper()
-	r.nftTable(n, family, "neighbour", chains, "delete table "+family+" neighbour")
+	r.nftTable(h, family, "neighbour", chains, "delete table "+family+" neighbour")
 }
 
-func (r *run) nftTable(n *netlab.Node, family, table, chains, undo string) {
+func (r *run) nftTable(h *netlab.Host, family, table, chains, undo string) {
 	r.Helper()
-	r.Cleanup(func() { r.shell(n, "nft "+undo) })
-	r.shell(n, fmt.Sprintf("nft -f - <<'END'\ntable %s %s {\n%s\n}\nEND\n", family, table, chains))
+	r.Cleanup(func() { r.sh(h, "nft "+undo) })
+	r.sh(h, fmt.Sprintf("nft -f - <<'END'\ntable %s %s {\n%s\n}\nEND\n", family, table, chains))
 }
 
 // bind gives a node an address on lo until the case ends.
@@ -367,101 +322,4 @@ func (r *run) serveAt(h *netlab.Host, at netip.AddrPort) {
 // server is where a host's own server listens.
 func (r *run) server(host string, family dataplane.Family) netip.AddrPort {
 	return netip.AddrPortFrom(r.host(host).Addr(int(family)), serverPort)
-}
-
-// tcOnAll puts a tc filter with a verdict on each side of each device.
-func tcOnAll(verdict int32) func(*run, *netlab.Node) {
-	return func(r *run, n *netlab.Node) {
-		for _, device := range r.devices(n) {
-			for _, side := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-				r.tcFilter(n, device, side, verdict)
-			}
-		}
-	}
-}
-
-// tcxOnAll attaches a tcx program with a verdict to each side of each device.
-func tcxOnAll(verdict int32, anchor link.Anchor) func(*run, *netlab.Node) {
-	return func(r *run, n *netlab.Node) {
-		for _, device := range r.devices(n) {
-			for _, side := range []bpf.AttachType{bpf.AttachTCXIngress, bpf.AttachTCXEgress} {
-				if !r.tcx(n, device, side, verdict, anchor) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// devices are a node's devices by name.
-func (r *run) devices(n *netlab.Node) []string {
-	var names []string
-	r.must(n.Do(func() error {
-		all, err := net.Interfaces()
-		for _, d := range all {
-			names = append(names, d.Name)
-		}
-		return err
-	}))
-	return names
-}
-
-// verdictProgram is a program for tc that says the same of every packet.
-func (r *run) verdictProgram(verdict int32) *bpf.Program {
-	r.Helper()
-	p, err := bpf.NewProgram(&bpf.ProgramSpec{
-		Name: "neighbour", Type: bpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()},
-	})
-	r.must(err)
-	return p
-}
-
-// tcFilter puts a filter with a verdict on one side of a device until the case ends.
-func (r *run) tcFilter(n *netlab.Node, device string, side uint32, verdict int32) {
-	r.Helper()
-	p := r.verdictProgram(verdict)
-	defer func() { _ = p.Close() }()
-	r.must(n.Do(func() error {
-		d, err := net.InterfaceByName(device)
-		if err != nil {
-			return err
-		}
-		qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: d.Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
-		err = netlink.QdiscAdd(qdisc)
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-		if err == nil {
-			r.Cleanup(func() { r.must(n.Do(func() error { return netlink.QdiscDel(qdisc) })) })
-		}
-		return netlink.FilterAdd(&netlink.BpfFilter{
-			FilterAttrs: netlink.FilterAttrs{LinkIndex: d.Index, Parent: side, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
-			Fd:          p.FD(), Name: "neighbour", DirectAction: true,
-		})
-	}))
-}
-
-// tcx attaches a program with a verdict until the case ends. It returns false
-// where the kernel has no tcx.
-func (r *run) tcx(n *netlab.Node, device string, side bpf.AttachType, verdict int32, anchor link.Anchor) bool {
-	r.Helper()
-	p := r.verdictProgram(verdict)
-	defer func() { _ = p.Close() }()
-	var attached link.Link
-	err := n.Do(func() error {
-		d, err := net.InterfaceByName(device)
-		if err != nil {
-			return err
-		}
-		attached, err = link.AttachTCX(link.TCXOptions{Interface: d.Index, Program: p, Attach: side, Anchor: anchor})
-		return err
-	})
-	if errors.Is(err, bpf.ErrNotSupported) {
-		r.notMeant("this kernel has no tcx")
-		return false
-	}
-	r.must(err)
-	r.Cleanup(func() { _ = attached.Close() })
-	return true
 }

@@ -1,3 +1,178 @@
 package conformance
 
-func socketCases() []testCase { return nil }
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/netlab"
+)
+
+// What programs see of their own sockets, which is what they would see on any
+// network; and pods that translate packets themselves.
+
+func socketCases() []testCase {
+	udp := []dataplane.Protocol{dataplane.UDP}
+	return []testCase{
+		{"socket", "connect() of a UDP socket succeeds where nobody serves, and what it sends is refused", func(r *run) {
+			r.sync(wideWorld())
+			for _, client := range []string{"a3", "node-a"} {
+				for _, p := range append(toEach(kinds[:3], "empty", from(client)), from(client).toAddr("a port that here does not define", r.otherPort("here"))) {
+					for _, family := range families {
+						r.connectsThenRefused(p, family)
+					}
+				}
+			}
+		}},
+		{"socket", "a connected UDP socket whose endpoint is replaced goes on to the next one", func(r *run) {
+			w := func(endpoint string) world {
+				return world{services: []service{{name: "web", frontends: frontendsOf(kinds, frontend{pool: on(endpoint), snat: dataplane.SNATAll})}}}
+			}
+			r.sync(w("b1"))
+			var flows []heldFlow
+			for _, client := range []string{"a3", "node-a", "outside"} {
+				flows = append(flows, r.holdAll(toEach(kinds, "web", from(client).in(udp...))...)...)
+			}
+			r.sync(w("a1"))
+			for _, a := range r.agents {
+				r.must(a.endFlows())
+			}
+			r.stopAllAt(flows, "a1")
+		}},
+		{"socket", "a client that connects to 0.0.0.0 or :: reaches itself, on a NodePort's number too", connectsToItself},
+		{"socket", "a mesh that redirects a pod's connections inside the pod sees the Service's address", meshInPod},
+		{"neighbour", "what a pod forwards from one Service to another one is balanced again", forwardingPod},
+		{"neighbour", "a pod that starts while no agent runs reaches Services", podWithoutAgent},
+		{"neighbour", "after nft flush ruleset a Sync brings everything back", flushedRules},
+	}
+}
+
+// connectsThenRefused checks that a UDP socket gets its local address, and its
+// error only by what it sends (envoyproxy/envoy#9898).
+func (r *run) connectsThenRefused(p probe, family dataplane.Family) {
+	r.Helper()
+	req := r.request(p, dataplane.UDP, family)
+	req.Timeout = answerTime
+	a, err := r.host(p.client).Ask(req)
+	r.must(err)
+	if a.Outcome != netlab.Refused || !a.Local.IsValid() {
+		r.Errorf("%s: %s to %s (%s): connect() should succeed (its own address: %s), and its packets be refused; %s", family, p.client, r.targetText(p), req.To, a.Local, a)
+	}
+}
+
+// stopAllAt ends flows and checks that the last answers of each came from a server.
+func (r *run) stopAllAt(flows []heldFlow, server string) {
+	r.Helper()
+	deadline := time.Now().Add(netlab.Patient(5 * time.Second))
+	for _, f := range flows {
+		sum, err := f.load.Sum()
+		for err == nil && sum.ByServer[server] == 0 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+			sum, err = f.load.Sum()
+		}
+		r.must(err)
+		if sum.ByServer[server] == 0 {
+			r.Errorf("%s: it has not come to %s: %s, answered by %v", f.name, server, sum, sum.ByServer)
+		}
+		_, err = f.load.Stop()
+		r.must(err)
+	}
+}
+
+// connectsToItself has a pod and the node serve on a NodePort's number, at all
+// of their own addresses.
+func connectsToItself(r *run) {
+	r.sync(pathServices())
+	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
+	port := r.frontendAddr(r.service("there"), nodePort, dataplane.IPv4).Port()
+	itself := func(family dataplane.Family) netip.AddrPort { return netip.AddrPortFrom(family.Unspecified(), port) }
+	var probes []probe
+	for _, client := range []string{"a3", "node-a"} {
+		for _, protocol := range both {
+			// This takes IPv4 too.
+			server, err := r.host(client).Serve(wireName(protocol), port, netip.IPv6Unspecified())
+			r.must(err)
+			defer func() { _ = server.Stop() }()
+		}
+		probes = append(probes, from(client).in(both...).toAddr("its own NodePort number at the unspecified address", itself).reaches(client))
+	}
+	r.check(probes...)
+}
+
+// meshInPod has rules in a pod that send its connections to Services to a
+// server of its own (cilium/cilium#16583, linkerd/website#1615). They match by
+// the Service's address, which SO_ORIGINAL_DST would return.
+func meshInPod(r *run) {
+	if r.col.sockets {
+		r.notMeant("its sockets are translated before the pod's own rules see what they send")
+		return
+	}
+	r.sync(pathServices())
+	const sidecar = 15001
+	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
+	pod := r.host("a3")
+	for _, protocol := range []string{netlab.TCP, netlab.UDP} {
+		server, err := pod.Serve(protocol, sidecar, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
+		r.must(err)
+		defer func() { _ = server.Stop() }()
+	}
+	for f, family := range []string{"ip", "ip6"} {
+		at := r.frontendAddr(r.service("there"), clusterIP, families[f])
+		r.nft(pod, family, fmt.Sprintf("chain out { type nat hook output priority -100; %s daddr %s meta l4proto { tcp, udp } th dport %d redirect to :%d; }", family, at.Addr(), at.Port(), sidecar))
+	}
+	r.check(
+		from("a3").in(both...).to(clusterIP, "there").reaches("a3"), from("a3").in(both...).to(clusterIP, "here").reaches("a1"),
+		from("a4").in(both...).to(clusterIP, "there").reaches("b1"),
+	)
+}
+
+// forwardingPod has a pod translate what comes to it to another Service's
+// ClusterIP, as klipper-lb does (k3s-io/klipper-lb#54).
+func forwardingPod(r *run) {
+	w := pathServices()
+	w.services = append(w.services, service{name: "gateway", frontends: frontendsOf(kinds, frontend{pool: on("a2"), snat: dataplane.SNATAll})})
+	r.sync(w)
+	pod := r.host("a2")
+	r.sh(pod, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+	r.Cleanup(func() { r.sh(pod, "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0") })
+	for f, family := range []string{"ip", "ip6"} {
+		r.nft(pod, family, "chain pre { type nat hook prerouting priority -100; meta l4proto { tcp, udp, sctp } th dport 8080 dnat to "+
+			r.frontendAddr(r.service("there"), clusterIP, families[f]).String()+"; }\nchain post { type nat hook postrouting priority 100; masquerade; }")
+	}
+	straight := func(family dataplane.Family) netip.AddrPort { return r.server("a2", family) }
+	r.check(slices.Concat(toEach(kinds, "gateway", from("outside").reaches("b1")), toEach(kinds, "gateway", from("a3").reaches("b1")),
+		[]probe{from("outside").toAddr("the pod itself", straight).reaches("b1")})...)
+}
+
+// podWithoutAgent connects a pod anew after the agent of its node was killed
+// (projectcalico/calico#9204).
+func podWithoutAgent(r *run) {
+	r.sync(wideWorld())
+	r.kill("node-a")
+	r.must(r.lab.Reconnect(r.host("a4")))
+	probes := slices.Concat(toEach(kinds, "here", from("a4").reaches("a1")), toEach(kinds, "there", from("a4").reaches("b1")), toEach(kinds, "empty", from("a4").rejected()))
+	for _, p := range once(probes) {
+		p.source = func(family dataplane.Family) netip.Addr { return r.host("a4").Addr(int(family)) }
+		probes = append(probes, p)
+	}
+	r.check(probes...)
+	r.restart("node-a")
+	r.syncUnknown(r.world)
+	r.check(probes...)
+}
+
+// flushedRules has another program remove all rules of nftables while
+// connections begin.
+func flushedRules(r *run) {
+	r.sync(wideWorld())
+	loads := r.loadAll(from("outside").toNodePort("there", "node-a").in(dataplane.TCP), from("a3").to(clusterIP, "here").in(dataplane.TCP))
+	r.shell(r.node("node-a"), "nft flush ruleset")
+	r.syncUnknown(r.world)
+	r.check(wide()...)
+	for _, f := range loads { // some of theirs met no rules
+		_, err := f.load.Stop()
+		r.must(err)
+	}
+}

@@ -201,10 +201,16 @@ func (r *run) must(err error) {
 // shell runs a shell command on a node and gives what it wrote.
 func (r *run) shell(n *netlab.Node, command string) string {
 	r.Helper()
-	// A test's own context ends before its cleanups run.
+	return r.sh(n.Host, "export "+strings.Join(r.env(n), " ")+"; "+command)
+}
+
+// sh runs a shell command on a host, also in a cleanup, which a test's own
+// context ends before.
+func (r *run) sh(h *netlab.Host, command string) string {
+	r.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), netlab.Patient(20*time.Second))
 	defer cancel()
-	out, err := n.Run(ctx, "sh", "-c", "export "+strings.Join(r.env(n), " ")+"; "+command)
+	out, err := h.Run(ctx, "sh", "-c", command)
 	r.must(err)
 	return out
 }

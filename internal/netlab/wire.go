@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -214,6 +215,27 @@ func (l *Lab) wirePod(n *Node, pod *Host, i, k int) error {
 	return nil
 }
 
+// Reconnect replaces the devices between a pod and its node by new ones, as when
+// a pod starts. What listens on the pod's addresses goes on.
+func (l *Lab) Reconnect(pod *Host) error {
+	for i, n := range l.Nodes {
+		k := slices.Index(n.Pods, pod)
+		if k < 0 {
+			continue
+		}
+		device := fmt.Sprintf("%s%d", PodInterfacePrefix, k+1)
+		link, err := n.link.LinkByName(device)
+		if err != nil {
+			return fmt.Errorf("finding %s of %s: %w", device, n.Name, err)
+		}
+		if err := n.link.LinkDel(link); err != nil {
+			return fmt.Errorf("removing %s of %s: %w", device, n.Name, err)
+		}
+		return l.wirePod(n, pod, i+1, k+1)
+	}
+	return fmt.Errorf("%s is no pod of this lab", pod.Name)
+}
+
 // Announce makes packets from outside to a prefix (a Service's external
 // address, say) go to a node, as a load balancer or BGP would. Packets that
 // nodes and pods send do not follow it.
@@ -223,6 +245,14 @@ func (l *Lab) Announce(p netip.Prefix, n *Node) error {
 		f = 1
 	}
 	return l.router.addRoute(route{to: p, via: n.Addrs[f], table: outsideTable})
+}
+
+// Withdraw ends what Announce began.
+func (l *Lab) Withdraw(p netip.Prefix) error {
+	if err := l.router.link.RouteDel(&netlink.Route{Table: outsideTable, Dst: ipNet(p)}); err != nil {
+		return fmt.Errorf("removing the router's route to %s: %w", p, err)
+	}
+	return nil
 }
 
 // Connect makes a device on h that leads to a device on the peer, which may be a
