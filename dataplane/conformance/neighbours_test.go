@@ -31,7 +31,7 @@ func (n neighbour) testCase() testCase {
 		for backend, reason := range n.known {
 			r.known(backend, reason)
 		}
-		holds := func() []probe { return wide() }
+		holds := wide
 		if n.holds != nil {
 			holds = func() []probe { return n.holds(r) }
 		}

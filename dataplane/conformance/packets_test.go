@@ -464,8 +464,10 @@ func (p predecessor) end() {
 	}
 }
 
-// bridged puts a bridge above node-a's eth0 and moves the node's addresses there.
-func bridged(r *run) {
+// bridgeUplink puts a bridge above node-a's eth0 and moves the node's addresses
+// there until the case ends.
+func (r *run) bridgeUplink() {
+	r.Helper()
 	n := r.node("node-a")
 	gateway := func(a netip.Addr) string { return strings.TrimSuffix(a.String(), "2") + "1" }
 	move := func(from, to string) {
@@ -489,6 +491,10 @@ func bridged(r *run) {
 	})
 	move("eth0", "br0")
 	time.Sleep(200 * time.Millisecond) // an agent learns of a device a moment after it is there
+}
+
+func bridged(r *run) {
+	r.bridgeUplink()
 	r.sync(pathServices())
 	r.check(append(pathsFromOutside(),
 		from("a3").to(clusterIP, "there").reaches("b1").seenAs("a3"), from("a1").to(clusterIP, "here").reaches("a1").seenAs("node-a"),

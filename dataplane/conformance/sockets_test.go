@@ -146,19 +146,28 @@ func forwardingPod(r *run) {
 		[]probe{from("outside").toAddr("the pod itself", straight).reaches("b1")})...)
 }
 
-// podWithoutAgent connects a pod anew after the agent of its node was killed
+// podWithoutAgent connects a pod of each node again after the agents were killed
 // (projectcalico/calico#9204).
 func podWithoutAgent(r *run) {
 	r.sync(wideWorld())
-	r.kill("node-a")
-	r.must(r.lab.Reconnect(r.host("a4")))
-	probes := slices.Concat(toEach(kinds, "here", from("a4").reaches("a1")), toEach(kinds, "there", from("a4").reaches("b1")), toEach(kinds, "empty", from("a4").rejected()))
+	for _, n := range r.lab.Nodes {
+		r.kill(n.Name)
+		r.must(r.lab.Reconnect(n.Pods[3]))
+	}
+	var probes []probe
+	for _, client := range []string{"a4", "b4"} {
+		probes = append(probes, toEach(kinds, "here", from(client).reaches("a1"))...)
+		probes = append(probes, toEach(kinds, "there", from(client).reaches("b1"))...)
+		probes = append(probes, from(client).to(clusterIP, "empty").rejected())
+	}
 	for _, p := range once(probes) {
-		p.source = func(family dataplane.Family) netip.Addr { return r.host("a4").Addr(int(family)) }
+		p.source = func(family dataplane.Family) netip.Addr { return r.host(p.client).Addr(int(family)) }
 		probes = append(probes, p)
 	}
 	r.check(probes...)
-	r.restart("node-a")
+	for _, n := range r.lab.Nodes {
+		r.restart(n.Name)
+	}
 	r.syncUnknown(r.world)
 	r.check(probes...)
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -42,19 +43,21 @@ func fragmentOrders(r *run) {
 	r.sync(pathServices())
 	port := uint16(26000)
 	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+		var all sync.WaitGroup
 		for _, p := range append(pathsFromOutside(), from("a3").to(clusterIP, "here").reaches("a1"), from("a3").to(clusterIP, "there").reaches("b1")) {
 			for _, family := range families {
 				port++
-				r.sendFragments(p, family, port, order)
+				packet := r.packet(p, dataplane.UDP, family, port)
+				all.Go(func() { r.sendFragments(p, packet, order) })
 			}
 		}
+		all.Wait()
 	}
 }
 
 // sendFragments sends one datagram in pieces and checks who answers.
-func (r *run) sendFragments(p probe, family dataplane.Family, port uint16, order []int) {
+func (r *run) sendFragments(p probe, packet netlab.Packet, order []int) {
 	r.Helper()
-	packet := r.packet(p, dataplane.UDP, family, port)
 	packet.Payload = []byte(strings.Repeat("x", 2400))
 	client := r.host(p.client)
 	var socket *net.UDPConn
@@ -63,7 +66,7 @@ func (r *run) sendFragments(p probe, family dataplane.Family, port uint16, order
 		return err
 	}))
 	defer func() { _ = socket.Close() }()
-	pieces := packet.Fragments(port, 1000)
+	pieces := packet.Fragments(packet.From.Port(), 1000)
 	for _, i := range order {
 		r.must(client.Send(pieces[i]))
 	}
@@ -71,7 +74,7 @@ func (r *run) sendFragments(p probe, family dataplane.Family, port uint16, order
 	answer := make([]byte, 4096)
 	n, _, err := socket.ReadFromUDPAddrPort(answer)
 	if err != nil || !strings.HasPrefix(string(answer[:n]), p.servers+" ") {
-		r.Errorf("%s: pieces %v from %s to %s: should be answered by %s; answered %.20q, %v", family, order, p.client, r.targetText(p), p.servers, answer[:n], err)
+		r.Errorf("pieces %v from %s to %s (%s): should be answered by %s; answered %.20q, %v", order, p.client, r.targetText(p), packet.To, p.servers, answer[:n], err)
 	}
 }
 
@@ -258,18 +261,29 @@ func zeroAddresses(r *run) {
 	}
 }
 
-// otherHardware sends frames that a node's device sees without being meant, to
-// a Service with and without endpoints (projectcalico/calico#8918).
+// otherHardware sends frames that a node sees without being meant: by an uplink
+// that takes all, and by one that is a port of a bridge (projectcalico/calico#8918).
 func otherHardware(r *run) {
 	r.sync(wideWorld())
 	a := r.node("node-a")
 	r.shell(a, "ip link set eth0 promisc on")
 	r.Cleanup(func() { r.shell(a, "ip link set eth0 promisc off") })
-	somebody := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	r.framesForOthers()
+	r.bridgeUplink()
+	r.shell(a, "ip link set br0 promisc on")
+	r.framesForOthers()
+}
+
+// framesForOthers sends frames to a node's uplink that are for another host, to
+// Services with endpoints and without, and checks that no server sees them and
+// nothing comes back.
+func (r *run) framesForOthers() {
+	r.Helper()
 	const port = 28600
+	somebody := net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	client := r.host("outside")
-	r.nft(client, "inet", fmt.Sprintf(`chain in { type filter hook prerouting priority -300; meta l4proto { tcp, udp } th dport %d counter;
-		icmp type destination-unreachable counter; icmpv6 type destination-unreachable counter; }`, port))
+	r.sh(client, fmt.Sprintf(`nft 'table inet answers { chain in { type filter hook prerouting priority -300; meta l4proto { tcp, udp } th dport %d counter;
+		icmp type destination-unreachable counter; icmpv6 type destination-unreachable counter; }; }'`, port))
 	r.unheardBy("a1", func() {
 		for _, family := range families {
 			for _, protocol := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP} {
@@ -281,8 +295,8 @@ func otherHardware(r *run) {
 			}
 		}
 	})
-	if counted := r.sh(client, "nft list table inet neighbour | grep 'counter packets [1-9]' || true"); counted != "" {
-		r.Errorf("the sender of frames for another address got answers:\n%s", counted)
+	if counted := r.sh(client, "nft list table inet answers | grep 'counter packets [1-9]'; nft delete table inet answers"); counted != "" {
+		r.Errorf("the sender of frames for another host got answers:\n%s", counted)
 	}
 }
 
