@@ -219,7 +219,7 @@ func mappedAddresses(r *run) {
 	gateway, err := r.node("node-a").HardwareAddr(netlab.PodInterfacePrefix + "3")
 	r.must(err)
 	const port = 28000
-	p := from("a3").to(clusterIP, "there").reaches("b1").over(dataplane.IPv4)
+	p := from("a3").to(loadBalancer, "there").reaches("b1").over(dataplane.IPv4) // whose source port the node chooses
 	held := r.holdFrom(p, port, 50*time.Millisecond)
 	for _, protocol := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP} {
 		packet := r.packet(p, protocol, dataplane.IPv4, port)
