@@ -205,7 +205,7 @@ func nativeNAT() neighbour {
 				r.nftTable(n.Host, family, "filter", "chain own { type filter hook forward priority 5; counter; }", "delete chain "+family+" filter own")
 			}
 		},
-		known: map[string]string{"iptables-nft": "it cannot read a table in which another program has chains"},
+		known: map[string]string{"iptables": "it cannot read a table in which another program has chains"},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,6 +15,9 @@ import (
 // outsideTable is the router's routing table for packets that come from
 // outside: beside the main table, what was Announced.
 const outsideTable = 100
+
+// addressTime is how long a new address may take to be the host's.
+const addressTime = 10 * time.Second
 
 // The addresses of pods' gateways: link-local, the same on every veth.
 const (
@@ -320,7 +324,19 @@ func (h *Host) AddAddress(device string, p netip.Prefix) error {
 	if err := h.link.AddrReplace(link, address(p)); err != nil {
 		return fmt.Errorf("adding %s to %s of %s: %w", p, device, h.Name, err)
 	}
-	return nil
+	if p.Addr().Is4() || p.Addr().IsLinkLocalUnicast() {
+		return nil
+	}
+	// The kernel adds an IPv6 address's route later, once nobody else changes devices.
+	for end := time.Now().Add(Patient(addressTime)); ; time.Sleep(time.Millisecond) {
+		routes, err := h.link.RouteGet(p.Addr().AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("adding %s to %s of %s: the kernel does not take it for local: %v, %w", p, device, h.Name, routes, err)
+		}
+	}
 }
 
 // SetMTU sets how large the packets are that a host's device sends.
