@@ -57,7 +57,7 @@ func tcNeighbours() []neighbour {
 // of one node answer each other without a way through the node, but for what
 // br_netfilter shows it.
 func podsOnBridge(r *run, n *netlab.Node) {
-	before := r.shell(n, "cd /proc/sys/net/bridge; cat bridge-nf-call-iptables; ip link add cni0 type bridge; ip link set cni0 up; "+
+	before := r.shell(n, "[ -e /proc/sys/net/bridge ] || modprobe br_netfilter; cd /proc/sys/net/bridge; cat bridge-nf-call-iptables; ip link add cni0 type bridge; ip link set cni0 up; "+
 		"for f in bridge-nf-call-iptables bridge-nf-call-ip6tables; do echo 1 >$f; done")
 	r.Cleanup(func() {
 		r.shell(n, "ip link del cni0; for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo "+strings.TrimSpace(before)+" >$f; done")
