@@ -19,6 +19,7 @@ func addressCases() []testCase {
 		{"§1.7", "an address of the Service range that the node has bound answers itself, on each port", boundAddresses},
 		{"§1.10", "NodePorts answer at an address that is the node's only by a local route", localRoute},
 		{"§1.5", "an uplink that does not forward lets the node itself and IPv6 pass", uplinkForwardsNot},
+		{"§1.5", "where rules route the node's own packets elsewhere than others', both find their way", policyRouting},
 		{"§1.13", "the marks of other programs' packets mean nothing", othersMarks},
 	}
 }
@@ -150,22 +151,58 @@ func uplinkForwardsNot(r *run) {
 	r.check(probes...)
 }
 
+// policyRouting has node-a reach node-b's pods by one table for its own packets
+// and by another one for those that it forwards; the main table has no way.
+func policyRouting(r *run) {
+	r.sync(wideWorld())
+	a := r.node("node-a")
+	for f, pods := range r.node("node-b").PodCIDRs {
+		family := []string{"-4", "-6"}[f]
+		r.Cleanup(func() {
+			r.ip(a.Host, fmt.Sprintf("%s route del unreachable %s", family, pods))
+			for priority := range 2 {
+				r.ip(a.Host, fmt.Sprintf("%s rule del priority %d", family, 70+priority))
+				r.ip(a.Host, fmt.Sprintf("%s route flush table %d", family, 70+priority))
+			}
+		})
+		for priority, devices := range []string{"iif lo", "not iif lo"} {
+			r.ip(a.Host, fmt.Sprintf("%s route add %s via %s table %d", family, pods, strings.TrimSuffix(a.Addrs[f].String(), "2")+"1", 70+priority))
+			r.ip(a.Host, fmt.Sprintf("%s rule add priority %d %s to %s lookup %[2]d", family, 70+priority, devices, pods))
+		}
+		r.ip(a.Host, fmt.Sprintf("%s route add unreachable %s", family, pods))
+	}
+	r.check(wide()...)
+}
+
 // othersMarks sends packets with each mark that other programs may have given
-// them; 0xca6c is WireGuard's (kubernetes/kubernetes#113659).
+// them; 0xca6c is WireGuard's (kubernetes/kubernetes#113659). Those that rules
+// mark before they reach ours are forwarded, too.
 func othersMarks(r *run) {
 	r.known("iptables", "it takes a foreign mark for its own verdict")
 	r.sync(wideWorld())
 	marks := []uint32{0xca6c, 0xe1f1, 0xffffffff}
+	const whole = 3
 	for bit := range 32 {
 		marks = append(marks, 1<<bit)
 	}
+	straight := func(host string) func(dataplane.Family) netip.AddrPort {
+		return func(family dataplane.Family) netip.AddrPort { return r.server(host, family) }
+	}
 	var probes []probe
 	for _, mark := range marks {
-		straight := func(family dataplane.Family) netip.AddrPort { return r.server("outside", family) }
-		p := from("node-a").toAddr(fmt.Sprintf("outside itself, with mark %#x", mark), straight).reaches("outside").seenAs("node-a").once()
+		p := from("node-a").toAddr(fmt.Sprintf("outside itself, with mark %#x", mark), straight("outside")).reaches("outside").seenAs("node-a").once()
 		q := from("node-a").to(clusterIP, "there").reaches("b1").seenAs("node-a").once()
 		p.mark, q.mark = mark, mark
 		probes = append(probes, p, q)
 	}
 	r.check(probes...)
+	for _, mark := range marks[:whole] {
+		r.sh(r.node("node-a").Host, fmt.Sprintf("nft 'table inet marks { chain pre { type filter hook prerouting priority -310; meta mark set %#x; }; }'", mark))
+		r.check(once([]probe{
+			from("outside").toAddr(fmt.Sprintf("pod a1 itself, with mark %#x", mark), straight("a1")).reaches("a1"),
+			from("a3").toAddr(fmt.Sprintf("pod b1 itself, with mark %#x", mark), straight("b1")).reaches("b1"),
+			from("outside").toNodePort("there", "node-a").reaches("b1"), from("a3").to(clusterIP, "there").reaches("b1"), from("a3").to(clusterIP, "empty").rejected(),
+		})...)
+		r.sh(r.node("node-a").Host, "nft delete table inet marks")
+	}
 }

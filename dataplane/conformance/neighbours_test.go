@@ -129,7 +129,7 @@ func firewalls() []neighbour {
 			chain forward { type filter hook forward priority 10; policy drop; ct state established,related accept; `+acceptPods("ip")+acceptPods("ip6")+`}`),
 		shellNeighbour("iptables' policies DROP, with pods accepted, change no answer",
 			dropPolicies("-A", "DROP"), dropPolicies("-D", "ACCEPT")).with(func(*run) []probe { return wideAnswers() }),
-		preRoutingDrops(), masquerades(), nativeNAT(), otherProxy(), nodeCache(),
+		preRoutingDrops(), masquerades(), nativeChains(), otherProxy(), nodeCache(),
 	}
 }
 
@@ -195,14 +195,18 @@ func masquerades() neighbour {
 	}
 }
 
-// nativeNAT has chains of nftables' own in tables that have the names of
+// nativeChains has chains of nftables' own in tables that have the names of
 // iptables' (ubicloud/ubicloud#2966, cloudnativelabs/kube-router#1777).
-func nativeNAT() neighbour {
+func nativeChains() neighbour {
 	return neighbour{
-		name: "nftables' own chains in the tables ip nat, ip6 nat, ip filter and ip6 filter change nothing", setUp: func(r *run, n *netlab.Node) {
+		name: "nftables' own chains in tables that have the names of iptables' change nothing", setUp: func(r *run, n *netlab.Node) {
 			for _, family := range []string{"ip", "ip6"} {
-				r.nftTable(n.Host, family, "nat", "chain own { type nat hook postrouting priority 100; oifname nosuch0 masquerade; }", "delete chain "+family+" nat own")
-				r.nftTable(n.Host, family, "filter", "chain own { type filter hook forward priority 5; counter; }", "delete chain "+family+" filter own")
+				for table, chain := range map[string]string{
+					"nat": "nat hook postrouting priority 100; oifname nosuch0 masquerade", "filter": "filter hook forward priority 5; counter",
+					"mangle": "filter hook output priority 5; counter", "raw": "filter hook prerouting priority -310; counter",
+				} {
+					r.nftTable(n.Host, family, table, "chain own { type "+chain+"; }", fmt.Sprintf("delete chain %s %s own", family, table))
+				}
 			}
 		},
 		known: map[string]string{"iptables": "it cannot read a table in which another program has chains"},

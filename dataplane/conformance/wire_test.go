@@ -310,7 +310,6 @@ func movedAddress(r *run) {
 	r.sync(world{services: []service{
 		lb("cluster", frontend{pool: on("b1"), snat: dataplane.SNATAll}),
 		lb("local", frontend{pool: own("a1 b1"), snat: dataplane.SNATNode}.or(on("a1 b1"))),
-		lb("gone", frontend{pool: own("a1"), snat: dataplane.SNATNode}.or(on("a1"))),
 	}})
 	probes := []probe{from("outside").to(loadBalancer, "cluster"), from("outside").to(loadBalancer, "local")}
 	var flows []heldFlow
