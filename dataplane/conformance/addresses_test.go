@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -19,7 +20,7 @@ func addressCases() []testCase {
 		{"§1.7", "an address of the Service range that the node has bound answers itself, on each port", boundAddresses},
 		{"§1.10", "NodePorts answer at an address that is the node's only by a local route", localRoute},
 		{"§1.5", "an uplink that does not forward lets the node itself and IPv6 pass", uplinkForwardsNot},
-		{"§1.5", "where rules route the node's own packets elsewhere than others', both find their way", policyRouting},
+		{"§1.5", "where rules route the node's own packets and a pod's by tables of their own, both find their way", policyRouting},
 		{"§1.13", "the marks of other programs' packets mean nothing", othersMarks},
 	}
 }
@@ -152,7 +153,7 @@ func uplinkForwardsNot(r *run) {
 }
 
 // policyRouting has node-a reach node-b's pods by one table for its own packets
-// and by another one for those that it forwards; the main table has no way.
+// and by another one for those of a3. No other packet finds a way.
 func policyRouting(r *run) {
 	r.sync(wideWorld())
 	a := r.node("node-a")
@@ -165,13 +166,16 @@ func policyRouting(r *run) {
 				r.ip(a.Host, fmt.Sprintf("%s route flush table %d", family, 70+priority))
 			}
 		})
-		for priority, devices := range []string{"iif lo", "not iif lo"} {
+		for priority, devices := range []string{"iif lo", "iif " + netlab.PodInterfacePrefix + "3"} {
 			r.ip(a.Host, fmt.Sprintf("%s route add %s via %s table %d", family, pods, strings.TrimSuffix(a.Addrs[f].String(), "2")+"1", 70+priority))
 			r.ip(a.Host, fmt.Sprintf("%s rule add priority %d %s to %s lookup %[2]d", family, 70+priority, devices, pods))
 		}
 		r.ip(a.Host, fmt.Sprintf("%s route add unreachable %s", family, pods))
 	}
-	r.check(wide()...)
+	r.check(once(slices.Concat(
+		toEach(kinds, "there", from("node-a").reaches("b1").seenAs("node-a")), toEach(externalKinds, "there", from("a3").reaches("b1").seenAs("node-a")),
+		toEach(kinds, "here", from("outside").reaches("a1")), []probe{from("a3").to(clusterIP, "there").reaches("b1").seenAs("a3")},
+	))...)
 }
 
 // othersMarks sends packets with each mark that other programs may have given
