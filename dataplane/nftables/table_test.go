@@ -1,76 +1,168 @@
 package nftables
 
 import (
+	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
-
-// missing fails where continuous integration has all that is needed, and skips elsewhere.
-func missing(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatalf("REQUIRE_KERNEL=1: %s", what)
-	}
-	t.Skip(what)
-}
-
-// inNetns runs a test in a network namespace of its own.
-func inNetns(t *testing.T, f func()) {
-	t.Helper()
-	if unix.Geteuid() != 0 {
-		missing(t, "not root")
-		return
-	}
-	if err := netns.InScratch(func() error { f(); return nil }); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // TestRules: the kernel takes our rules, nft can print them, and what is read
 // back is what was written.
 func TestRules(t *testing.T) {
-	inNetns(t, func() {
-		for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-			if err := tryTable(f); err != nil {
-				t.Error(err)
-				return
-			}
-			table := nft.NewTable(f, spec(f), &nft.Counts{})
-			state, err := table.Read()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_ = table.Close()
-			if !state.Whole || len(state.Chains) < 25 || len(state.Elements) < 20 {
-				t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.Whole, len(state.Chains), state.Elements)
-			}
+	needsRoot(t)
+	t.Cleanup(func() { _ = cleanup() })
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		if err := tryTable(f); err != nil {
+			t.Fatal(err)
 		}
-		if _, err := exec.LookPath("nft"); err != nil {
-			missing(t, err.Error())
-			return
-		}
-		out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+		table := nft.NewTable(f, spec(f), &nft.Counts{})
+		state, err := table.Read()
 		if err != nil {
-			t.Errorf("nft cannot list our tables: %v\n%s", err, out)
-			return
+			t.Fatal(err)
 		}
-		for _, rule := range []string{
-			"meta priority set ip daddr . meta l4proto . th dport map @frontends",
-			"meta priority vmap @ways",
-			"update @affinity { meta priority . ip6 saddr timeout 1s : jhash ip6 daddr . th dport mod 4294967295 seed 0x53594144 }",
-		} {
-			if !strings.Contains(string(out), rule) {
-				t.Errorf("nft does not list %q in\n%s", rule, out)
-			}
+		_ = table.Close()
+		if !state.Whole || len(state.Chains) < 25 || len(state.Elements) < 20 {
+			t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.Whole, len(state.Chains), state.Elements)
 		}
-	})
+	}
+	out := list(t)
+	for _, rule := range []string{
+		"meta priority set ip daddr . meta l4proto . th dport map @frontends",
+		"meta priority set meta l4proto . th dport map @node-frontends",
+		"meta priority vmap @ways",
+		"update @affinity { meta priority . ip6 saddr timeout 1s : jhash ip6 daddr . th dport mod 4294967295 seed 0x53594144 }",
+	} {
+		if !strings.Contains(out, rule) {
+			t.Errorf("nft does not list %q in\n%s", rule, out)
+		}
+	}
+}
+
+// list is what nft prints of all tables, as text, after it has done so as JSON.
+func list(t *testing.T) string {
+	t.Helper()
+	if _, err := exec.LookPath("nft"); err != nil {
+		if os.Getenv("REQUIRE_KERNEL") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	if out, err := exec.Command("nft", "-j", "list", "ruleset").CombinedOutput(); err != nil {
+		t.Fatalf("nft cannot list our tables as JSON: %v\n%s", err, out)
+	}
+	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft cannot list our tables: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// TestRefused: a ServicePort that the kernel does not take is named, and holds
+// up no other. It is tried again when it changes.
+func TestRefused(t *testing.T) {
+	b := opened(t, dataplane.IPv4)
+	good := port("good", frontend(dataplane.ClusterIP, "10.96.0.1:80", pool("10.244.1.5:80"), dataplane.SNATNone))
+	bad := port("bad", frontend(dataplane.LoadBalancer, "10.97.0.1:80", pool("10.244.1.6:80"), dataplane.SNATNone))
+	bad.Frontends[0].Sources = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")} // no key of IPv4 has room for it
+	refused := func(prev, want *dataplane.Snapshot) {
+		t.Helper()
+		var partial *dataplane.PartialError
+		err := b.Sync(t.Context(), prev, want)
+		if !errors.As(err, &partial) || len(partial.Failed) != 1 || partial.Failed[0].ID != bad.ID {
+			t.Fatalf("Sync returned %v; want an error that names %s", err, bad.ID)
+		}
+	}
+	served := func(want ...*dataplane.ServicePort) {
+		t.Helper()
+		have, err := b.Observe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diffs := have.Differences(dataplane.Expect(snapshot(want...))); len(diffs) > 0 {
+			t.Errorf("the kernel is not as wanted: %v", diffs)
+		}
+	}
+	refused(nil, snapshot(good, bad))
+	served(good)
+	other := port("other", frontend(dataplane.ClusterIP, "10.96.0.2:80", pool("10.244.1.5:80"), dataplane.SNATNone))
+	refused(snapshot(good), snapshot(good, other, bad))
+	served(good, other)
+	mended := *bad
+	mended.Frontends = []dataplane.Frontend{bad.Frontends[0]}
+	mended.Frontends[0].Sources = nil
+	mustSync(t, b, snapshot(good, other), snapshot(good, other, &mended))
+	served(good, other, &mended)
+}
+
+// TestChangeSize: one endpoint of one Service is as many elements and
+// transactions with 10 Services as with 2,000, and no rule.
+func TestChangeSize(t *testing.T) {
+	size := func(n int) nft.Counts {
+		b := opened(t, dataplane.IPv4)
+		prev := snapshot(services(n, 3)...)
+		next := withoutLast(prev)
+		mustSync(t, b, nil, prev)
+		mustSync(t, b, prev, next) // makes the chain for pools of two
+		mustSync(t, b, next, prev)
+		before := b.counts
+		mustSync(t, b, prev, next)
+		return nft.Counts{
+			Transactions: b.counts.Transactions - before.Transactions, Rules: b.counts.Rules - before.Rules, Elements: b.counts.Elements - before.Elements,
+		}
+	}
+	few, many := size(10), size(2000)
+	if few != many {
+		t.Errorf("a change is %+v with 10 Services and %+v with 2,000", few, many)
+	}
+}
+
+// TestDisturbed: somebody else's change to our table is noticed, our own and
+// those to other tables are not.
+func TestDisturbed(t *testing.T) {
+	b := opened(t, dataplane.IPv4, dataplane.IPv6)
+	want := snapshot(services(3, 2)...)
+	mustSync(t, b, nil, want)
+	if _, err := b.Observe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	noticed := func() bool {
+		select {
+		case <-b.Disturbed():
+			return true
+		case <-time.After(300 * time.Millisecond):
+			return false
+		}
+	}
+	mustSync(t, b, want, withoutLast(want))
+	if noticed() || !b.Undisturbed() {
+		t.Error("our own change counts as another's")
+	}
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("nft", args...).CombinedOutput(); err != nil {
+			t.Fatalf("nft %v: %v\n%s", args, err, out)
+		}
+	}
+	run("add", "table", "ip", "other")
+	if noticed() || !b.Undisturbed() {
+		t.Error("a change to another table counts as one to ours")
+	}
+	for _, act := range [][]string{
+		{"flush", "map", "ip", "switchyard", "frontends"}, {"add", "rule", "ip6", "switchyard", "services", "accept"}, {"flush", "ruleset"},
+	} {
+		if _, err := b.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		run(act...)
+		if !noticed() || b.Undisturbed() {
+			t.Errorf("nft %v is not noticed", act)
+		}
+	}
 }

@@ -1,0 +1,97 @@
+package nftables
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// inside is set in the process that runs in a network namespace of its own.
+const inside = "SWITCHYARD_TEST_CHILD"
+
+// TestMain runs all again in a network namespace of its own: the backend
+// programs the one of its process.
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := cmd.Run(); err != nil {
+		if _, ended := err.(*exec.ExitError); !ended {
+			fmt.Fprintln(os.Stderr, "running the tests in a network namespace:", err)
+		}
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// needsRoot skips a test that cannot make a network namespace; continuous
+// integration fails.
+func needsRoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(inside) != "" {
+		return
+	}
+	if os.Getenv("REQUIRE_KERNEL") == "1" {
+		t.Fatal("REQUIRE_KERNEL=1: not root")
+	}
+	t.Skip("not root")
+}
+
+// opened is a backend for some families whose tables go with the test.
+func opened(t testing.TB, families ...dataplane.Family) *backend {
+	t.Helper()
+	needsRoot(t)
+	b, err := open(dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: families, MasqueradeBit: 14})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = b.Close()
+		if err := cleanup(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func snapshot(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
+	return &dataplane.Snapshot{Revision: 1, Node: &dataplane.Node{Name: "node-a"}, Ports: dataplane.MakePorts(ports...)}
+}
+
+// services are n Services of one TCP port with a ClusterIP and so many endpoints.
+func services(n, endpoints int) []*dataplane.ServicePort {
+	out := make([]*dataplane.ServicePort, n)
+	for i := range out {
+		p := &dataplane.Pool{}
+		for e := range endpoints {
+			k := i*endpoints + e
+			p.Endpoints = append(p.Endpoints, dataplane.Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 64 + byte(k>>16), byte(k >> 8), byte(k)}), 8080)})
+		}
+		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 32 + byte(i>>16), byte(i >> 8), byte(i)}), 80)
+		out[i] = port(fmt.Sprintf("web-%05d", i), frontend(dataplane.ClusterIP, addr.String(), p, dataplane.SNATNonPods))
+	}
+	return out
+}
+
+// withoutLast is a Snapshot in which one ServicePort has an endpoint less.
+func withoutLast(s *dataplane.Snapshot) *dataplane.Snapshot {
+	for p := range s.Ports.All() {
+		less, f := *p, p.Frontends[0]
+		f.Pool = &dataplane.Pool{Endpoints: f.Pool.Endpoints[:len(f.Pool.Endpoints)-1]}
+		less.Frontends = []dataplane.Frontend{f}
+		next := *s
+		next.Ports = s.Ports.With([]*dataplane.ServicePort{&less}, nil)
+		return &next
+	}
+	return s
+}
