@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The maps that all programs share. The agent writes them; the programs write
- * only affinity. */
+/* The maps that tell of Services and of this node. The agent writes them; the
+ * programs write only affinity and strangers. */
 #pragma once
 
 #include "types.h"
 
-/* Every frontend. NodePorts stand under the unspecified address, once, and
- * count where the destination is in node_addresses. */
+/* Every frontend. A NodePort has one element a family, and counts where the
+ * destination is in node_addresses. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -33,15 +33,6 @@ struct {
 	__uint(max_entries, DEFAULT_SLOTS);
 } slots SEC(".maps");
 
-/* Client addresses that frontends with source ranges serve. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct source_key);
-	__type(value, __u8);
-	__uint(max_entries, DEFAULT_SOURCES);
-} sources SEC(".maps");
-
 /* Which endpoint a client had last. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -60,27 +51,27 @@ struct {
 	__uint(max_entries, MAX_NODE_ADDRESSES);
 } node_addresses SEC(".maps");
 
-/* Addresses of this node's pods, where they are told by address. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct range_key);
-	__type(value, __u8);
-	__uint(max_entries, MAX_RANGES);
-} pod_ranges SEC(".maps");
-
-/* The ranges that ClusterIPs are allocated from. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct range_key);
-	__type(value, __u8);
-	__uint(max_entries, MAX_RANGES);
-} service_ranges SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct settings);
 	__uint(max_entries, 1);
 } settings SEC(".maps");
+
+/* Network namespaces of pods that the agent has looked into, by cookie. One that
+ * is not here is left to packets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+	__uint(max_entries, MAX_NAMESPACES);
+} namespaces SEC(".maps");
+
+/* Those that were met and are not there: the agent looks for them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, __u64);
+	__type(value, __u32);
+	__uint(max_entries, MAX_STRANGERS);
+} strangers SEC(".maps");

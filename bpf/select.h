@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* From a destination and a client to an endpoint. Both the socket hooks and
- * the packet path ask choose() once per new connection or flow. */
+/* From a destination and a client to an endpoint. The socket hooks ask choose()
+ * once per new connection or flow. */
 #pragma once
 
 #include "maps.h"
@@ -14,29 +14,22 @@ enum client_kind {
 };
 
 enum verdict {
-	VERDICT_NONE,    /* no Service: not ours */
+	VERDICT_NONE,    /* left to packets */
 	VERDICT_FORWARD, /* to the answer's endpoint */
-	VERDICT_REJECT,
-	VERDICT_DROP,
-	VERDICT_UNKNOWN, /* depends on the client's address, which is not known yet */
 	VERDICT_AGAIN,   /* inside this file: an update overtook the lookup */
 };
 
 struct request {
 	struct frontend_key to;
-	struct addr client;   /* address, or client_of_netns */
-	__u8 kind;            /* enum client_kind */
-	__u8 address_unknown; /* client is no address: source ranges cannot be checked */
-	__u8 pad[2];
+	__u32 kind;  /* enum client_kind */
+	__u64 netns; /* cookie of the client's network namespace */
 };
 
 struct answer {
 	struct addr addr;
 	__be16 port;
-	__u8 flags; /* ENDPOINT_... */
-	__u8 snat;  /* enum snat */
+	__u16 pad;
 	__u32 service;
-	__u32 generation;
 	__u32 index; /* in the pool: a hint for still_serves */
 };
 
@@ -71,34 +64,8 @@ static __always_inline bool find_frontend(const struct frontend_key *to, struct 
 	if (!is_node_address(&to->addr))
 		return false;
 	addr_unspecified_like(&key.addr, &to->addr);
+	key.kind = FRONTEND_NODEPORT;
 	return read_frontend(&key, out);
-}
-
-/* What becomes of a new connection that no frontend takes: VERDICT_REJECT for a
- * port that a ClusterIP does not have, VERDICT_DROP for an address of the
- * Service ranges that is no ClusterIP, VERDICT_NONE for all else. */
-static __always_inline enum verdict unserved(const struct addr *to)
-{
-	struct frontend_key mark = {.addr = *to};
-	struct range_key range = {.bits = 128, .addr = *to};
-
-	if (bpf_map_lookup_elem(&frontends, &mark))
-		return VERDICT_REJECT;
-	if (bpf_map_lookup_elem(&service_ranges, &range))
-		return VERDICT_DROP;
-	return VERDICT_NONE;
-}
-
-static __always_inline bool source_allowed(const struct frontend *f, const struct addr *client)
-{
-	struct source_key key = {
-		.bits = 64 + 128,
-		.service = f->service,
-		.sources = f->sources,
-		.addr = *client,
-	};
-
-	return f->sources == 0 || bpf_map_lookup_elem(&sources, &key) != NULL;
 }
 
 /* Reads one slot. false: an update overtook the lookup. */
@@ -188,7 +155,6 @@ struct master {
 	__u32 generation;
 	__u32 affinity_s;
 	struct pool pool;
-	__u8 if_empty;
 };
 
 /* Reads the master entry. false: there is none, or it was recycled. */
@@ -201,16 +167,15 @@ static __always_inline bool read_master(__u32 id, __u32 pool_index, struct maste
 	pool_index &= MAX_POOLS - 1;
 	out->generation = READ_ONCE(svc->generation);
 	out->affinity_s = svc->affinity_s;
-	out->if_empty = svc->if_empty[pool_index];
 	out->pool = svc->pools[pool_index];
 	barrier();
 	return READ_ONCE(svc->id) == id && READ_ONCE(svc->generation) == out->generation;
 }
 
 /* Picks an endpoint of one pool of a Service port. */
-static __always_inline enum verdict pick(__u32 id, __u32 pool_index, const struct addr *client, struct answer *out)
+static __always_inline enum verdict pick(__u32 id, __u32 pool_index, __u64 netns, struct answer *out)
 {
-	struct affinity_key who = {.client = *client, .service = id};
+	struct affinity_key who = {.netns = netns, .service = id};
 	struct slot_key key = {.service = id};
 	enum verdict v = VERDICT_NONE;
 	struct master m;
@@ -219,8 +184,8 @@ static __always_inline enum verdict pick(__u32 id, __u32 pool_index, const struc
 	if (!read_master(id, pool_index, &m))
 		return VERDICT_AGAIN;
 	if (m.pool.count == 0) {
-		count(m.if_empty == IF_EMPTY_DROP ? STAT_DROPPED_EMPTY : STAT_REJECTED_EMPTY);
-		return m.if_empty == IF_EMPTY_DROP ? VERDICT_DROP : VERDICT_REJECT;
+		count(STAT_LEFT_EMPTY);
+		return VERDICT_NONE;
 	}
 	key.generation = m.generation;
 	if (m.affinity_s)
@@ -233,9 +198,7 @@ static __always_inline enum verdict pick(__u32 id, __u32 pool_index, const struc
 		return v;
 	out->addr = slot.addr;
 	out->port = slot.port;
-	out->flags = slot.flags;
 	out->service = id;
-	out->generation = key.generation;
 	out->index = key.slot - m.pool.first;
 	if (m.affinity_s)
 		remember(&who, &slot, out->index);
@@ -245,23 +208,13 @@ static __always_inline enum verdict pick(__u32 id, __u32 pool_index, const struc
 static __always_inline enum verdict choose_once(const struct request *r, struct answer *out)
 {
 	struct frontend f;
-	__u32 pool;
 
 	if (!find_frontend(&r->to, &f))
 		return VERDICT_NONE;
-	if (f.sources && r->address_unknown)
-		return VERDICT_UNKNOWN;
-	if (!source_allowed(&f, &r->client)) {
-		count(STAT_DROPPED_SOURCE);
-		return VERDICT_DROP;
-	}
-	out->snat = f.snat;
-	pool = r->kind == CLIENT_OUTSIDE ? f.pool : f.inside;
-	return pick(f.service, pool, &r->client, out);
+	return pick(f.service, r->kind == CLIENT_OUTSIDE ? f.pool : f.inside, r->netns, out);
 }
 
-/* Chooses an endpoint for a new connection or flow. It counts what it drops
- * and rejects; never VERDICT_AGAIN. */
+/* Chooses an endpoint for a new connection or flow; never VERDICT_AGAIN. */
 static __noinline enum verdict choose(const struct request *r, struct answer *out)
 {
 	for (int i = 0; i < MAX_SELECT_TRIES; i++) {
@@ -273,8 +226,8 @@ static __noinline enum verdict choose(const struct request *r, struct answer *ou
 			count(STAT_FORWARDED);
 		return v;
 	}
-	count(STAT_DROPPED_OVERTAKEN);
-	return VERDICT_DROP;
+	count(STAT_LEFT_OVERTAKEN);
+	return VERDICT_NONE;
 }
 
 static __always_inline enum verdict serves_once(const struct request *r, const struct affinity *endpoint)

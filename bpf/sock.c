@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 
 /* Sockets in the agent's cgroup: a destination that is a Service becomes an
- * endpoint once, as the socket connects or sends, and no packet is touched.
+ * endpoint once, as the socket connects (TCP) or sends (UDP), and no packet is
+ * touched.
  *
- * Whatever needs the client's address, or must vanish in silence, is left alone
- * here: its packets meet packet.c. IPv4-mapped addresses of IPv6 sockets have
- * the form that the maps have anyway. */
+ * Every socket may be left alone: its packets meet the packet backend, which
+ * serves everything. So nothing is refused or dropped here, and whatever cannot
+ * be translated without a difference to its program is left. IPv4-mapped
+ * addresses of IPv6 sockets have the form that the maps have anyway. */
 
-#include <linux/errno.h>
 #include <linux/in.h>
 
 #include "select.h"
@@ -16,7 +17,6 @@ char license_text[] SEC("license") = "Dual BSD/GPL";
 
 /* Set before loading. */
 const volatile __u64 host_netns_cookie; /* of the agent's network namespace; 0: it is the first one */
-const volatile __u8 have_set_retval;    /* kernel 5.18: a refused connect says ECONNREFUSED */
 
 /* What each connected socket asked for; gone with the socket. */
 struct {
@@ -42,6 +42,23 @@ struct {
 	__type(value, struct udp_flow);
 	__uint(max_entries, DEFAULT_UDP_FLOWS);
 } udp_answers SEC(".maps");
+
+/* What is known of each unconnected UDP socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct udp_socket);
+} udp_sockets SEC(".maps");
+
+/* Endpoints that sockets were connected to: no others are looked for when they
+ * are gone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct endpoint_key);
+	__type(value, __u32);
+	__uint(max_entries, MAX_CONNECTED);
+} connected SEC(".maps");
 
 /* An address and port of a socket call, in the maps' form. */
 struct place {
@@ -87,53 +104,54 @@ static __always_inline __u32 settings_flags(void)
 	return s ? s->flags : 0;
 }
 
-/* Who asks (enum client_kind) for an address of that family; negative: a pod
- * that means its own loopback, or is held. Global, so that the verifier forgets
- * which of them it is, and walks through what follows once, not three times.
+/* Whether sockets of a pod's network namespace may be translated. */
+static __always_inline bool may_translate(__u64 cookie)
+{
+	const __u32 *known = bpf_map_lookup_elem(&namespaces, &cookie);
+	__u32 once = 1;
+
+	if (known)
+		return *known == NAMESPACE_TRANSLATED;
+	bpf_map_update_elem(&strangers, &cookie, &once, BPF_ANY);
+	return false;
+}
+
+/* Who asks (enum client_kind) for an address of that family; negative: who is
+ * left to packets, as a pod that means its own loopback. Global, so that the
+ * verifier forgets which of them it is, and walks through what follows once, not
+ * three times.
  */
 __noinline int socket_kind(struct bpf_sock_addr *ctx, int v4, int loopback)
 {
-	__u64 host = host_netns_cookie;
-	__u32 flags;
+	__u64 host = host_netns_cookie, own = bpf_get_netns_cookie(ctx);
+	__u32 flags = settings_flags();
 
+	if (flags & STAND_ASIDE)
+		return -1;
 	if (!host)
 		host = bpf_get_netns_cookie(NULL);
-	if (bpf_get_netns_cookie(ctx) == host)
+	if (own == host)
 		return CLIENT_NODE;
-	flags = settings_flags();
-	if (loopback || flags & HOLD_PODS)
+	if (loopback || flags & (HOLD_PODS | NODE_ONLY))
+		return -1;
+	if (flags & ASK_NAMESPACES && !may_translate(own))
 		return -1;
 	return flags & (v4 ? DETECTS_PODS_V4 : DETECTS_PODS_V6) ? CLIENT_POD : CLIENT_OUTSIDE;
 }
 
-/* A socket that was bound to loopback cannot reach an endpoint elsewhere
- * without its source being translated: that needs the packet path. */
-static __always_inline bool bound_to_loopback(struct bpf_sock_addr *ctx)
+/* Whether the program chose the socket's address. */
+static __always_inline bool has_address(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 
-	if ((sk->src_ip4 & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
-		return true;
-	return sk->family == 10 && sk->src_ip6[0] == 0 && sk->src_ip6[1] == 0 && sk->src_ip6[2] == 0 &&
-	       sk->src_ip6[3] == bpf_htonl(1);
+	return sk->src_ip4 | sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3];
 }
 
-/* Whether a connect() is left to the packet path, which can give the connection
- * another source: two connections from one port that its client chose, to two
- * Services, may get one endpoint, and no socket could tell them apart. */
-static __always_inline bool keeps_source(struct bpf_sock_addr *ctx, const struct request *r)
-{
-	return ctx->sk->src_port || (r->kind == CLIENT_NODE && bound_to_loopback(ctx));
-}
-
-/* Who asks for what. false: it is none of ours. */
+/* Who asks for what. false: it is left to packets. */
 static __always_inline bool make_request(struct bpf_sock_addr *ctx, const struct place *to, struct request *r)
 {
-	int kind;
+	int kind = socket_kind(ctx, addr_is_v4(&to->addr), addr_is_loopback(&to->addr));
 
-	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
-		return false; /* SCTP: its associations have more than one address */
-	kind = socket_kind(ctx, addr_is_v4(&to->addr), addr_is_loopback(&to->addr));
 	if (kind < 0)
 		return false;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -141,52 +159,44 @@ static __always_inline bool make_request(struct bpf_sock_addr *ctx, const struct
 	r->to.addr = to->addr;
 	r->to.port = to->port;
 	r->to.protocol = ctx->protocol;
-	r->address_unknown = 1;
-	client_of_netns(&r->client, bpf_get_netns_cookie(ctx));
+	r->netns = bpf_get_netns_cookie(ctx);
 	return true;
 }
 
-/* Fails the system call at once, as an ICMP error would a moment later. Before
- * kernel 5.18 the errno would be EPERM: the packet path rejects there. */
-static __always_inline int refuse(void)
+static __always_inline void note_connected(const struct peer *peer)
 {
-	if (!have_set_retval)
-		return 1;
-	bpf_set_retval(-ECONNREFUSED);
-	return 0;
+	struct endpoint_key key = {
+		.service = peer->service,
+		.addr = peer->endpoint,
+		.port = peer->endpoint_port,
+		.protocol = peer->protocol,
+	};
+	__u32 once = 1;
+
+	if (!bpf_map_lookup_elem(&connected, &key))
+		bpf_map_update_elem(&connected, &key, &once, BPF_ANY);
 }
 
-/* What a verdict other than VERDICT_FORWARD means for a system call. */
-static __always_inline int not_forwarded(enum verdict v, const struct addr *to)
-{
-	if (v == VERDICT_NONE && unserved(to) == VERDICT_REJECT) {
-		count(STAT_REJECTED_PORT);
-		return refuse();
-	}
-	if (v == VERDICT_REJECT)
-		return refuse();
-	if (v != VERDICT_NONE)
-		count(STAT_SOCK_LEFT);
-	return 1;
-}
-
-/* Translates the destination of connect(). changed: p is another now. Gives what
- * the hook returns. */
-static __always_inline int connect_socket(struct bpf_sock_addr *ctx, struct place *p, bool *changed)
+/* Translates the destination of connect(), and tells whether it did.
+ *
+ * A connected UDP socket is left to packets: it would send to its endpoint for
+ * ever, whatever becomes of that one, as no hook sees what it sends. A socket
+ * whose port its program chose is left as well: it may have two connections, to
+ * two Services, and both may get one endpoint. Only the packet backend can give
+ * one of them another source. */
+static __always_inline bool connect_socket(struct bpf_sock_addr *ctx, struct place *p)
 {
 	struct request r;
 	struct answer a = {};
-	enum verdict v;
 	struct peer *peer;
 
 	bpf_sk_storage_delete(&peers, ctx->sk); /* of an earlier connect */
-	if (!make_request(ctx, p, &r))
-		return 1;
-	v = choose(&r, &a);
-	if (v == VERDICT_FORWARD && keeps_source(ctx, &r))
-		v = VERDICT_UNKNOWN;
-	if (v != VERDICT_FORWARD)
-		return not_forwarded(v, &p->addr);
+	if (ctx->protocol != IPPROTO_TCP || !make_request(ctx, p, &r) || choose(&r, &a) != VERDICT_FORWARD)
+		return false;
+	if (ctx->sk->src_port || has_address(ctx)) {
+		count(STAT_LEFT_BOUND);
+		return false;
+	}
 	peer = bpf_sk_storage_get(&peers, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (peer) {
 		peer->frontend = p->addr;
@@ -195,42 +205,62 @@ static __always_inline int connect_socket(struct bpf_sock_addr *ctx, struct plac
 		peer->endpoint_port = a.port;
 		peer->service = a.service;
 		peer->protocol = r.to.protocol;
+		note_connected(peer);
 	} else {
-		count(STAT_SOCK_NOT_RECORDED);
+		count(STAT_NOT_RECORDED);
 	}
 	p->addr = a.addr;
 	p->port = a.port;
-	*changed = true;
-	count(STAT_SOCK_CONNECT);
-	return 1;
+	count(STAT_CONNECT);
+	return true;
 }
 
 SEC("cgroup/connect4")
 int sock_connect4(struct bpf_sock_addr *ctx)
 {
 	struct place p;
-	bool changed = false;
-	int ret;
 
 	read_v4(ctx, &p);
-	ret = connect_socket(ctx, &p, &changed);
-	if (changed)
+	if (connect_socket(ctx, &p))
 		write_v4(ctx, &p);
-	return ret;
+	return 1;
 }
 
 SEC("cgroup/connect6")
 int sock_connect6(struct bpf_sock_addr *ctx)
 {
 	struct place p;
-	bool changed = false;
-	int ret;
 
 	read_v6(ctx, &p);
-	ret = connect_socket(ctx, &p, &changed);
-	if (changed)
+	if (connect_socket(ctx, &p))
 		write_v6(ctx, &p);
-	return ret;
+	return 1;
+}
+
+/* Notes that the program of a UDP socket chose its port or its address. */
+static __always_inline void note_bound(struct bpf_sock_addr *ctx, bool chosen)
+{
+	struct udp_socket *u;
+
+	if (!chosen || ctx->protocol != IPPROTO_UDP)
+		return;
+	u = bpf_sk_storage_get(&udp_sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (u)
+		u->flags |= UDP_BOUND;
+}
+
+SEC("cgroup/bind4")
+int sock_bind4(struct bpf_sock_addr *ctx)
+{
+	note_bound(ctx, ctx->user_port || ctx->user_ip4);
+	return 1;
+}
+
+SEC("cgroup/bind6")
+int sock_bind6(struct bpf_sock_addr *ctx)
+{
+	note_bound(ctx, ctx->user_port || ctx->user_ip6[0] | ctx->user_ip6[1] | ctx->user_ip6[2] | ctx->user_ip6[3]);
+	return 1;
 }
 
 static __noinline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to,
@@ -245,7 +275,7 @@ static __noinline void note_flow(void *map, __u64 cookie, const struct place *fr
 	};
 
 	if (bpf_map_update_elem(map, &key, &value, BPF_ANY))
-		count(STAT_SOCK_NOT_RECORDED);
+		count(STAT_NOT_RECORDED);
 }
 
 /* The endpoint that this socket's datagrams to p go to already. */
@@ -274,61 +304,118 @@ static __noinline bool flow_goes_on(const struct request *r, __u64 cookie, const
 	return true;
 }
 
-/* Translates the destination of one datagram of an unconnected socket. */
-static __always_inline int send_socket(struct bpf_sock_addr *ctx, struct place *p, bool *changed)
+/* Whether what comes from an endpoint to a socket is an answer of another
+ * Service address than p. */
+static __noinline bool is_taken(__u64 cookie, const struct place *endpoint, const struct place *p)
+{
+	struct udp_flow_key key = {.cookie = cookie, .addr = endpoint->addr, .port = endpoint->port};
+	const struct udp_flow *answers = bpf_map_lookup_elem(&udp_answers, &key);
+
+	if (!answers || bpf_ktime_get_ns() - answers->used >= UDP_FLOW_IDLE_NS)
+		return false;
+	return answers->port != p->port || !addr_equal(&answers->addr, &p->addr);
+}
+
+/* Notes that a socket sent to somebody who is no Service. If that is an endpoint
+ * which the socket was translated to, its answers are its own from now on. */
+static __noinline void note_direct(struct udp_socket *u, __u64 cookie, const struct place *p)
+{
+	struct udp_flow_key key = {.cookie = cookie, .addr = p->addr, .port = p->port};
+	struct udp_flow_key asked = {.cookie = cookie};
+	const struct udp_flow *answers;
+
+	u->flags |= UDP_DIRECT;
+	if (!(u->flags & UDP_TRANSLATED))
+		return;
+	answers = bpf_map_lookup_elem(&udp_answers, &key);
+	if (!answers)
+		return;
+	asked.addr = answers->addr;
+	asked.port = answers->port;
+	bpf_map_delete_elem(&udp_answers, &key);
+	bpf_map_delete_elem(&udp_flows, &asked);
+}
+
+/* Starts a flow of an unconnected socket. false: it is left to packets. */
+static __always_inline bool start_flow(struct bpf_sock_addr *ctx, const struct request *r, struct udp_socket *u, __u64 cookie,
+				       const struct place *p, struct place *endpoint)
+{
+	struct answer a = {};
+
+	if (choose(r, &a) != VERDICT_FORWARD)
+		return false;
+	if (u->flags & UDP_BOUND || has_address(ctx)) {
+		count(STAT_LEFT_BOUND);
+		return false;
+	}
+	endpoint->addr = a.addr;
+	endpoint->port = a.port;
+	if (u->flags & UDP_DIRECT || is_taken(cookie, endpoint, p)) {
+		count(STAT_LEFT_AMBIGUOUS);
+		return false;
+	}
+	u->flags |= UDP_TRANSLATED;
+	note_flow(&udp_answers, cookie, endpoint, p, 0);
+	note_flow(&udp_flows, cookie, p, endpoint, a.index);
+	return true;
+}
+
+/* Translates the destination of one datagram of an unconnected socket, and tells
+ * whether it did. A socket that is connected hears its peer alone.
+ *
+ * Each sender must be seen by the address that was asked. So a socket is
+ * translated as long as it asks Services alone, and each endpoint for one of
+ * them: where two flows would have one endpoint, the later is left to packets,
+ * which can give it another port. */
+static __always_inline bool send_socket(struct bpf_sock_addr *ctx, struct place *p)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct place endpoint = {};
-	struct answer a = {};
+	struct udp_socket *u;
+	struct frontend f;
 	struct request r;
-	enum verdict v;
 
-	if (!make_request(ctx, p, &r))
-		return 1;
-	if (!flow_goes_on(&r, cookie, p, &endpoint)) {
-		v = choose(&r, &a);
-		if (v == VERDICT_FORWARD && r.kind == CLIENT_NODE && bound_to_loopback(ctx))
-			v = VERDICT_UNKNOWN;
-		if (v != VERDICT_FORWARD)
-			return not_forwarded(v, &p->addr);
-		endpoint.addr = a.addr;
-		endpoint.port = a.port;
-		note_flow(&udp_answers, cookie, &endpoint, p, 0);
-		note_flow(&udp_flows, cookie, p, &endpoint, a.index);
+	if (ctx->sk->state == BPF_TCP_ESTABLISHED || !make_request(ctx, p, &r))
+		return false;
+	u = bpf_sk_storage_get(&udp_sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!u)
+		return false;
+	if (!find_frontend(&r.to, &f)) {
+		note_direct(u, cookie, p);
+		return false;
 	}
+	if (settings_flags() & TCP_ONLY)
+		return false;
+	if (!flow_goes_on(&r, cookie, p, &endpoint) && !start_flow(ctx, &r, u, cookie, p, &endpoint))
+		return false;
 	p->addr = endpoint.addr;
 	p->port = endpoint.port;
-	*changed = true;
-	count(STAT_SOCK_SEND);
-	return 1;
+	count(STAT_SEND);
+	return true;
 }
 
 SEC("cgroup/sendmsg4")
 int sock_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct place p;
-	bool changed = false;
-	int ret;
+	bool from = ctx->msg_src_ip4;
 
 	read_v4(ctx, &p);
-	ret = send_socket(ctx, &p, &changed);
-	if (changed)
+	if (!from && send_socket(ctx, &p))
 		write_v4(ctx, &p);
-	return ret;
+	return 1;
 }
 
 SEC("cgroup/sendmsg6")
 int sock_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct place p;
-	bool changed = false;
-	int ret;
+	bool from = ctx->msg_src_ip6[0] | ctx->msg_src_ip6[1] | ctx->msg_src_ip6[2] | ctx->msg_src_ip6[3];
 
 	read_v6(ctx, &p);
-	ret = send_socket(ctx, &p, &changed);
-	if (changed)
+	if (!from && send_socket(ctx, &p))
 		write_v6(ctx, &p);
-	return ret;
+	return 1;
 }
 
 /* Whether p is the endpoint that a connected socket got; then p becomes what
@@ -344,20 +431,34 @@ static __always_inline bool peer_back(struct bpf_sock_addr *ctx, struct place *p
 	return true;
 }
 
-/* The same for datagrams that an unconnected socket receives. */
+/* The same for datagrams that an unconnected socket receives. As in conntrack, a
+ * flow lives as long as something goes one of both ways. */
 static __always_inline bool sender_back(struct bpf_sock_addr *ctx, struct place *p)
 {
 	struct udp_flow_key key = {.addr = p->addr, .port = p->port};
-	const struct udp_flow *flow;
+	struct udp_flow *answers, *flow;
+	__u64 now, idle;
 
 	if (peer_back(ctx, p))
 		return true;
 	key.cookie = bpf_get_socket_cookie(ctx);
-	flow = bpf_map_lookup_elem(&udp_answers, &key);
-	if (!flow)
+	answers = bpf_map_lookup_elem(&udp_answers, &key);
+	if (!answers)
 		return false;
-	p->addr = flow->addr;
-	p->port = flow->port;
+	now = bpf_ktime_get_ns();
+	idle = now - answers->used;
+	if (idle >= UDP_FLOW_IDLE_NS)
+		return false;
+	p->addr = answers->addr;
+	p->port = answers->port;
+	if (idle < UDP_FLOW_TICK_NS)
+		return true;
+	answers->used = now;
+	key.addr = p->addr;
+	key.port = p->port;
+	flow = bpf_map_lookup_elem(&udp_flows, &key);
+	if (flow)
+		flow->used = now;
 	return true;
 }
 

@@ -9,17 +9,18 @@
 char license_text[] SEC("license") = "Dual BSD/GPL";
 
 /* The parts of kernel structures that are read, found by BTF. */
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+} __attribute__((preserve_access_index));
+
 struct sock_common {
+	__be32 skc_daddr;
+	__be16 skc_dport;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
-} __attribute__((preserve_access_index));
-
-struct udp_sock {
-	struct sock_common *unused;
-} __attribute__((preserve_access_index));
-
-struct bpf_iter__udp {
-	struct udp_sock *udp_sk;
+	struct in6_addr skc_v6_daddr;
 } __attribute__((preserve_access_index));
 
 struct bpf_iter__tcp {
@@ -29,23 +30,15 @@ struct bpf_iter__tcp {
 /* Kernel 6.5. The iterator holds the socket's lock, as it must. */
 extern int bpf_sock_destroy(struct sock_common *sk) __ksym;
 
+#define AF_INET 2
 #define MAX_GONE 4096
-
-struct gone_key {
-	__u32 service;
-	struct addr addr;
-	__be16 port;
-	__u8 protocol;
-	__u8 pad;
-};
-SAME_SIZE(struct gone_key, 24);
 
 /* Endpoints that are gone from a Service port, and how many sockets were ended
  * for each. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct gone_key);
+	__type(key, struct endpoint_key);
 	__type(value, __u32);
 	__uint(max_entries, MAX_GONE);
 } gone SEC(".maps");
@@ -58,13 +51,30 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
+/* Whether a socket is connected to the endpoint that was noted: it may have been
+ * disconnected since (connect() with AF_UNSPEC), and used in another way. */
+static __always_inline bool is_peer(struct sock_common *sk, const struct peer *peer)
+{
+	struct addr to;
+
+	if (sk->skc_family == AF_INET) {
+		addr_from_v4(&to, sk->skc_daddr);
+	} else {
+		to.w[0] = sk->skc_v6_daddr.in6_u.u6_addr32[0];
+		to.w[1] = sk->skc_v6_daddr.in6_u.u6_addr32[1];
+		to.w[2] = sk->skc_v6_daddr.in6_u.u6_addr32[2];
+		to.w[3] = sk->skc_v6_daddr.in6_u.u6_addr32[3];
+	}
+	return sk->skc_dport == peer->endpoint_port && addr_equal(&to, &peer->endpoint);
+}
+
 static __always_inline void end_if_gone(struct sock_common *sk)
 {
-	struct gone_key key = {};
+	struct endpoint_key key = {};
 	const struct peer *peer = bpf_sk_storage_get(&peers, sk, NULL, 0);
 	__u32 *ended;
 
-	if (!peer)
+	if (!peer || !is_peer(sk, peer))
 		return;
 	key.service = peer->service;
 	key.addr = peer->endpoint;
@@ -73,16 +83,6 @@ static __always_inline void end_if_gone(struct sock_common *sk)
 	ended = bpf_map_lookup_elem(&gone, &key);
 	if (ended && bpf_sock_destroy(sk) == 0)
 		__sync_fetch_and_add(ended, 1);
-}
-
-SEC("iter/udp")
-int end_udp(struct bpf_iter__udp *ctx)
-{
-	struct udp_sock *sk = ctx->udp_sk;
-
-	if (sk)
-		end_if_gone((struct sock_common *)sk);
-	return 0;
 }
 
 #define TCP_ESTABLISHED 1

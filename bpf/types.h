@@ -76,7 +76,23 @@ static __always_inline bool addr_is_loopback(const struct addr *a)
 	return !(a->w[0] | a->w[1] | a->w[2] | (a->w[3] ^ bpf_htonl(1)));
 }
 
-/* The unspecified address of a's family: where NodePort frontends stand. */
+/* What a frontend's address means. It is in the key, so that no address that a
+ * socket names can be taken for another kind. */
+enum frontend_kind {
+	FRONTEND_ADDRESS,  /* the address itself */
+	FRONTEND_NODEPORT, /* each of node_addresses; addr tells the family alone */
+};
+
+/* Where clients connect to. */
+struct frontend_key {
+	struct addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 kind; /* enum frontend_kind */
+};
+SAME_SIZE(struct frontend_key, 20);
+
+/* The address of a's family under which NodePorts are. */
 static __always_inline void addr_unspecified_like(struct addr *out, const struct addr *a)
 {
 	out->w[2] = addr_is_v4(a) ? MAPPED_PREFIX : 0;
@@ -85,42 +101,19 @@ static __always_inline void addr_unspecified_like(struct addr *out, const struct
 	out->w[3] = 0;
 }
 
-/* Where clients connect to. With port 0 and protocol 0 it marks the address of
- * a ClusterIP, whose other ports are rejected. */
-struct frontend_key {
-	struct addr addr;
-	__be16 port;
-	__u8 protocol;
-	__u8 pad;
-};
-SAME_SIZE(struct frontend_key, 20);
-
-/* Whose source address is masqueraded (dataplane.SNAT). */
-enum snat {
-	SNAT_NONE,
-	SNAT_NON_PODS,
-	SNAT_NODE,
-	SNAT_ALL,
-};
-
-/* flags of a frontend */
-#define FRONTEND_MARK 1 /* no frontend: the address belongs to a ClusterIP */
-#define FRONTEND_CLUSTER_IP 2
-
 struct frontend {
 	__u32 check;   /* frontend_check of its key: tells a recycled element */
 	__u32 service; /* key of services */
-	__u32 sources; /* number of its source ranges in sources; 0: anyone */
 	__u8 pool;     /* index of service.pools for clients from outside */
 	__u8 inside;   /* and for this node and its pods */
-	__u8 snat;     /* enum snat */
-	__u8 flags;
+	__u16 pad;
 };
-SAME_SIZE(struct frontend, 16);
+SAME_SIZE(struct frontend, 12);
 
 static __always_inline __u32 frontend_check(const struct frontend_key *k)
 {
-	return k->addr.w[0] ^ k->addr.w[1] ^ k->addr.w[2] ^ k->addr.w[3] ^ ((__u32)k->protocol << 16 | k->port);
+	return k->addr.w[0] ^ k->addr.w[1] ^ k->addr.w[2] ^ k->addr.w[3] ^
+	       ((__u32)k->kind << 24 | (__u32)k->protocol << 16 | k->port);
 }
 
 /* A pool is a run of slots, sorted by address and port. */
@@ -130,10 +123,6 @@ struct pool {
 };
 SAME_SIZE(struct pool, 8);
 
-/* What becomes of a new connection to an empty pool (dataplane.Verdict). */
-#define IF_EMPTY_REJECT 0
-#define IF_EMPTY_DROP 1
-
 /* The master entry of one Service port. To write it is what switches the port
  * from one generation of slots to the next, in one step. id comes first and is
  * compared after reading: an element may be recycled under a reader. */
@@ -142,10 +131,9 @@ struct service {
 	__u32 generation;
 	__u32 affinity_s; /* seconds; 0: none */
 	__u32 pad;
-	__u8 if_empty[MAX_POOLS];
 	struct pool pools[MAX_POOLS];
 };
-SAME_SIZE(struct service, 88);
+SAME_SIZE(struct service, 80);
 
 struct slot_key {
 	__u32 service;
@@ -154,9 +142,6 @@ struct slot_key {
 };
 SAME_SIZE(struct slot_key, 12);
 
-/* flags of an endpoint */
-#define ENDPOINT_LOCAL 1 /* on this node */
-
 /* One endpoint in one generation. It repeats service and generation because an
  * element may be recycled under a reader. */
 struct slot {
@@ -164,33 +149,17 @@ struct slot {
 	__u32 generation;
 	struct addr addr;
 	__be16 port;
-	__u8 flags;
-	__u8 pad;
+	__u16 pad;
 };
 SAME_SIZE(struct slot, 28);
 
-/* Keys of longest-prefix maps: the length counts the bits of all that follows it. */
-struct range_key {
-	__u32 bits;
-	struct addr addr;
-};
-SAME_SIZE(struct range_key, 20);
-
-struct source_key {
-	__u32 bits; /* 64 and more */
-	__u32 service;
-	__u32 sources;
-	struct addr addr;
-};
-SAME_SIZE(struct source_key, 28);
-
-/* A client: its address, or (client_of_netns) its network namespace where the
- * address is not chosen yet. */
+/* A client is its network namespace: its address is not chosen yet. */
 struct affinity_key {
-	struct addr client;
+	__u64 netns; /* cookie */
 	__u32 service;
+	__u32 pad;
 };
-SAME_SIZE(struct affinity_key, 20);
+SAME_SIZE(struct affinity_key, 16);
 
 struct affinity {
 	__u64 used; /* CLOCK_MONOTONIC ns of its last new connection */
@@ -201,21 +170,14 @@ struct affinity {
 };
 SAME_SIZE(struct affinity, 32);
 
-/* A network namespace as a client. No client address starts with ff: that is
- * IPv6 multicast. */
-static __always_inline void client_of_netns(struct addr *a, __u64 cookie)
-{
-	a->w[0] = bpf_htonl(0xff000000);
-	a->w[1] = 0;
-	a->w[2] = (__u32)(cookie >> 32);
-	a->w[3] = (__u32)cookie;
-}
-
 /* flags of settings */
 #define DETECTS_PODS_V4 1 /* this node can tell its pods (dataplane.LocalPods.Detects) */
 #define DETECTS_PODS_V6 2
-#define PACKETS_BEGIN 4 /* every device has its programs: packets may begin connections */
-#define HOLD_PODS 8 /* sockets of pods are left to the packet path for now */
+#define HOLD_PODS 4       /* sockets of pods are left to packets for now */
+#define NODE_ONLY 8       /* sockets of pods are left to packets */
+#define ASK_NAMESPACES 16 /* and those of namespaces that are not in namespaces as translated */
+#define TCP_ONLY 32       /* UDP is left to packets */
+#define STAND_ASIDE 64    /* everything is left to packets: the maps may be out of date */
 
 /* What changes with the node and not with a Service. */
 struct settings {
@@ -223,6 +185,20 @@ struct settings {
 	__u32 pad;
 };
 SAME_SIZE(struct settings, 8);
+
+/* What is known of a network namespace (value of namespaces). */
+#define NAMESPACE_TRANSLATED 1 /* its sockets may be translated */
+#define NAMESPACE_LEFT 2       /* the agent looked: it translates its own connections */
+
+/* An endpoint of a Service port, by which its sockets are found. */
+struct endpoint_key {
+	__u32 service;
+	struct addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+SAME_SIZE(struct endpoint_key, 24);
 
 /* What a socket that connected to a Service asked for and got. */
 struct peer {
@@ -235,6 +211,15 @@ struct peer {
 	__u8 pad[7];
 };
 SAME_SIZE(struct peer, 48);
+
+/* flags of an unconnected UDP socket */
+#define UDP_BOUND 1      /* its program chose its port or address */
+#define UDP_DIRECT 2     /* it has sent to somebody who is no Service */
+#define UDP_TRANSLATED 4 /* it has sent to a Service and was translated */
+
+struct udp_socket {
+	__u32 flags;
+};
 
 /* A destination of one unconnected UDP socket. */
 struct udp_flow_key {

@@ -61,6 +61,9 @@ type Driver struct {
 	Probe func(context.Context, Config) error
 	// Open readies a Backend and leaves what forwards now alone until its first Sync.
 	Open func(context.Context, Config) (Backend, error)
+	// Layers are the names of what this Driver may put into the kernel, each of
+	// which a Driver of that name can clean up by itself. Empty: just its own.
+	Layers []string
 	// OpenProbes says that Open itself fails as Probe does, and leaves nothing
 	// behind then, so that a start need not do both: each takes long.
 	OpenProbes bool
@@ -74,6 +77,12 @@ type Driver struct {
 	// when those that it has are over, at once where nothing is there, and with
 	// ctx's error when that ends first. Cleanup comes after it.
 	Retire func(context.Context, Config, *Node) error
+}
+
+// Layered is a Backend that is made of several layers.
+type Layered interface {
+	// Layers are the names of those that it uses, of its Driver's.
+	Layers() []string
 }
 
 // ErrUnsupported marks what this kernel or system cannot do, as against a

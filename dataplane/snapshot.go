@@ -41,7 +41,9 @@ type Node struct {
 	// it. The watcher has chosen them by nodePortAddresses, and follows the
 	// node's addresses and local routes (KUBE-PROXY §1.10).
 	NodePorts []netip.Prefix
-	// Bound are the addresses that are local on this node, on a device or by a local route, sorted; both families. A Service address among them is the node's as well.
+	// Bound are the addresses that are local on this node, on a device or by a
+	// local route, sorted; both families. A Service address among them is the
+	// node's as well.
 	Bound     []netip.Prefix
 	LocalPods LocalPods
 }

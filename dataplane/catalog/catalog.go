@@ -10,18 +10,44 @@ import (
 
 // Options are what only one backend has.
 type Options struct {
+	// EBPF is what the accelerator of sockets is told. If SocketLB is set, it
+	// counts for every backend; if it is empty, for ebpf alone, with its default.
 	EBPF     ebpf.Options
 	IPTables iptables.Options
 	IPVS     ipvs.Options
 }
 
+// nameEBPF is the backend that is the first packet backend which works here,
+// with sockets on top.
+const nameEBPF = "ebpf"
+
 // Drivers are the backends of this binary, the most preferred first. IPVS is
 // last: whoever wants its schedulers asks for it, and for all others iptables
 // does the same with fewer parts.
 func Drivers(o Options) []dataplane.Driver {
+	drivers := []dataplane.Driver{ebpf.Accelerate(nameEBPF, o.EBPF, bases(o)...)}
+	for _, d := range packetBackends(o) {
+		if o.EBPF.SocketLB != "" && o.EBPF.SocketLB != ebpf.Off {
+			d = ebpf.Accelerate(d.Name, o.EBPF, d)
+		}
+		drivers = append(drivers, d)
+	}
+	return drivers
+}
+
+// Layers are all that this binary may put into a kernel, each to be cleaned up
+// by itself: a backend may consist of several.
+func Layers(o Options) []dataplane.Driver {
+	return append([]dataplane.Driver{ebpf.Layer(o.EBPF)}, packetBackends(o)...)
+}
+
+// bases are the packet backends under ebpf, the most preferred first.
+func bases(o Options) []dataplane.Driver {
 	return []dataplane.Driver{
-		ebpf.Driver(o.EBPF),
+		// nftables.Driver(o.NFTables) is the first, once it is there.
 		iptables.Driver(o.IPTables),
-		ipvs.Driver(o.IPVS),
 	}
 }
+
+// packetBackends are the backends that serve everything by themselves.
+func packetBackends(o Options) []dataplane.Driver { return append(bases(o), ipvs.Driver(o.IPVS)) }

@@ -19,6 +19,7 @@ type Choice struct {
 	Backend    dataplane.Backend
 	Asked      string // the name that was asked for
 	PassedOver []PassedOver
+	Layers     []string // what the backend consists of, by name; see Layers
 }
 
 // PassedOver is a backend that is preferred to the one chosen, and why it does
@@ -40,7 +41,10 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 		backend, err := open(ctx, d, cfg)
 		if err == nil {
 			cfg.Log.Info("backend chosen", "backend", d.Name, "asked", name)
-			choice.Driver, choice.Backend = d, backend
+			choice.Driver, choice.Backend, choice.Layers = d, backend, []string{d.Name}
+			if l, ok := backend.(dataplane.Layered); ok {
+				choice.Layers = l.Layers()
+			}
 			return choice, nil
 		}
 		choice.PassedOver = append(choice.PassedOver, PassedOver{d.Name, err})

@@ -413,7 +413,7 @@ func (r *run) loadEverywhere() []heldFlow {
 // refusedPort has the kernel refuse the rules of one Service, then take them.
 func refusedPort(r *run) {
 	w := world{services: []service{serving("good", "a1"), serving("bad", "a1"), serving("fine", "b1")}}
-	f := r.col.faults(r)
+	f := newCommandFaults(r)
 	a := f.restart(r, "node-a")
 	r.sync(w)
 	// The address of b3 stands for whatever the kernel may not like.
@@ -446,36 +446,6 @@ func refusedPort(r *run) {
 	r.observeOn(a, next.snapshot(r, a.node))
 	r.check(works("bad", "a1 b3")...)
 	r.restart("node-a")
-}
-
-// refusedBySize has a Service outgrow a backend whose sizes are set so.
-func refusedBySize(r *run) {
-	const sizeFor = 24 // each Service below counts six times, once for each port
-	r.cleared()
-	before := world{services: []service{serving("good", "a1"), serving("bad", "a1"), serving("fine", "b1")}}
-	next := world{services: []service{serving("good", "a2"), serving("bad", "a1 a2 a3 a4 b1 b2 b3 b4"), serving("fine", "b2"), serving("new", "a1")}}
-	r.sync(before)
-	at := r.site(r.node("node-a"))
-	at.MaxEndpoints = sizeFor
-	r.restartAt("node-a", at)
-	r.must(r.syncA(true, before))
-	var partial *partialError
-	if err := r.syncA(false, next); !errors.As(err, &partial) {
-		r.Fatalf("Sync returned %v; want a PartialError", err)
-	}
-	for _, p := range partial.failed {
-		if p.ID.Service != "bad" || !strings.Contains(p.Err, "--") {
-			r.Errorf("the error says of %s: %s; it should be of bad, and name the flag", p.ID, p.Err)
-		}
-	}
-	if want := len(protocols) * len(families); len(partial.failed) != want {
-		r.Errorf("the error names %d Service ports; want the %d of bad", len(partial.failed), want)
-	}
-	r.check(slices.Concat(works("good", "a2"), works("fine", "b2"), works("new", "a1"), works("bad", "a1"))...)
-	a := r.restart("node-a")
-	r.must(r.syncA(true, next))
-	r.observeOn(a, next.snapshot(r, a.node))
-	r.check(works("bad", "a1 a2 a3 a4 b1 b2 b3 b4")...)
 }
 
 // otherFamily opens a backend for IPv4 alone and gives it both families.

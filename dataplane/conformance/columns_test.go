@@ -20,10 +20,8 @@ type column struct {
 	// elsewhere is where the column runs if this machine lacks what it needs; then
 	// that is no failure, unless -backend names the column. "": everywhere.
 	elsewhere string
-	// sameAs is a column whose code this one runs a part of, and sameWhy tells
-	// which. The cases about what the kernel holds, rather than about where packets
-	// go, then run in that column alone unless -backend names this one. "": none.
-	sameAs, sameWhy string
+	// base is the column whose backend this one's sockets are on top of; "": none.
+	base string
 	// sockets says that the backend translates sockets, so that who sits behind
 	// its hooks is seen with its own address (docs/adr/0004).
 	sockets bool
@@ -59,8 +57,10 @@ type column struct {
 type site struct {
 	PinDir string // of eBPF maps and links
 	Cgroup string // of the node's processes and its pods'
-	// Sizes of maps; 0: the default.
-	MaxEndpoints, MaxConnections int
+	// MaxEndpoints is the size of the maps of sockets; 0: the default.
+	MaxEndpoints int
+	// SocketLB is whose sockets are translated; "": the default.
+	SocketLB string
 	// Excluded are addresses that the IPVS backend leaves to another program.
 	Excluded []netip.Prefix
 }
@@ -78,9 +78,7 @@ func shellAct(command string) act {
 
 // columns lists all of them, in the catalog's order.
 func columns() []column {
-	packets := ebpfColumn("ebpf-packets", false)
-	packets.sameAs, packets.sameWhy = "ebpf", "it is the same without the socket hooks"
-	return []column{ebpfColumn("ebpf", true), packets, nftablesColumn(), ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
+	return []column{ebpfColumn(nftablesColumn()), nftablesColumn(), ipvsColumn(), iptablesColumn("nft"), iptablesColumn("legacy")}
 }
 
 // columnNamed finds a column; the agent's process is told just the name.

@@ -78,7 +78,7 @@ func removeRule(mode string) func(*run, *netlab.Node, *rand.Rand) string {
 // removeEntry removes a random entry of a map that says what to forward, or
 // detaches a random program.
 func removeEntry(r *run, n *netlab.Node, random *rand.Rand) string {
-	maps := []string{"frontends", "slots", "services", "node_addresses", "pod_ranges", "devices", ""}
+	maps := []string{"frontends", "slots", "services", "node_addresses", ""}
 	name := maps[random.IntN(len(maps))]
 	var keys [][]byte
 	if name != "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -24,40 +25,55 @@ import (
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
-// The eBPF columns. What the kernel holds is read out of the pinned maps here
-// again, by the layouts of bpf/types.h, so that the backend does not vouch for itself.
+// The eBPF column. What the socket maps hold is read out of the pinned maps here
+// again, by the layouts of bpf/types.h, so that the backend does not vouch for
+// itself.
 
-func ebpfColumn(name string, sockets bool) column {
-	driver := func(at site) dataplane.Driver {
-		return ebpf.Driver(ebpf.Options{SocketLB: sockets, PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints, MaxConnections: at.MaxConnections})
+// ebpfColumn is sockets on top of another column's backend.
+func ebpfColumn(base column) column {
+	c := base
+	c.name, c.backend, c.base, c.sockets = "ebpf", "ebpf", base.name, true
+	c.driver = func(at site) dataplane.Driver {
+		return ebpf.Accelerate(c.name, socketOptions(at), base.driver(at))
 	}
-	return column{
-		name: name, backend: "ebpf", driver: driver, sockets: sockets,
-		state:   ebpfState,
-		damage:  ebpfDamage(),
-		remove:  removeEntry,
-		foreign: slices.Concat(foreignRules("iptables-nft"), foreignTable(), []act{{"another program on eth0 and in the cgroup", foreignPrograms}}),
-		withoutForeign: func(r *run, n *netlab.Node) {
-			withoutForeignRules(r, n)
-			for _, l := range r.others {
-				r.must(l.Close())
-			}
-			r.others = nil
-		},
-		left: func(at site) error {
-			if _, err := os.Stat(at.PinDir); !errors.Is(err, os.ErrNotExist) {
-				return errors.Join(fmt.Errorf("%s is still there", at.PinDir), err)
-			}
-			return nil
-		},
-		faults: newCallFaults, refused: refusedBySize, tell: counters,
+	c.state = func(r *run, n *netlab.Node) []string {
+		lines := slices.Concat(serviceMaps(r, n), nodeMaps(r, n), attached(r, n))
+		slices.Sort(lines)
+		return append(lines, base.state(r, n)...)
 	}
+	c.damage = slices.Concat(ebpfDamage(), base.damage)
+	c.remove = func(r *run, n *netlab.Node, random *rand.Rand) string {
+		if random.IntN(2) == 0 {
+			return removeEntry(r, n, random)
+		}
+		return base.remove(r, n, random)
+	}
+	c.foreign = append(slices.Clone(base.foreign), act{"another program on eth0 and in the cgroup", foreignPrograms})
+	c.withoutForeign = func(r *run, n *netlab.Node) {
+		base.withoutForeign(r, n)
+		for _, l := range r.others {
+			r.must(l.Close())
+		}
+		r.others = nil
+	}
+	c.left = func(at site) error {
+		if _, err := os.Stat(at.PinDir); !errors.Is(err, os.ErrNotExist) {
+			return errors.Join(fmt.Errorf("%s is still there", at.PinDir), err)
+		}
+		return nil
+	}
+	c.faults, c.tell = newCallFaults, counters
+	return c
+}
+
+func socketOptions(at site) ebpf.Options {
+	return ebpf.Options{SocketLB: ebpf.SocketLB(at.SocketLB), PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints}
 }
 
 // openPinned opens a pinned map; nil: it is not there.
 func openPinned(r *run, n *netlab.Node, name string) *bpf.Map {
 	r.Helper()
-	m, err := bpf.LoadPinnedMap(filepath.Join(r.site(n).PinDir, "v1", "maps", name), nil)
+	m, err := bpf.LoadPinnedMap(filepath.Join(r.site(n).PinDir, "v2", "maps", name), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -82,14 +98,6 @@ func pinned(r *run, n *netlab.Node, name string) (keys, values [][]byte) {
 	return keys, values
 }
 
-// ebpfState is maps, programs and rules.
-func ebpfState(r *run, n *netlab.Node) []string {
-	r.Helper()
-	lines := slices.Concat(serviceMaps(r, n), nodeMaps(r, n), attached(r, n))
-	slices.Sort(lines)
-	return append(lines, rulesOf(r, n, "nft list tables", "iptables-nft-save")...)
-}
-
 // serviceMaps tells each frontend with its endpoints, without the numbers that
 // the maps refer to each other by, and how many elements there are in all.
 func serviceMaps(r *run, n *netlab.Node) []string {
@@ -98,13 +106,7 @@ func serviceMaps(r *run, n *netlab.Node) []string {
 	keys, values := pinned(r, n, "slots")
 	for i, k := range keys {
 		v := values[i]
-		slots[[3]uint32{u32(k), u32(k[4:]), u32(k[8:])}] = fmt.Sprintf("%s/%d", place(v[8:], v[24:]), v[26])
-	}
-	sources := map[[2]uint32][]string{}
-	keys, _ = pinned(r, n, "sources")
-	for _, k := range keys {
-		which := [2]uint32{u32(k[4:]), u32(k[8:])}
-		sources[which] = append(sources[which], rangeText(u32(k)-64, k[12:]))
+		slots[[3]uint32{u32(k), u32(k[4:]), u32(k[8:])}] = place(v[8:], v[24:])
 	}
 	services := map[uint32][]byte{}
 	keys, values = pinned(r, n, "services")
@@ -112,14 +114,14 @@ func serviceMaps(r *run, n *netlab.Node) []string {
 		services[u32(k)] = values[i]
 	}
 	poolOf := func(id uint32, index byte) string {
-		const first, ifEmpty, pools = 4, 16, 24 // offsets in struct service
+		const first, pools, most = 4, 16, 8 // in struct service
 		svc := services[id]
-		if svc == nil || int(index) >= pools-ifEmpty {
+		if svc == nil || index >= most {
 			return "no Service"
 		}
 		at := pools + 8*int(index)
 		from, count := u32(svc[at:]), u32(svc[at+4:])
-		text := fmt.Sprintf("if empty %d, affinity %d s:", svc[ifEmpty+index], u32(svc[8:]))
+		text := fmt.Sprintf("affinity %d s:", u32(svc[8:]))
 		for slot := from; slot < from+count; slot++ {
 			text += " " + slots[[3]uint32{id, u32(svc[first:]), slot}]
 		}
@@ -129,16 +131,10 @@ func serviceMaps(r *run, n *netlab.Node) []string {
 	keys, values = pinned(r, n, "frontends")
 	for i, k := range keys {
 		v := values[i]
-		id, set := u32(v[4:]), u32(v[8:])
-		text := fmt.Sprintf("frontend %d %s masquerade %d flags %d", k[18], place(k, k[16:]), v[14], v[15])
-		if id != 0 {
-			from := sources[[2]uint32{id, set}]
-			slices.Sort(from)
-			text += fmt.Sprintf(" from %v pool (%s) inside (%s)", from, poolOf(id, v[12]), poolOf(id, v[13]))
-		}
-		lines = append(lines, text)
+		id := u32(v[4:])
+		lines = append(lines, fmt.Sprintf("frontend %d kind %d %s pool (%s) inside (%s)", k[18], k[19], place(k, k[16:]), poolOf(id, v[8]), poolOf(id, v[9])))
 	}
-	for name, size := range map[string]int{"slots": len(slots), "services": len(services), "source sets": len(sources)} {
+	for name, size := range map[string]int{"slots": len(slots), "services": len(services)} {
 		if size > 0 {
 			lines = append(lines, fmt.Sprintf("%s %d", name, size))
 		}
@@ -152,12 +148,6 @@ func nodeMaps(r *run, n *netlab.Node) []string {
 	keys, _ := pinned(r, n, "node_addresses")
 	for _, k := range keys {
 		lines = append(lines, "node address "+address(k).String())
-	}
-	for _, name := range []string{"pod_ranges", "service_ranges"} {
-		keys, _ := pinned(r, n, name)
-		for _, k := range keys {
-			lines = append(lines, name+" "+rangeText(binary.NativeEndian.Uint32(k), k[4:]))
-		}
 	}
 	_, values := pinned(r, n, "settings")
 	for _, v := range values {
@@ -174,14 +164,6 @@ func place(addr, port []byte) string {
 	return netip.AddrPortFrom(address(addr), binary.BigEndian.Uint16(port)).String()
 }
 
-func rangeText(bits uint32, addr []byte) string {
-	a := address(addr)
-	if a.Is4() {
-		bits -= 96
-	}
-	return fmt.Sprintf("%s/%d", a, bits)
-}
-
 // attached are the programs in the node's cgroup and on its devices, by name.
 func attached(r *run, n *netlab.Node) []string {
 	r.Helper()
@@ -190,7 +172,7 @@ func attached(r *run, n *netlab.Node) []string {
 	r.must(err)
 	defer func() { _ = cgroup.Close() }()
 	for _, at := range []bpf.AttachType{
-		bpf.AttachCGroupInet4Connect, bpf.AttachCGroupInet6Connect, bpf.AttachCGroupUDP4Sendmsg, bpf.AttachCGroupUDP6Sendmsg,
+		bpf.AttachCGroupInet4Bind, bpf.AttachCGroupInet6Bind, bpf.AttachCGroupInet4Connect, bpf.AttachCGroupInet6Connect, bpf.AttachCGroupUDP4Sendmsg, bpf.AttachCGroupUDP6Sendmsg,
 		bpf.AttachCGroupUDP4Recvmsg, bpf.AttachCGroupUDP6Recvmsg, bpf.AttachCgroupInet4GetPeername, bpf.AttachCgroupInet6GetPeername,
 	} {
 		lines = append(lines, programsAt(r, "cgroup", int(cgroup.Fd()), at)...)
@@ -242,58 +224,19 @@ func hasTCX() bool {
 	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, bpf.ErrNotSupported)
 }
 
-// programs are the ids of those on node-a's eth0.
+// programs are the ids of those at connect() of node-a's cgroup.
 func (r *run) programs() []uint32 {
 	r.Helper()
+	cgroup, err := os.Open(r.site(r.node("node-a")).Cgroup)
+	r.must(err)
+	defer func() { _ = cgroup.Close() }()
+	found, err := link.QueryPrograms(link.QueryOptions{Target: int(cgroup.Fd()), Attach: bpf.AttachCGroupInet4Connect})
+	r.must(err)
 	var ids []uint32
-	r.must(r.node("node-a").Do(func() error {
-		l, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		for _, side := range tcSides() {
-			if hasTCX() {
-				found, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: side.tcx})
-				if err != nil {
-					return err
-				}
-				for _, p := range found.Programs {
-					ids = append(ids, uint32(p.ID))
-				}
-				continue
-			}
-			filters, err := netlink.FilterList(l, side.clsact)
-			if err != nil {
-				return err
-			}
-			for _, f := range filters {
-				if b, ok := f.(*netlink.BpfFilter); ok {
-					ids = append(ids, uint32(b.Id))
-				}
-			}
-		}
-		return nil
-	}))
+	for _, p := range found.Programs {
+		ids = append(ids, uint32(p.ID))
+	}
 	return ids
-}
-
-// portsToward are source ports that node-a masquerades connections to a host
-// with, one of each protocol (struct tuple of bpf/conn.h).
-func (r *run) portsToward(host string, family dataplane.Family) map[dataplane.Protocol]uint16 {
-	r.Helper()
-	const sport, dport, protocol, stage, stageIn = 32, 34, 36, 37, 0
-	numbers := map[byte]dataplane.Protocol{unix.IPPROTO_TCP: dataplane.TCP, unix.IPPROTO_UDP: dataplane.UDP, unix.IPPROTO_SCTP: dataplane.SCTP}
-	ports := map[dataplane.Protocol]uint16{}
-	keys, _ := pinned(r, r.node("node-a"), "connections")
-	for _, k := range keys {
-		if k[stage] == stageIn && place(k, k[sport:]) == netip.AddrPortFrom(r.host(host).Addr(int(family)), serverPort).String() && address(k[16:]) == r.node("node-a").Addr(int(family)) {
-			ports[numbers[k[protocol]]] = binary.BigEndian.Uint16(k[dport:])
-		}
-	}
-	if len(ports) != len(numbers) {
-		r.Fatalf("%s: node-a masquerades %v to %s", family, ports, host)
-	}
-	return ports
 }
 
 // entriesOf is how many entries a pinned map of node-a has room for.
@@ -346,7 +289,7 @@ func counters(r *run, n *netlab.Node) string {
 // ebpfDamage is what may happen to maps, links and pins.
 func ebpfDamage() []act {
 	var acts []act
-	for _, name := range []string{"frontends", "slots", "services", "node_addresses", "service_ranges"} {
+	for _, name := range []string{"frontends", "slots", "services", "node_addresses"} {
 		acts = append(acts, act{"emptying the " + name + " map", func(r *run, n *netlab.Node) { emptyMap(r, n, name) }})
 	}
 	return append(acts,

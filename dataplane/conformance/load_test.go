@@ -33,12 +33,12 @@ func lifeUnderLoad(r *run) {
 			r.Errorf("of %d programs some are those of before the restart", len(programs))
 		}
 		at := r.site(r.node("node-a"))
-		at.MaxEndpoints, at.MaxConnections = 20000, 30000
+		at.MaxEndpoints = 20000
 		r.restartAt("node-a", at)
 		flows = append(flows, r.holdAll(from("outside").toNodePort("cluster", "node-a").in(dataplane.TCP, dataplane.UDP))...) // the old programs are at work until the Sync
 		r.syncUnknown(w)
-		if have := r.entriesOf("connections"); have != 4*at.MaxConnections {
-			r.Errorf("the connection table has room for %d entries; want %d", have, 4*at.MaxConnections)
+		if have := r.entriesOf("slots"); have != 2*at.MaxEndpoints {
+			r.Errorf("the slots map has room for %d entries; want %d", have, 2*at.MaxEndpoints)
 		}
 	}
 	r.manySyncs()
@@ -91,10 +91,7 @@ func (r *run) holdMany() []heldFlow {
 // further endpoints of those that are held. What costs a command each time gets fewer.
 func (r *run) manySyncs() {
 	r.Helper()
-	n := 100
-	if r.col.backend == "ebpf" {
-		n = 400
-	}
+	const n = 100
 	random := rand.New(rand.NewPCG(3, 5))
 	for i := range n {
 		more := []string{"", " a2", " b2", " a2 b2 b3"}[random.IntN(4)]

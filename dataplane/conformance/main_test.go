@@ -113,12 +113,6 @@ type testCase struct {
 	run  func(*run)
 }
 
-// aboutState tells the cases about what the kernel holds after Syncs, faults and
-// crashes, rather than about where packets go.
-func (c testCase) aboutState() bool {
-	return slices.Contains([]string{"clause 1", "clause 2", "clause 3", "Observe"}, c.rule)
-}
-
 // allCases is the table, in reading order.
 func allCases() []testCase {
 	return slices.Concat(
@@ -190,10 +184,6 @@ func (t *table) print() {
 			if word == "known" {
 				reasons[col+" does not pass yet: "+reason]++
 			}
-			if strings.HasPrefix(word, "as ") {
-				reasons[col+" has "+word+": "+reason]++
-				count["as another column"]++
-			}
 			if word == "" {
 				word = "not run"
 			}
@@ -205,8 +195,8 @@ func (t *table) print() {
 	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
 		fmt.Fprintf(&notes, "%d cases that %s\n", reasons[reason], reason)
 	}
-	fmt.Printf("%s\n%s%d passed, %d failed, %d unsupported, %d not meant, %d known, %d as another column, %d not run\n", b.String(), notes.String(),
-		count["pass"], count["FAIL"], count["unsupported"], count["not meant"], count["known"], count["as another column"], count["not run"])
+	fmt.Printf("%s\n%s%d passed, %d failed, %d unsupported, %d not meant, %d known, %d not run\n", b.String(), notes.String(),
+		count["pass"], count["FAIL"], count["unsupported"], count["not meant"], count["known"], count["not run"])
 }
 
 // pad fills s with spaces up to a width in characters.

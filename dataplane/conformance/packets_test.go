@@ -31,11 +31,9 @@ func packetCases() []testCase {
 		{"clause 5", "fragments: a datagram of 4,000 bytes gets an answer as large", fragments},
 		{"clause 5", "checksums: data passes both ways whatever devices compute, check and join", offloads},
 		{"§1.12", "two Services on one endpoint, used from one client port at the same time, do not mix", sharedPort},
-		{"§1.12", "a flow that the node's own NAT gives the source port of a masqueraded connection does not mix with it", kernelsPort},
 		{"§1.5", "a node whose address is on a bridge above its link serves all the same", bridged},
 		{"clause 5", "connections that iptables translated go on when this backend takes over; those made since live on without iptables", takeover},
 		{"clause 5", "connections that iptables masqueraded go on beside many that this backend masquerades", takeoverPorts},
-		{"clause 5", "no new connection fails while this backend gives its Services to iptables and takes them back", giveBack},
 	}
 }
 
@@ -332,44 +330,6 @@ func sharedPort(r *run) {
 	r.stopAll(flows)
 }
 
-// kernelsPort masquerades a pod's flows to an endpoint by a rule that another
-// program has in the kernel's NAT, each with the source port of a connection to
-// that endpoint that the backend masquerades.
-func kernelsPort(r *run) {
-	if r.col.backend != "ebpf" {
-		r.notMeant("the kernel's NAT translates for this backend, too, and knows which ports it gave")
-		return
-	}
-	r.sync(pathServices())
-	n := r.node("node-a")
-	straight := from("a3").toAddr("pod b1 itself", func(f dataplane.Family) netip.AddrPort {
-		return netip.AddrPortFrom(r.host("b1").Addr(int(f)), serverPort)
-	})
-	held := r.holdAll(from("outside").toNodePort("there", "node-a").in(dataplane.TCP, dataplane.UDP))
-	r.check(from("outside").toNodePort("there", "node-a").reaches("b1").in(dataplane.SCTP).once())
-	defer r.shell(n, "nft delete table ip othernat; nft delete table ip6 othernat")
-	for _, family := range families {
-		table := map[dataplane.Family]string{dataplane.IPv4: "ip", dataplane.IPv6: "ip6"}[family]
-		r.shell(n, fmt.Sprintf("nft 'add table %s othernat; add chain %[1]s othernat post { type nat hook postrouting priority 90; }'", table))
-		for protocol, port := range r.portsToward("b1", family) {
-			r.shell(n, fmt.Sprintf("nft add rule %s othernat post %[1]s saddr %s %s dport %d snat to '%s'",
-				table, r.host("a3").Addr(int(family)), wireName(protocol), serverPort, netip.AddrPortFrom(n.Addr(int(family)), port)))
-			req := r.request(straight, protocol, family)
-			// Not one that a3 had in a connection to a Service just before: the flow would
-			// get another one as it comes in, and is not looked at again then.
-			req.Timeout, req.From = answerTime, netip.AddrPortFrom(req.From.Addr(), 61000+uint16(protocol)+200*uint16(family))
-			flow, err := r.host("a3").Hold(req, netlab.Patient(50*time.Millisecond))
-			if err != nil {
-				r.Errorf("%s %s: from a3 to b1, from node-a's port %d: %v", protocol, family, port, err)
-				continue
-			}
-			held = append(held, heldFlow{protocol.String() + " " + family.String() + ": a3 to b1 itself", flow})
-		}
-	}
-	time.Sleep(300 * time.Millisecond)
-	r.stopAll(held)
-}
-
 // takeover has a node's connections begin under the iptables backend.
 func takeover(r *run) {
 	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
@@ -405,29 +365,6 @@ func takeoverPorts(r *run) {
 	iptables.end()
 }
 
-// giveBack has the Services come and go in front of the iptables backend's rules.
-func giveBack(r *run) {
-	if r.col.backend != "ebpf" {
-		r.notMeant("only eBPF sees packets before the rules of another backend")
-		return
-	}
-	const times = 50
-	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
-	iptables := r.begunWith("iptables-nft", w)
-	r.syncUnknown(w)
-	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
-	loads := r.loadAll(
-		from("a3").to(clusterIP, "web").in(both...), from("node-a").to(clusterIP, "web").in(both...), from("outside").to(loadBalancer, "here").in(both...),
-		from("outside").toNodePort("web", "node-a").in(both...), from("outside").toNodePort("here", "node-a").in(both...),
-	)
-	for range times {
-		r.sync(world{retired: true})
-		r.sync(w)
-	}
-	r.stopAll(loads)
-	iptables.end()
-}
-
 // predecessor are the agents of another backend on all nodes.
 type predecessor struct {
 	run    *run
@@ -459,7 +396,9 @@ func (r *run) begunWith(name string, w world) predecessor {
 func (p predecessor) end() {
 	p.run.Helper()
 	for _, a := range p.agents {
-		p.run.must(a.cleanup())
+		if a.col.name != p.run.col.base { // else it is what sockets are on top of
+			p.run.must(a.cleanup())
+		}
 		a.process.Stop(time.Second)
 	}
 }

@@ -74,10 +74,6 @@ func (s *suite) site(n *netlab.Node) site { return site{PinDir: n.PinDir, Cgroup
 
 // run runs one case, on agents that are there and know the kernel's state or not.
 func (s *suite) run(t *testing.T, c testCase) {
-	if s.col.sameAs != "" && *backendFlag != s.col.name && c.aboutState() {
-		results.set(c, s.col.name, "as "+s.col.sameAs+": "+s.col.sameWhy)
-		t.Skipf("as column %s: %s", s.col.sameAs, s.col.sameWhy)
-	}
 	s.cases++
 	r := &run{T: t, suite: s, id: s.cases}
 	defer func() {

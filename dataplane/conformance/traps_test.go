@@ -107,7 +107,7 @@ func (f *callFaults) answer(listener, pid int) {
 			continue // that thread was killed meanwhile
 		}
 		res := response{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-		switch f.strike(describe(pid, n)) {
+		switch f.strike(describe(int(n.PID), n)) {
 		case failAt, failAfter:
 			res.Flags, res.Error = 0, -int32(unix.ENOMEM)
 		case killAt, killAfter:
@@ -148,9 +148,9 @@ var writing = map[uint64]struct {
 	26: {"BPF_MAP_UPDATE_BATCH", 36}, 27: {"BPF_MAP_DELETE_BATCH", 36}, 28: {"BPF_LINK_CREATE", -1}, 29: {"BPF_LINK_UPDATE", -1}, 34: {"BPF_LINK_DETACH", -1},
 }
 
-// ofPackets are the maps that the programs write themselves, and that the agent
-// only ages.
-var ofPackets = []string{"connections", "affinity", "udp_flows", "udp_answers", "fragments"}
+// ofPackets are the maps that the programs write themselves, and those that the
+// agent keeps beside its Syncs.
+var ofPackets = []string{"affinity", "udp_flows", "udp_answers", "connected", "namespaces", "strangers"}
 
 // describe names a call; "": it changes nothing that a Sync is about.
 func describe(pid int, n notice) string {

@@ -1,7 +1,6 @@
 package ebpf
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,9 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-
-	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/packet"
+	"golang.org/x/sys/unix"
 )
 
 // hook is a socket program and where it belongs.
@@ -27,6 +24,9 @@ func hooks() []hook {
 		{"sock_getpeername6", ebpf.AttachCgroupInet6GetPeername},
 		{"sock_recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
 		{"sock_recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
+		// What notes that a program chose its port comes before what asks.
+		{"sock_bind4", ebpf.AttachCGroupInet4Bind},
+		{"sock_bind6", ebpf.AttachCGroupInet6Bind},
 		{"sock_connect4", ebpf.AttachCGroupInet4Connect},
 		{"sock_connect6", ebpf.AttachCGroupInet6Connect},
 		{"sock_sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
@@ -36,7 +36,7 @@ func hooks() []hook {
 
 // attachSockets makes every hook run its program: by a new link, or by a
 // pinned one, whose program is replaced in one step.
-func (b *backend) attachSockets() error {
+func (b *sockets) attachSockets() error {
 	for _, h := range hooks() {
 		if err := b.attachHook(h); err != nil {
 			return fmt.Errorf("attaching %s to cgroup %s: %w", h.name, b.opts.CgroupRoot, err)
@@ -45,27 +45,57 @@ func (b *backend) attachSockets() error {
 	return nil
 }
 
-func (b *backend) attachHook(h hook) error {
+func (b *sockets) attachHook(h hook) error {
 	path := filepath.Join(b.dirs.links, h.name)
-	prog := b.sock.Programs[h.name]
-	old, err := link.LoadPinnedLink(path, nil)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("opening its link: %w", err)
-	}
-	if err == nil {
-		done, err := b.reuse(old, prog)
-		if err = errors.Join(err, old.Close()); done || err != nil {
+	prog := b.programs.Programs[h.name]
+	attached := false
+	var olds []link.Link // of no use; they go after the new one is there
+	defer func() {
+		for _, l := range olds {
+			_ = l.Close()
+		}
+	}()
+	elsewhere := b.older.links(h.name)
+	for _, pin := range append([]string{path}, elsewhere...) {
+		if attached {
+			break
+		}
+		old, err := link.LoadPinnedLink(pin, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("opening its link: %w", err)
+		}
+		olds = append(olds, old)
+		if attached, err = b.reuse(old, prog); err != nil {
 			return err
 		}
-		// The cgroup of the old link is gone, or is not the one that is wanted now.
-		// The old one goes after the new one is there.
-		defer func() { _ = old.Close() }()
+		if attached && pin != path {
+			if err := replacePin(old, path); err != nil { // this moves the pin
+				return err
+			}
+		}
 	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: b.opts.CgroupRoot, Attach: h.at, Program: prog})
-	if err != nil {
-		return err
+	if !attached {
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: b.opts.CgroupRoot, Attach: h.at, Program: prog})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = l.Close() }() // the pin holds it
+		if err := replacePin(l, path); err != nil {
+			return err
+		}
 	}
-	defer func() { _ = l.Close() }() // the pin holds it
+	var errs []error
+	for _, pin := range elsewhere { // two programs of ours would translate twice
+		errs = append(errs, detach(pin))
+	}
+	return errors.Join(errs...)
+}
+
+// replacePin pins a link in place of another.
+func replacePin(l link.Link, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpinning its old link: %w", err)
 	}
@@ -76,7 +106,7 @@ func (b *backend) attachHook(h hook) error {
 }
 
 // reuse makes an old link run the program. false: it is of no use.
-func (b *backend) reuse(l link.Link, prog *ebpf.Program) (bool, error) {
+func (b *sockets) reuse(l link.Link, prog *ebpf.Program) (bool, error) {
 	info, err := l.Info()
 	if err != nil {
 		return false, fmt.Errorf("asking for its link: %w", err)
@@ -102,15 +132,7 @@ func programID(p *ebpf.Program) (ebpf.ProgramID, bool) {
 	return info.ID()
 }
 
-// detachSockets undoes attachSockets, whoever did it.
-func detachSockets(links string) error {
-	var errs []error
-	for _, h := range hooks() {
-		errs = append(errs, detach(filepath.Join(links, h.name)))
-	}
-	return errors.Join(errs...)
-}
-
+// detach ends a pinned link and removes the pin; it need not be there.
 func detach(path string) error {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
@@ -121,7 +143,7 @@ func detach(path string) error {
 	}
 	defer func() { _ = l.Close() }()
 	// A running agent may hold the link: it ends now all the same.
-	if err := l.Detach(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+	if err := l.Detach(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.ENOLINK) {
 		return fmt.Errorf("detaching link %s: %w", path, err)
 	}
 	if err := l.Unpin(); err != nil {
@@ -132,71 +154,40 @@ func detach(path string) error {
 
 // attach makes the kernel run the programs, once the maps are filled. check:
 // see that it still does.
-func (b *backend) attach(ctx context.Context, node *dataplane.Node, check bool) error {
-	if b.path != nil && !check {
-		return b.setNode(node)
-	}
-	if b.path == nil {
-		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
-	}
-	if b.opts.SocketLB {
-		if err := b.attachSockets(); err != nil {
-			return err
-		}
-	} else if err := detachSockets(b.dirs.links); err != nil {
-		return err
-	}
-	if b.path != nil {
-		if err := b.path.Repair(); err != nil {
-			return err
-		}
-		if err := b.letBegin(); err != nil {
-			return err
-		}
-		return b.setNode(node)
-	}
-	path, err := packet.Start(ctx, packet.Config{
-		Collection: b.packets, LoadBare: b.loadBare, PinDir: b.dirs.root, Log: b.cfg.Log,
-		LocalhostNodePorts: b.cfg.LocalhostNodePorts, ConnectionsFlag: "--ebpf-max-connections", Connections: &b.connections, Retired: &b.retired,
-	}, node)
-	if err != nil {
-		return fmt.Errorf("starting the packet path: %w", err)
-	}
-	b.path, b.pathNode = path, node
-	b.flows.Store(path)
-	if err := b.letBegin(); err != nil {
-		return err
-	}
-	return b.adoptMaps()
-}
-
-// setNode tells the packet path of another Node.
-func (b *backend) setNode(node *dataplane.Node) error {
-	if b.pathNode == node {
+func (b *sockets) attach(check bool) error {
+	if b.attached && !check {
 		return nil
 	}
-	if err := b.path.SetNode(node); err != nil {
+	if !b.attached {
+		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
+	}
+	if err := b.attachSockets(); err != nil {
 		return err
 	}
-	b.pathNode = node
+	if b.attached {
+		return nil
+	}
+	b.attached = true
+	if err := b.adoptMaps(); err != nil {
+		return err
+	}
+	b.older.retire()
 	return nil
 }
 
-// checkAttached is an error where a hook or a device does not run our programs.
-func (b *backend) checkAttached() error {
-	if b.path == nil {
+// checkAttached is an error where a hook does not run our program.
+func (b *sockets) checkAttached() error {
+	if !b.attached {
 		return nil
 	}
 	var errs []error
-	if b.opts.SocketLB {
-		for _, h := range hooks() {
-			errs = append(errs, b.checkHook(h))
-		}
+	for _, h := range hooks() {
+		errs = append(errs, b.checkHook(h))
 	}
-	return errors.Join(append(errs, b.path.Check())...)
+	return errors.Join(errs...)
 }
 
-func (b *backend) checkHook(h hook) error {
+func (b *sockets) checkHook(h hook) error {
 	l, err := link.LoadPinnedLink(filepath.Join(b.dirs.links, h.name), nil)
 	if err != nil {
 		return fmt.Errorf("%s is not attached: %w", h.name, err)
@@ -206,7 +197,7 @@ func (b *backend) checkHook(h hook) error {
 		return fmt.Errorf("asking for the link of %s: %w", h.name, err)
 	}
 	cgroup := info.Cgroup()
-	id, ok := programID(b.sock.Programs[h.name])
+	id, ok := programID(b.programs.Programs[h.name])
 	if cgroup == nil || cgroup.CgroupId != b.cgroupID || ok && info.Program != id {
 		return fmt.Errorf("%s is not attached to cgroup %s any more", h.name, b.opts.CgroupRoot)
 	}

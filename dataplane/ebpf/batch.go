@@ -3,7 +3,6 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -20,7 +19,6 @@ const flushAt = 8192
 type batch struct {
 	maps *tables
 
-	sources      []sockSourceKey
 	slotKeys     []sockSlotKey
 	slots        []sockSlot
 	masters      []sockService // before the frontends
@@ -31,12 +29,10 @@ type batch struct {
 	// At the end of the Sync, when the frontends that went are gone too:
 	settled      []sockService // without the old pools
 	settledSlots []sockSlotKey
-	goneSources  []sockSourceKey
 }
 
 // change adds what makes a ServicePort of old (nil: nothing) into next.
 func (b *batch) change(old, next *record) {
-	b.changeSources(old, next)
 	if old == nil || old.damaged || next.master.Generation != old.master.Generation {
 		b.newGeneration(old, next)
 	} else if next.master.AffinityS != old.master.AffinityS {
@@ -91,52 +87,11 @@ func appendSlotKeys(keys []sockSlotKey, id, generation, first, end uint32) []soc
 	return keys
 }
 
-// changeSources adds the source ranges that old does not have, and drops those
-// that next does not.
-func (b *batch) changeSources(old, next *record) {
-	var have []sourceSet
-	if old != nil {
-		have = old.sources
-	}
-	b.sources = append(b.sources, sourceKeys(next.master.Id, without(next.sources, have))...)
-	b.goneSources = append(b.goneSources, sourceKeys(next.master.Id, without(have, next.sources))...)
-}
-
-// without are the sets of a that b does not have. A number never changes its ranges.
-func without(a, b []sourceSet) []sourceSet {
-	var out []sourceSet
-	for _, s := range a {
-		if !slices.ContainsFunc(b, func(t sourceSet) bool { return t.number == s.number && slices.Equal(t.prefixes, s.prefixes) }) {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-func sourceKeys(id uint32, sets []sourceSet) []sockSourceKey {
-	var keys []sockSourceKey
-	for _, s := range sets {
-		for _, p := range s.prefixes {
-			keys = append(keys, sourceKey(id, s.number, p))
-		}
-	}
-	return keys
-}
-
-func sourceKey(id, number uint32, p netip.Prefix) sockSourceKey {
-	return sockSourceKey{Bits: sourceBits + prefixBits(p), Service: id, Sources: number, Addr: toAddr(p.Addr())}
-}
-
 // full reports whether it is time to flush.
 func (b *batch) full() bool { return len(b.slots)+len(b.frontends) >= flushAt }
 
 // flush writes all but what is for the end of the Sync.
 func (b *batch) flush() error {
-	for _, k := range b.sources {
-		if err := b.maps.sources.Put(k, uint8(1)); err != nil {
-			return fmt.Errorf("writing source range %s: %w", fromPrefix(k.Addr, k.Bits-sourceBits), err)
-		}
-	}
 	if err := put(b.maps.slots, b.slotKeys, b.slots); err != nil {
 		return err
 	}
@@ -149,7 +104,7 @@ func (b *batch) flush() error {
 	if err := remove(b.maps.slots, b.goneSlots); err != nil {
 		return err
 	}
-	b.sources, b.slotKeys, b.slots, b.masters = b.sources[:0], b.slotKeys[:0], b.slots[:0], b.masters[:0]
+	b.slotKeys, b.slots, b.masters = b.slotKeys[:0], b.slots[:0], b.masters[:0]
 	b.frontendKeys, b.frontends, b.goneSlots = b.frontendKeys[:0], b.frontends[:0], b.goneSlots[:0]
 	return nil
 }
@@ -159,10 +114,7 @@ func (b *batch) settle() error {
 	if err := put(b.maps.services, ids(b.settled), b.settled); err != nil {
 		return err
 	}
-	if err := remove(b.maps.slots, b.settledSlots); err != nil {
-		return err
-	}
-	return removeEach(b.maps.sources, b.goneSources)
+	return remove(b.maps.slots, b.settledSlots)
 }
 
 func ids(services []sockService) []uint32 {

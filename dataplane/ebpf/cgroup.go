@@ -11,19 +11,57 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// findCgroupRoot is where cgroup v2 is mounted: on hybrid hosts not at
-// /sys/fs/cgroup.
-func findCgroupRoot() (string, error) {
-	mounts, err := os.ReadFile("/proc/mounts")
-	if err != nil {
-		return "", fmt.Errorf("looking for cgroup v2: %w", err)
+// cgroupRoot is the cgroup v2 directory at or below dir; "": wherever cgroup v2
+// is mounted. On hybrid hosts that is not /sys/fs/cgroup itself but a directory
+// in it.
+func cgroupRoot(dir string) (string, error) {
+	if dir == "" {
+		return findCgroupRoot()
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "cgroup2" {
-			return fields[1], nil
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return "", fmt.Errorf("looking at cgroup %s: %w", dir, err)
+	}
+	if uint32(st.Type) == unix.CGROUP2_SUPER_MAGIC {
+		return dir, nil
+	}
+	mounted, err := cgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range mounted {
+		if strings.HasPrefix(m, strings.TrimSuffix(dir, "/")+"/") {
+			return m, nil
 		}
 	}
-	return "", fmt.Errorf("no cgroup v2 is mounted, which socket load balancing needs: %w", dataplane.ErrUnsupported)
+	return "", fmt.Errorf("%s is no cgroup v2 directory and has none below it: %w", dir, dataplane.ErrUnsupported)
+}
+
+// findCgroupRoot is where cgroup v2 is mounted.
+func findCgroupRoot() (string, error) {
+	mounted, err := cgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	if len(mounted) == 0 {
+		return "", fmt.Errorf("no cgroup v2 is mounted, which socket load balancing needs: %w", dataplane.ErrUnsupported)
+	}
+	return mounted[0], nil
+}
+
+// cgroupMounts are the places where cgroup v2 is mounted.
+func cgroupMounts() ([]string, error) {
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		return nil, fmt.Errorf("looking for cgroup v2: %w", err)
+	}
+	var out []string
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "cgroup2" {
+			out = append(out, fields[1])
+		}
+	}
+	return out, nil
 }
 
 // cgroupID is the number by which the kernel knows a cgroup.

@@ -11,7 +11,7 @@ import (
 )
 
 // drift lists where the maps (h) are not as they were written.
-func (b *backend) drift(h *held) ([]string, error) {
+func (b *sockets) drift(h *held) ([]string, error) {
 	var out []string
 	for id, r := range b.records {
 		out = append(out, r.drift(id, h.records[r.master.Id])...)
@@ -26,26 +26,16 @@ func (b *backend) drift(h *held) ([]string, error) {
 		}
 	}
 	for what, n := range map[string]int{
-		"frontends": len(h.strayedFrontends), "slots": len(h.strayedSlots), "sources": len(h.strayedSources),
+		"frontends": len(h.strayedFrontends), "slots": len(h.strayedSlots),
 	} {
 		if n > 0 {
 			out = append(out, fmt.Sprintf("map %s: %d elements are of no Service", what, n))
 		}
 	}
-	for a := range b.marked {
-		if _, ok := h.marks[a]; !ok {
-			out = append(out, fmt.Sprintf("map frontends: ClusterIP %s is not marked as one", fromAddr(a)))
-		}
-	}
-	for a := range h.marks {
-		if _, ok := b.marked[a]; !ok {
-			out = append(out, fmt.Sprintf("map frontends: %s is marked as a ClusterIP and is none", fromAddr(a)))
-		}
-	}
 	node, err := b.node.drift(b.maps.settings)
 	out = append(out, node...)
 	if b.holdsPods() != (b.node.settings.Flags&holdPods != 0) {
-		out = append(out, "map settings: sockets of pods are left to the packet path, and should not be any more")
+		out = append(out, "map settings: sockets of pods are left to packets, and should not be any more")
 	}
 	slices.Sort(out)
 	return out, err
@@ -78,9 +68,6 @@ func (r *record) drift(id dataplane.PortID, have *record) []string {
 			out = append(out, fmt.Sprintf("map frontends: %s leads to %s and should not", fromAddrPort(e.key.Addr, e.key.Port), id))
 		}
 	}
-	if len(without(r.sources, have.sources))+len(without(have.sources, r.sources)) > 0 {
-		out = append(out, fmt.Sprintf("map sources: the source ranges of %s are not as they were written", id))
-	}
 	return out
 }
 
@@ -97,13 +84,9 @@ func sameUsed(have, want *[maxPools]*dataplane.Pool) bool {
 
 // drift lists where the maps of the node are not as they were written.
 func (n *nodeState) drift(settings *ebpf.Map) ([]string, error) {
-	var out []string
-	for _, s := range []interface{ drift() ([]string, error) }{&n.addresses, &n.podRanges, &n.serviceRanges} {
-		diffs, err := s.drift()
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, diffs...)
+	out, err := n.addresses.drift()
+	if err != nil {
+		return nil, err
 	}
 	var have sockSettings
 	if err := settings.Lookup(uint32(0), &have); err != nil {

@@ -2,11 +2,11 @@ package ebpf
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
@@ -14,47 +14,56 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/packet"
 )
 
-// Options is what only this backend is told. A size of 0 means its default.
+// SocketLB says whose sockets are translated.
+type SocketLB string
+
+// The modes of socket load balancing.
+const (
+	Auto SocketLB = "auto" // all, but for pods that translate their own outgoing connections
+	All  SocketLB = "all"  // the node's and its pods', TCP and UDP
+	TCP  SocketLB = "tcp"  // theirs, TCP only
+	Node SocketLB = "node" // those of the node's own network namespace
+	Off  SocketLB = "off"  // nobody's
+)
+
+// SocketLBs are the modes that there are.
+func SocketLBs() []string {
+	return []string{string(Auto), string(All), string(TCP), string(Node), string(Off)}
+}
+
+// Options is what only the accelerator is told. A size of 0 means its default.
 type Options struct {
-	// SocketLB translates sockets as they connect or send; without it every
-	// packet is.
-	SocketLB bool
-	// HoldPodSockets, while it is true, leaves the sockets of pods to the packet
-	// path. A Sync(nil, w) after it became false ends that. nil: never.
+	// SocketLB is whose sockets are translated; "": Auto.
+	SocketLB SocketLB
+	// HoldPodSockets, while it is true, leaves the sockets of pods to packets. A
+	// Sync(nil, w) after it became false ends that. nil: never.
 	HoldPodSockets *atomic.Bool
 	// CgroupRoot is the cgroup v2 directory whose processes' sockets are
 	// translated; "": where cgroup v2 is mounted.
 	CgroupRoot string
 	// PinDir is a directory on a bpf file system, of this agent alone. Default
 	// /sys/fs/bpf/switchyard.
-	PinDir          string
-	MaxFrontends    int // addresses and ports of Services; default 65,536
-	MaxEndpoints    int // of all Service ports together, once for each pool; default 262,144
-	MaxSourceRanges int // default 65,536
-	MaxAffinity     int // clients with session affinity, and UDP flows of sockets; default 65,536
-	MaxConnections  int // of the packet path; default 262,144
+	PinDir       string
+	MaxFrontends int // addresses and ports of Services; default 65,536
+	MaxEndpoints int // of all Service ports together, once for each pool; default 262,144
+	MaxAffinity  int // clients with session affinity, and UDP flows of sockets; default 65,536
 }
 
 // DefaultOptions are those of an agent that is told nothing.
 func DefaultOptions() Options {
-	return Options{
-		SocketLB: true, PinDir: "/sys/fs/bpf/switchyard",
-		MaxFrontends: 65536, MaxEndpoints: 262144, MaxSourceRanges: 65536, MaxAffinity: 65536, MaxConnections: 262144,
-	}
+	return Options{SocketLB: Auto, PinDir: "/sys/fs/bpf/switchyard", MaxFrontends: 65536, MaxEndpoints: 262144, MaxAffinity: 65536}
 }
 
 // withDefaults fills in what is not told.
 func (o Options) withDefaults() Options {
 	d := DefaultOptions()
+	o.SocketLB = cmp.Or(o.SocketLB, d.SocketLB)
 	o.PinDir = cmp.Or(o.PinDir, d.PinDir)
 	o.MaxFrontends = cmp.Or(o.MaxFrontends, d.MaxFrontends)
 	o.MaxEndpoints = cmp.Or(o.MaxEndpoints, d.MaxEndpoints)
-	o.MaxSourceRanges = cmp.Or(o.MaxSourceRanges, d.MaxSourceRanges)
 	o.MaxAffinity = cmp.Or(o.MaxAffinity, d.MaxAffinity)
-	o.MaxConnections = cmp.Or(o.MaxConnections, d.MaxConnections)
 	return o
 }
 
@@ -62,7 +71,10 @@ func (o Options) withDefaults() Options {
 const MaxSize = 1 << 27
 
 func (o Options) check() error {
-	for _, n := range []int{o.MaxFrontends, o.MaxEndpoints, o.MaxSourceRanges, o.MaxAffinity, o.MaxConnections} {
+	if !slices.Contains(SocketLBs(), string(o.SocketLB)) {
+		return fmt.Errorf("socket load balancing %q: it can be %s", o.SocketLB, strings.Join(SocketLBs(), ", "))
+	}
+	for _, n := range []int{o.MaxFrontends, o.MaxEndpoints, o.MaxAffinity} {
 		if n < 1 || n > MaxSize {
 			return fmt.Errorf("a map of %d elements: sizes are from 1 to %d", n, MaxSize)
 		}
@@ -70,58 +82,49 @@ func (o Options) check() error {
 	return nil
 }
 
-// Driver opens the backend. It programs the network namespace of this process
-// and the sockets of a cgroup.
-func Driver(o Options) dataplane.Driver {
-	o = o.withDefaults()
-	return dataplane.Driver{
-		Name: "ebpf", OpenProbes: true,
-		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(o, cfg) },
-		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
-			return open(o, cfg)
-		},
-		Cleanup: func(context.Context, dataplane.Config) error { return cleanup(o) },
-		Retire: func(ctx context.Context, cfg dataplane.Config, node *dataplane.Node) error {
-			return retire(ctx, o, cfg, node)
-		},
-	}
-}
-
-// backend implements dataplane.Backend.
-type backend struct {
-	opts Options
-	cfg  dataplane.Config
-	dirs dirs
+// sockets is the translation of sockets: maps, and programs at the hooks of a
+// cgroup. Its calls come from one goroutine at a time, but for Counts and Status.
+type sockets struct {
+	opts      Options
+	cfg       dataplane.Config
+	base      string // name of the packet backend
+	dirs      dirs
+	modeFlags uint32 // of settings
 
 	all      map[string]*ebpf.Map // every map, by name
 	maps     *tables              // those that Sync writes
 	toPin    []string             // maps that are not pinned, where nothing is in their place
 	toAdopt  map[string]*ebpf.Map // older maps that ours are to be pinned in place of
-	sock     *ebpf.Collection     // nil: no socket hooks
-	packets  *ebpf.Collection
-	bareSpec *ebpf.CollectionSpec // the packet programs for devices without a link layer header
-	bare     *ebpf.Collection     // nil: no such device was met
-	ender    *ender               // nil: no socket hooks
+	programs *ebpf.Collection
+	ender    *ender
+	older    *older
 	cgroupID uint64
-	path     *packet.Path                // nil: this process has attached nothing yet
-	pathNode *dataplane.Node             // what path knows
-	flows    atomic.Pointer[packet.Path] // path, for Flows
+	attached bool // by this process
 	closed   bool
 
-	// For Counts, which other goroutines call.
-	told        atomic.Pointer[usage] // used, after the last Sync
-	connections atomic.Int64
-	// retired: no Service is wanted, so that no connection begins.
-	retired atomic.Bool
+	told atomic.Pointer[told] // after the last Sync
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
 	node    nodeState
 	used    usage
 	nextID  uint32
-	marks   map[sockAddr]int      // ServicePorts at each ClusterIP
-	marked  map[sockAddr]struct{} // ClusterIPs that are marked in the kernel
-	touched map[sockAddr]struct{} // ClusterIPs whose number changed in this Sync
+	bound   bound                       // addresses of the node itself
+	aside   map[dataplane.PortID]string // what is left to the packet backend, and why
+}
+
+// told is what other goroutines may ask for.
+type told struct {
+	used  usage
+	aside map[string]int // ServicePorts left to the packet backend, by reason
+}
+
+func (b *sockets) tell() {
+	t := told{used: b.used, aside: map[string]int{}}
+	for _, why := range b.aside {
+		t.aside[why]++
+	}
+	b.told.Store(&t)
 }
 
 // probe loads all programs on small maps and pins nothing.
@@ -133,20 +136,17 @@ func probe(o Options, cfg dataplane.Config) error {
 	if err != nil {
 		return err
 	}
-	specs, err := b.specs()
+	spec, err := b.spec()
 	if err == nil {
-		for _, s := range specs {
-			for _, m := range s.Maps {
-				m.MaxEntries = min(m.MaxEntries, 64)
-			}
-			var c *ebpf.Collection
-			if c, err = b.load(s); err != nil {
-				break
-			}
+		for _, m := range spec.Maps {
+			m.MaxEntries = min(m.MaxEntries, 64)
+		}
+		var c *ebpf.Collection
+		if c, err = b.load(spec); err == nil {
 			c.Close()
 		}
 	}
-	return errors.Join(judged(err), b.Close())
+	return errors.Join(judged(err), b.close())
 }
 
 // judged marks an error that says what this machine cannot do.
@@ -160,7 +160,7 @@ func judged(err error) error {
 }
 
 // prepare checks the options and finds the cgroup.
-func prepare(o Options, cfg dataplane.Config) (*backend, error) {
+func prepare(o Options, cfg dataplane.Config) (*sockets, error) {
 	if len(cfg.Families) == 0 {
 		return nil, errors.New("no address family to program")
 	}
@@ -170,25 +170,21 @@ func prepare(o Options, cfg dataplane.Config) (*backend, error) {
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
-	b := &backend{opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}}
-	if !o.SocketLB {
-		return b, nil
+	b := &sockets{
+		opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), older: &older{},
+		all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}, aside: map[dataplane.PortID]string{},
 	}
 	var err error
-	if o.CgroupRoot == "" {
-		if b.opts.CgroupRoot, err = findCgroupRoot(); err != nil {
-			return nil, err
-		}
-	}
-	if b.cgroupID, err = cgroupID(b.opts.CgroupRoot); err != nil {
+	if b.opts.CgroupRoot, err = cgroupRoot(o.CgroupRoot); err != nil {
 		return nil, err
 	}
-	return b, nil
+	b.cgroupID, err = cgroupID(b.opts.CgroupRoot)
+	return b, err
 }
 
-// specs are the programs to load, with their constants and the sizes of their
-// maps set.
-func (b *backend) specs() (map[string]*ebpf.CollectionSpec, error) {
+// spec is the programs to load, with their constants and the sizes of their maps
+// set.
+func (b *sockets) spec() (*ebpf.CollectionSpec, error) {
 	if err := rlimit.RemoveMemlock(); err != nil { // kernels before 5.11
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
@@ -198,41 +194,35 @@ func (b *backend) specs() (map[string]*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	retval := haveSetRetval()
-	sock, err := loadSock()
+	b.setMode(cookie != 0)
+	s, err := loadSock()
 	if err != nil {
 		return nil, fmt.Errorf("reading the socket programs: %w", err)
 	}
-	packets, err := packet.Spec()
-	if err != nil {
-		return nil, err
-	}
-	specs := map[string]*ebpf.CollectionSpec{"packet": packets}
-	if b.opts.SocketLB {
-		specs["sock"] = sock
-	}
-	for _, s := range specs {
-		setSizes(s.Maps, b.opts)
-		if err := errors.Join(setVariable(s, "host_netns_cookie", cookie), setVariable(s, "have_set_retval", boolByte(retval))); err != nil {
-			return nil, err
+	setSizes(s.Maps, b.opts)
+	return s, setVariable(s, "host_netns_cookie", cookie)
+}
+
+// setMode makes flags of the mode. Kernels before 5.14 tell nobody the cookie of
+// a network namespace: there pods cannot be looked into.
+func (b *sockets) setMode(cookies bool) {
+	switch b.opts.SocketLB {
+	case TCP:
+		b.modeFlags = tcpOnly
+	case Node:
+		b.modeFlags = nodeOnly
+	case Auto:
+		b.modeFlags = askNamespaces
+		if !cookies {
+			b.modeFlags = nodeOnly
+			b.cfg.Log.Warn("sockets of pods are left to packets, as with --socket-lb=node", "reason", "the kernel is older than 5.14 and does not tell which network namespace a socket is in")
 		}
 	}
-	if b.opts.SocketLB && !retval {
-		b.cfg.Log.Info("sockets of Services without endpoints are rejected by packets, not at once", "reason", "the kernel is older than 5.18")
-	}
-	return specs, nil
 }
 
-func boolByte(b bool) uint8 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// open loads the programs on the pinned maps. What forwards now goes on with
-// its own programs until the first Sync. Where it fails nothing new is pinned.
-func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
+// openSockets loads the programs on the pinned maps. What forwards now goes on
+// with its own programs until the first Sync. If it fails, nothing new is pinned.
+func openSockets(o Options, cfg dataplane.Config) (_ *sockets, err error) {
 	if err := checkBPFFS(o.PinDir); err != nil {
 		return nil, err
 	}
@@ -242,65 +232,49 @@ func open(o Options, cfg dataplane.Config) (_ *backend, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(judged(err), b.Close())
+			err = errors.Join(judged(err), b.close())
 		}
 	}()
-	specs, err := b.specs()
+	spec, err := b.spec()
 	if err != nil {
 		return nil, err
 	}
-	shared := map[string]*ebpf.MapSpec{}
-	for _, s := range specs {
-		sharedMaps(s, shared)
+	if b.older, err = findOlder(b.dirs, o.PinDir, cfg.Log); err != nil {
+		return nil, err
 	}
-	if err := b.openMaps(shared); err != nil {
+	if err := b.openMaps(ownMaps(spec)); err != nil {
 		return nil, err
 	}
 	b.maps = &tables{
-		frontends: b.all[sockMapFrontends], services: b.all[sockMapServices], slots: b.all[sockMapSlots], sources: b.all[sockMapSources],
-		addresses: b.all[sockMapNodeAddresses], podRanges: b.all[sockMapPodRanges],
-		serviceRanges: b.all[sockMapServiceRanges], settings: b.all[sockMapSettings],
+		frontends: b.all[sockMapFrontends], services: b.all[sockMapServices], slots: b.all[sockMapSlots],
+		addresses: b.all[sockMapNodeAddresses], settings: b.all[sockMapSettings],
 	}
-	b.node.addresses.kernel, b.node.podRanges.kernel, b.node.serviceRanges.kernel = b.maps.addresses, b.maps.podRanges, b.maps.serviceRanges
-	b.bareSpec = packet.SplitBare(specs["packet"])
-	if b.packets, err = b.load(specs["packet"]); err != nil {
-		return nil, fmt.Errorf("loading the packet programs: %w", err)
+	b.node.addresses.kernel = b.maps.addresses
+	if b.programs, err = b.load(spec); err != nil {
+		return nil, fmt.Errorf("loading the socket programs: %w", err)
 	}
-	if o.SocketLB {
-		if b.sock, err = b.load(specs["sock"]); err != nil {
-			return nil, fmt.Errorf("loading the socket programs: %w", err)
-		}
-		if b.ender, err = startEnder(b.all[sockMapPeers], b.opts.CgroupRoot, cfg.Log); err != nil {
-			return nil, err
-		}
+	if b.ender, err = startEnder(b.all[sockMapPeers], b.all[sockMapConnected], b.opts.CgroupRoot, cfg.Log); err != nil {
+		return nil, err
 	}
 	return b, b.pinMaps()
 }
 
-// loadBare loads what Config.LoadBare asks for.
-func (b *backend) loadBare() (c *ebpf.Collection, err error) {
-	b.bare, err = b.load(b.bareSpec)
-	return b.bare, err
-}
-
-// Close implements dataplane.Backend. Pins hold what forwards. A second call
+// close frees what the process holds. Pins hold what translates. A second call
 // does nothing.
-func (b *backend) Close() error {
+func (b *sockets) close() error {
 	if b.closed {
 		return nil
 	}
 	b.closed = true
 	var errs []error
-	if b.path != nil {
-		errs = append(errs, b.path.Close())
-	}
 	if b.ender != nil {
 		errs = append(errs, b.ender.close())
 	}
-	for _, c := range []*ebpf.Collection{b.sock, b.packets, b.bare} {
-		if c != nil {
-			c.Close()
-		}
+	if b.older.stop != nil {
+		b.older.close()
+	}
+	if b.programs != nil {
+		b.programs.Close()
 	}
 	for _, m := range b.all {
 		errs = append(errs, m.Close())
@@ -309,43 +283,4 @@ func (b *backend) Close() error {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// cleanup detaches and unpins all that is ours.
-func cleanup(o Options) error {
-	d := makeDirs(o.PinDir)
-	if err := errors.Join(detachSockets(d.links), packet.Cleanup(d.root)); err != nil {
-		return err
-	}
-	for _, dir := range []string{d.maps, d.links, d.root} {
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("looking for pins: %w", err)
-		}
-		for _, e := range entries {
-			if err := os.Remove(dir + "/" + e.Name()); err != nil {
-				return fmt.Errorf("unpinning %s: %w", e.Name(), err)
-			}
-		}
-		if err := os.Remove(dir); err != nil {
-			return fmt.Errorf("removing the directory of pins: %w", err)
-		}
-	}
-	if err := os.Remove(o.PinDir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
-		return fmt.Errorf("removing the directory of pins: %w", err)
-	}
-	return nil
-}
-
-// Flows calls visit with each connection that the packet path translates; those
-// of sockets are in no table. It may be called at any time before Close.
-func (b *backend) Flows(visit func(dataplane.Flow)) error {
-	path := b.flows.Load()
-	if path == nil { // nothing is attached yet
-		return nil
-	}
-	return path.Flows(visit)
 }

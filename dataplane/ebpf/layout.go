@@ -13,24 +13,20 @@ const (
 	// maxSearch is the largest pool in which affinity finds an endpoint again.
 	maxSearch = 1 << 20
 
-	frontendMark      = 1
-	frontendClusterIP = 2
-
-	endpointLocal = 1
-
-	ifEmptyReject = 0
-	ifEmptyDrop   = 1
+	// Kinds of frontend.
+	frontendAddress  = 0
+	frontendNodePort = 1
 
 	detectsPodsV4 = 1
 	detectsPodsV6 = 2
-	packetsBegin  = 4
-	holdPods      = 8
-)
+	holdPods      = 4
+	nodeOnly      = 8
+	askNamespaces = 16
+	tcpOnly       = 32
+	standAside    = 64
 
-// Lengths of the parts of longest-prefix keys.
-const (
-	mappedBits = 96 // before the IPv4 address in the one form of addresses
-	sourceBits = 64 // before the address in a source_key
+	namespaceTranslated = 1
+	namespaceLeft       = 2
 )
 
 // toAddr is an address in the one form that both families have in the maps.
@@ -42,6 +38,8 @@ func toAddr(a netip.Addr) sockAddr {
 	}
 	return out
 }
+
+func nativeUint64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 
 func fromAddr(a sockAddr) netip.Addr {
 	var b [16]byte
@@ -63,64 +61,24 @@ func fromAddrPort(a sockAddr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(fromAddr(a), toPort(port))
 }
 
-// prefixBits is the length of a prefix in the one form of addresses.
-func prefixBits(p netip.Prefix) uint32 {
-	if p.Addr().Is4() {
-		return uint32(mappedBits + p.Bits())
+func toFrontendKey(f dataplane.Frontend, p dataplane.Protocol) sockFrontendKey {
+	key := sockFrontendKey{Addr: toAddr(f.Addr.Addr()), Port: toPort(f.Addr.Port()), Protocol: uint8(p), Kind: frontendAddress}
+	if f.Kind == dataplane.NodePort {
+		key.Kind = frontendNodePort
 	}
-	return uint32(p.Bits())
+	return key
 }
-
-// fromPrefix is the prefix of an address and its length in the one form.
-func fromPrefix(a sockAddr, bits uint32) netip.Prefix {
-	addr := fromAddr(a)
-	if addr.Is4() {
-		return netip.PrefixFrom(addr, int(bits)-mappedBits)
-	}
-	return netip.PrefixFrom(addr, int(bits))
-}
-
-func toRange(p netip.Prefix) sockRangeKey {
-	p = p.Masked()
-	return sockRangeKey{Bits: prefixBits(p), Addr: toAddr(p.Addr())}
-}
-
-func toFrontendKey(a netip.AddrPort, p dataplane.Protocol) sockFrontendKey {
-	return sockFrontendKey{Addr: toAddr(a.Addr()), Port: toPort(a.Port()), Protocol: uint8(p)}
-}
-
-// markKey is where a ClusterIP is marked as one.
-func markKey(a sockAddr) sockFrontendKey { return sockFrontendKey{Addr: a} }
-
-func isMark(k sockFrontendKey) bool { return k.Port == 0 && k.Protocol == 0 }
 
 // checkOf is frontend_check of bpf/types.h.
 func checkOf(k sockFrontendKey) uint32 {
-	return k.Addr.W[0] ^ k.Addr.W[1] ^ k.Addr.W[2] ^ k.Addr.W[3] ^ (uint32(k.Protocol)<<16 | uint32(k.Port))
+	return k.Addr.W[0] ^ k.Addr.W[1] ^ k.Addr.W[2] ^ k.Addr.W[3] ^ (uint32(k.Kind)<<24 | uint32(k.Protocol)<<16 | uint32(k.Port))
 }
 
 func toSlot(service, generation uint32, e dataplane.Endpoint) sockSlot {
-	s := sockSlot{Service: service, Generation: generation, Addr: toAddr(e.Addr.Addr()), Port: toPort(e.Addr.Port())}
-	if e.Local {
-		s.Flags = endpointLocal
-	}
-	return s
+	return sockSlot{Service: service, Generation: generation, Addr: toAddr(e.Addr.Addr()), Port: toPort(e.Addr.Port())}
 }
 
+// fromSlot is the endpoint of a slot; whether it is local is not in it.
 func fromSlot(s sockSlot) dataplane.Endpoint {
-	return dataplane.Endpoint{Addr: fromAddrPort(s.Addr, s.Port), Local: s.Flags&endpointLocal != 0}
-}
-
-func toIfEmpty(v dataplane.Verdict) uint8 {
-	if v == dataplane.Drop {
-		return ifEmptyDrop
-	}
-	return ifEmptyReject
-}
-
-func fromIfEmpty(v uint8) dataplane.Verdict {
-	if v == ifEmptyDrop {
-		return dataplane.Drop
-	}
-	return dataplane.Reject
+	return dataplane.Endpoint{Addr: fromAddrPort(s.Addr, s.Port)}
 }

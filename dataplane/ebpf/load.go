@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -19,7 +17,7 @@ import (
 
 // schema is in the path of everything pinned. It changes when a structure of
 // bpf/types.h does.
-const schema = "v1"
+const schema = "v2"
 
 // dirs are where maps and links are pinned.
 type dirs struct{ root, maps, links string }
@@ -31,36 +29,26 @@ func makeDirs(pinDir string) dirs {
 
 // tables are the maps that Sync writes.
 type tables struct {
-	frontends, services, slots, sources           *ebpf.Map
-	addresses, podRanges, serviceRanges, settings *ebpf.Map
+	frontends, services, slots, addresses, settings *ebpf.Map
 }
 
 // ruled are the names of the maps that Sync writes. They are reused all or none:
 // they refer to each other.
 func ruled() []string {
-	return []string{
-		sockMapFrontends, sockMapServices, sockMapSlots, sockMapSources,
-		sockMapNodeAddresses, sockMapPodRanges, sockMapServiceRanges, sockMapSettings,
-	}
+	return []string{sockMapFrontends, sockMapServices, sockMapSlots, sockMapNodeAddresses, sockMapSettings}
 }
 
-// connEntries is how many elements of the connections map a masqueraded
-// connection takes; others take two (bpf/conn.h).
-const connEntries = 4
-
 // setSizes puts the options into the maps' specifications. The maps of Services
-// are twice as large as what the options allow: a Sync adds before it deletes,
-// and ClusterIPs are marked in frontends. None of them allocates ahead.
+// are twice as large as what the options allow, as a Sync adds before it deletes.
+// None of them allocates ahead.
 func setSizes(specs map[string]*ebpf.MapSpec, o Options) {
 	for name, n := range map[string]int{
 		sockMapFrontends:  2 * o.MaxFrontends,
 		sockMapServices:   2 * o.MaxFrontends,
 		sockMapSlots:      2 * o.MaxEndpoints,
-		sockMapSources:    2 * o.MaxSourceRanges,
 		sockMapAffinity:   o.MaxAffinity,
 		sockMapUdpFlows:   o.MaxAffinity,
 		sockMapUdpAnswers: o.MaxAffinity,
-		"connections":     connEntries * o.MaxConnections,
 	} {
 		if s := specs[name]; s != nil {
 			s.MaxEntries = uint32(n)
@@ -72,7 +60,7 @@ func setSizes(specs map[string]*ebpf.MapSpec, o Options) {
 // others anew. New ones get pinned when all programs are loaded (pinMaps), or
 // where others are in their place when the programs that use those are replaced
 // (adoptMaps).
-func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
+func (b *sockets) openMaps(specs map[string]*ebpf.MapSpec) error {
 	fits := true
 	pinned := map[string]*ebpf.Map{}
 	for name, spec := range specs {
@@ -95,7 +83,10 @@ func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
 			b.all[name] = old
 			continue
 		}
-		m, err := ebpf.NewMap(spec)
+		m, err := b.older.note(name, spec)
+		if m == nil && err == nil {
+			m, err = ebpf.NewMap(spec)
+		}
 		if err != nil {
 			return fmt.Errorf("making the %s map: %w", name, err)
 		}
@@ -114,7 +105,7 @@ func (b *backend) openMaps(specs map[string]*ebpf.MapSpec) error {
 }
 
 // pinMaps pins the new maps where nothing is in their place.
-func (b *backend) pinMaps() error {
+func (b *sockets) pinMaps() error {
 	for _, d := range []string{b.dirs.maps, b.dirs.links} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("making the directory of pins: %w", err)
@@ -145,9 +136,8 @@ func moveEntries(from, to *ebpf.Map, how ebpf.MapUpdateFlags) {
 	}
 }
 
-// moveNotes copies what the programs noted themselves (connections, affinity,
-// flows) to the maps that take over.
-func (b *backend) moveNotes(how ebpf.MapUpdateFlags) {
+// moveNotes copies what the programs noted themselves (affinity, flows) to the maps that take over.
+func (b *sockets) moveNotes(how ebpf.MapUpdateFlags) {
 	for name, old := range b.toAdopt {
 		if !slices.Contains(ruled(), name) {
 			moveEntries(old, b.all[name], how)
@@ -158,7 +148,7 @@ func (b *backend) moveNotes(how ebpf.MapUpdateFlags) {
 // adoptMaps pins the maps that replace others, now that no program of ours uses
 // those, and takes along what was noted last. A crash in between leaves the
 // kernel forwarding and makes the next start do this again.
-func (b *backend) adoptMaps() error {
+func (b *sockets) adoptMaps() error {
 	b.moveNotes(ebpf.UpdateNoExist)
 	for name, old := range b.toAdopt {
 		path := filepath.Join(b.dirs.maps, name)
@@ -175,7 +165,7 @@ func (b *backend) adoptMaps() error {
 }
 
 // load makes the programs of a specification, on the maps of b.all.
-func (b *backend) load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+func (b *sockets) load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	replace := map[string]*ebpf.Map{}
 	for name := range spec.Maps {
 		if m := b.all[name]; m != nil {
@@ -190,13 +180,11 @@ func (b *backend) load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	return c, err
 }
 
-// sharedMaps are the maps of a specification that are not the compiler's own.
-func sharedMaps(spec *ebpf.CollectionSpec, into map[string]*ebpf.MapSpec) {
-	for name, m := range spec.Maps {
-		if !strings.HasPrefix(name, ".") {
-			into[name] = m
-		}
-	}
+// ownMaps are the maps of a specification that are not the compiler's.
+func ownMaps(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
+	own := maps.Clone(spec.Maps)
+	maps.DeleteFunc(own, func(name string, _ *ebpf.MapSpec) bool { return strings.HasPrefix(name, ".") })
+	return own
 }
 
 // setVariable sets a constant of the programs, where they have it.
@@ -209,11 +197,6 @@ func setVariable(spec *ebpf.CollectionSpec, name string, value any) error {
 		return fmt.Errorf("setting %s: %w", name, err)
 	}
 	return nil
-}
-
-// haveSetRetval reports whether a hook can say its own errno (kernel 5.18).
-func haveSetRetval() bool {
-	return features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil
 }
 
 // checkBPFFS sees that things can be pinned in a directory.

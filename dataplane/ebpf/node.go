@@ -2,8 +2,6 @@ package ebpf
 
 import (
 	"fmt"
-	"net/netip"
-	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -77,55 +75,50 @@ func (s *keySet[K]) prune(want []K) error {
 
 // nodeState is what the kernel holds of the node.
 type nodeState struct {
-	addresses     keySet[sockAddr]
-	podRanges     keySet[sockRangeKey]
-	serviceRanges keySet[sockRangeKey]
-	settings      sockSettings
-
-	node  *dataplane.Node // as it is in the kernel; nil: unknown
-	cidrs []netip.Prefix
+	addresses keySet[sockAddr]
+	settings  sockSettings
+	node      *dataplane.Node // as it is in the kernel; nil: unknown
 }
 
-// syncNode writes what depends on the node alone, but for ranges of ClusterIPs
-// that are new: those whose addresses are none are dropped (see finish).
-func (b *backend) syncNode(want *dataplane.Snapshot, unknown bool) error {
+// syncNode writes what depends on the node alone.
+func (b *sockets) syncNode(want *dataplane.Snapshot, unknown bool) error {
 	n := &b.node
 	if unknown {
-		n.addresses.have, n.podRanges.have, n.serviceRanges.have, n.node = nil, nil, nil, nil
+		n.addresses.have, n.node = nil, nil
 		if err := b.maps.settings.Lookup(uint32(0), &n.settings); err != nil {
 			return fmt.Errorf("reading the settings map: %w", err)
 		}
 	}
-	if n.node == want.Node && slices.Equal(n.cidrs, want.ServiceCIDRs) {
+	if n.node == want.Node {
 		return nil
 	}
 	if err := n.addresses.sync(nodePortAddresses(want.Node, b.cfg.LocalhostNodePorts)); err != nil {
 		return err
 	}
-	if err := n.podRanges.sync(toRanges(want.Node.LocalPods.CIDRs)); err != nil {
+	if err := b.writeSettings(b.flags(want.Node)); err != nil {
 		return err
 	}
-	if err := n.serviceRanges.prune(toRanges(want.ServiceCIDRs)); err != nil {
-		return err
-	}
-	settings := sockSettings{Flags: n.settings.Flags & packetsBegin}
-	if want.Node.LocalPods.Detects(dataplane.IPv4) {
-		settings.Flags |= detectsPodsV4
-	}
-	if want.Node.LocalPods.Detects(dataplane.IPv6) {
-		settings.Flags |= detectsPodsV6
-	}
-	if b.holdsPods() {
-		settings.Flags |= holdPods
-	}
-	if err := b.writeSettings(settings); err != nil {
-		return err
-	}
-	n.node, n.cidrs = want.Node, want.ServiceCIDRs
+	n.node = want.Node
 	return nil
 }
 
-func (b *backend) writeSettings(s sockSettings) error {
+// flags are those of settings.
+func (b *sockets) flags(node *dataplane.Node) uint32 {
+	flags := b.modeFlags
+	if node.LocalPods.Detects(dataplane.IPv4) {
+		flags |= detectsPodsV4
+	}
+	if node.LocalPods.Detects(dataplane.IPv6) {
+		flags |= detectsPodsV6
+	}
+	if b.holdsPods() {
+		flags |= holdPods
+	}
+	return flags
+}
+
+func (b *sockets) writeSettings(flags uint32) error {
+	s := sockSettings{Flags: flags}
 	if s == b.node.settings {
 		return nil
 	}
@@ -136,25 +129,17 @@ func (b *backend) writeSettings(s sockSettings) error {
 	return nil
 }
 
-func (b *backend) holdsPods() bool {
+func (b *sockets) holdsPods() bool {
 	return b.opts.HoldPodSockets != nil && b.opts.HoldPodSockets.Load()
 }
 
-// letBegin lets packets begin connections, now that each device has its
-// programs. Whatever balanced them until then loses none to a device that had
-// not.
-func (b *backend) letBegin() error {
-	s := b.node.settings
-	s.Flags |= packetsBegin
-	return b.writeSettings(s)
-}
-
-func toRanges(prefixes []netip.Prefix) []sockRangeKey {
-	keys := make([]sockRangeKey, len(prefixes))
-	for i, p := range prefixes {
-		keys[i] = toRange(p)
+// stepAside leaves all sockets to packets until the next Sync that succeeds: the
+// maps may be out of date.
+func (b *sockets) stepAside() {
+	b.records, b.node.node = nil, nil
+	if err := b.writeSettings(b.node.settings.Flags | standAside); err != nil {
+		b.cfg.Log.Error("sockets go on by what the maps hold, which may be out of date", "error", err)
 	}
-	return keys
 }
 
 // nodePortAddresses are the keys of node_addresses. 127.0.0.0/8 stands under

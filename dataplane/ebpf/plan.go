@@ -3,7 +3,6 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -16,7 +15,6 @@ type record struct {
 	pools     [maxPools]*dataplane.Pool // what the master's pools hold; nil: not in use
 	slots     uint32                    // number of slots in the master's generation
 	frontends []entry
-	sources   []sourceSet
 	damaged   bool // the slots are not what the master says: write them anew
 }
 
@@ -24,12 +22,6 @@ type record struct {
 type entry struct {
 	key   sockFrontendKey
 	value sockFrontend
-}
-
-// sourceSet is the source ranges of a frontend, under a number of its own.
-type sourceSet struct {
-	number   uint32
-	prefixes []netip.Prefix
 }
 
 func (r *record) find(key sockFrontendKey) *entry {
@@ -44,28 +36,9 @@ func (r *record) find(key sockFrontendKey) *entry {
 	return nil
 }
 
-// sourcesOf is the set of a number; nil: none.
-func (r *record) sourcesOf(number uint32) []netip.Prefix {
-	for _, s := range r.sources {
-		if s.number == number {
-			return s.prefixes
-		}
-	}
-	return nil
-}
-
-// ranges is the number of elements of the sources map.
-func (r *record) ranges() int {
-	n := 0
-	for _, s := range r.sources {
-		n += len(s.prefixes)
-	}
-	return n
-}
-
 // makeRecord is what the kernel shall hold of a ServicePort, given what it
 // holds now (nil: nothing) under the same id. Whatever can stay as it is stays:
-// the generation, the indexes of pools, the numbers of source ranges.
+// the generation and the indexes of pools.
 func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, error) {
 	next := &record{master: sockService{Id: id, AffinityS: uint32(port.Affinity / time.Second)}}
 	indexes, err := assignPools(old, port, &next.pools)
@@ -74,19 +47,8 @@ func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, e
 	}
 	next.frontends = make([]entry, len(port.Frontends))
 	for i, f := range port.Frontends {
-		key := toFrontendKey(f.Addr, port.ID.Protocol)
-		number, err := next.number(old, key, f.Sources)
-		if err != nil {
-			return nil, err
-		}
-		value := sockFrontend{
-			Check: checkOf(key), Service: id, Sources: number,
-			Pool: indexes[i].pool, Inside: indexes[i].inside, Snat: uint8(f.SNAT),
-		}
-		if f.Kind == dataplane.ClusterIP {
-			value.Flags = frontendClusterIP
-		}
-		next.frontends[i] = entry{key, value}
+		key := toFrontendKey(f, port.ID.Protocol)
+		next.frontends[i] = entry{key, sockFrontend{Check: checkOf(key), Service: id, Pool: indexes[i].pool, Inside: indexes[i].inside}}
 	}
 	if old != nil && !old.damaged && samePools(&old.pools, &next.pools) {
 		affinity := next.master.AffinityS
@@ -109,7 +71,6 @@ func layOut(master *sockService, pools *[maxPools]*dataplane.Pool, first uint32)
 		if p == nil {
 			continue
 		}
-		master.IfEmpty[i] = toIfEmpty(p.IfEmpty)
 		if j := slices.IndexFunc(pools[:i], func(q *dataplane.Pool) bool { return q != nil && samePool(p, q) }); j >= 0 {
 			master.Pools[i] = master.Pools[j]
 			continue
@@ -118,44 +79,6 @@ func layOut(master *sockService, pools *[maxPools]*dataplane.Pool, first uint32)
 		first += uint32(len(p.Endpoints))
 	}
 	return first
-}
-
-// number is the number under which a frontend's source ranges stand: the one
-// that they had, or one that no frontend had before.
-func (r *record) number(old *record, key sockFrontendKey, sources []netip.Prefix) (uint32, error) {
-	if len(sources) == 0 {
-		return 0, nil
-	}
-	prefixes := make([]netip.Prefix, 0, len(sources))
-	for _, p := range sources {
-		if !p.IsValid() {
-			return 0, fmt.Errorf("source range %v is no prefix", p)
-		}
-		prefixes = append(prefixes, p.Masked())
-	}
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	prefixes = slices.Compact(prefixes)
-	for _, s := range r.sources {
-		if slices.Equal(s.prefixes, prefixes) {
-			return s.number, nil
-		}
-	}
-	number := uint32(0)
-	if e := old.find(key); e != nil && e.value.Sources != 0 && slices.Equal(old.sourcesOf(e.value.Sources), prefixes) {
-		number = e.value.Sources
-	} else {
-		for _, s := range r.sources {
-			number = max(number, s.number)
-		}
-		if old != nil {
-			for _, s := range old.sources {
-				number = max(number, s.number)
-			}
-		}
-		number++
-	}
-	r.sources = append(r.sources, sourceSet{number, prefixes})
-	return number, nil
 }
 
 // indexPair is which pools a frontend uses.
@@ -201,7 +124,7 @@ func keepIndexes(old *record, port *dataplane.ServicePort, pools *[maxPools]*dat
 	indexes := make([]indexPair, len(port.Frontends))
 	var fresh []int
 	for i, f := range port.Frontends {
-		e := old.find(toFrontendKey(f.Addr, port.ID.Protocol))
+		e := old.find(toFrontendKey(f, port.ID.Protocol))
 		if e == nil {
 			fresh = append(fresh, i)
 			continue
@@ -246,9 +169,9 @@ func insideOf(f dataplane.Frontend) *dataplane.Pool {
 	return f.Pool
 }
 
-// samePool reports whether two pools send clients to the same places.
+// samePool reports whether two pools have the same endpoints.
 func samePool(a, b *dataplane.Pool) bool {
-	return a == b || a.IfEmpty == b.IfEmpty && slices.Equal(a.Endpoints, b.Endpoints)
+	return a == b || slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y dataplane.Endpoint) bool { return x.Addr == y.Addr })
 }
 
 func samePools(a, b *[maxPools]*dataplane.Pool) bool {

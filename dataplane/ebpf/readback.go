@@ -1,8 +1,6 @@
 package ebpf
 
 import (
-	"context"
-	"net/netip"
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -12,16 +10,18 @@ import (
 type held struct {
 	records map[uint32]*record // by id; those that no ServicePort has claimed yet
 	owner   map[sockFrontendKey]uint32
-	marks   map[sockAddr]struct{}
 	nextID  uint32
 
 	// What belongs to no Service's master entry:
 	strayedFrontends []sockFrontendKey
 	strayedSlots     []sockSlotKey
-	strayedSources   []sockSourceKey
 	// damagedSlots belong to damaged master entries, which may still use them.
 	damagedSlots []sockSlotKey
 }
+
+// firstID is the first id of a Service port: what an older schema noted of
+// sockets has ids of its own.
+const firstID = 2 << 28
 
 // slotEntry is an element of the slots map.
 type slotEntry struct {
@@ -30,8 +30,8 @@ type slotEntry struct {
 }
 
 // readBack reads all maps of Services.
-func (b *backend) readBack() (*held, error) {
-	h := &held{records: map[uint32]*record{}, owner: map[sockFrontendKey]uint32{}, marks: map[sockAddr]struct{}{}, nextID: 1}
+func (b *sockets) readBack() (*held, error) {
+	h := &held{records: map[uint32]*record{}, owner: map[sockFrontendKey]uint32{}, nextID: firstID}
 	err := dump(b.maps.services, func(id uint32, s sockService) {
 		damaged := s.Id != id
 		s.Id = id
@@ -54,15 +54,11 @@ func (b *backend) readBack() (*held, error) {
 	}
 	slices.SortFunc(slots, func(a, b slotEntry) int { return compareSlots(a.key, b.key) })
 	h.assignSlots(slots)
-	return h, h.readSources(b.maps)
+	return h, nil
 }
 
 func (h *held) readFrontends(maps *tables) error {
 	return dump(maps.frontends, func(k sockFrontendKey, v sockFrontend) {
-		if isMark(k) {
-			h.marks[k.Addr] = struct{}{}
-			return
-		}
 		r := h.records[v.Service]
 		if r == nil {
 			h.strayedFrontends = append(h.strayedFrontends, k)
@@ -119,7 +115,7 @@ func (r *record) fill(slots []slotEntry) []sockSlotKey {
 		if !used {
 			continue
 		}
-		pool := &dataplane.Pool{IfEmpty: fromIfEmpty(r.master.IfEmpty[i])}
+		pool := &dataplane.Pool{}
 		for n, s := range slots[p.First:end] {
 			if s.key.Slot != p.First+uint32(n) || s.value.Service != r.master.Id || s.value.Generation != r.master.Generation {
 				r.damaged = true
@@ -141,30 +137,12 @@ func (r *record) fill(slots []slotEntry) []sockSlotKey {
 	return strayed
 }
 
-func (h *held) readSources(maps *tables) error {
-	sets := map[[2]uint32][]netip.Prefix{}
-	err := dumpEach(maps.sources, func(k sockSourceKey, _ uint8) {
-		if h.records[k.Service] == nil || k.Bits < sourceBits {
-			h.strayedSources = append(h.strayedSources, k)
-			return
-		}
-		set := [2]uint32{k.Service, k.Sources}
-		sets[set] = append(sets[set], fromPrefix(k.Addr, k.Bits-sourceBits))
-	})
-	for set, prefixes := range sets {
-		slices.SortFunc(prefixes, netip.Prefix.Compare)
-		r := h.records[set[0]]
-		r.sources = append(r.sources, sourceSet{set[1], prefixes})
-	}
-	return err
-}
-
 // claim takes the record that a ServicePort had: the one that most of its
 // frontends point to.
 func (h *held) claim(port *dataplane.ServicePort) *record {
 	votes := map[uint32]int{}
 	for _, f := range port.Frontends {
-		if id, ok := h.owner[toFrontendKey(f.Addr, port.ID.Protocol)]; ok && h.records[id] != nil {
+		if id, ok := h.owner[toFrontendKey(f, port.ID.Protocol)]; ok && h.records[id] != nil {
 			votes[id]++
 		}
 	}
@@ -177,54 +155,4 @@ func (h *held) claim(port *dataplane.ServicePort) *record {
 	r := h.records[best]
 	delete(h.records, best)
 	return r
-}
-
-// Observe implements dataplane.Backend. Where it is known what the maps should
-// hold, every element is compared with that.
-func (b *backend) Observe(context.Context) (*dataplane.Observation, error) {
-	h, err := b.readBack()
-	if err != nil {
-		return nil, err
-	}
-	o := &dataplane.Observation{Other: problems(b.checkAttached())}
-	if b.records != nil {
-		drift, err := b.drift(h)
-		if err != nil {
-			return nil, err
-		}
-		o.Other, o.Whole = append(o.Other, drift...), true
-	}
-	for _, r := range h.records {
-		for _, e := range r.frontends {
-			o.Frontends = append(o.Frontends, dataplane.ObservedFrontend{
-				Protocol: dataplane.Protocol(e.key.Protocol),
-				Addr:     fromAddrPort(e.key.Addr, e.key.Port),
-				Pool:     r.observed(e.value.Pool),
-				Inside:   r.observed(e.value.Inside),
-			})
-		}
-	}
-	for _, k := range h.strayedFrontends { // the programs drop what comes here
-		nobody := dataplane.ObservedPool{IfEmpty: dataplane.Drop}
-		o.Frontends = append(o.Frontends, dataplane.ObservedFrontend{
-			Protocol: dataplane.Protocol(k.Protocol), Addr: fromAddrPort(k.Addr, k.Port), Pool: nobody, Inside: nobody,
-		})
-	}
-	o.Sort()
-	return o, nil
-}
-
-func (r *record) observed(index uint8) dataplane.ObservedPool {
-	if int(index) >= maxPools || r.pools[index] == nil {
-		return dataplane.ObservedPool{IfEmpty: dataplane.Drop}
-	}
-	p := r.pools[index]
-	if len(p.Endpoints) == 0 {
-		return dataplane.ObservedPool{IfEmpty: p.IfEmpty}
-	}
-	o := dataplane.ObservedPool{}
-	for _, e := range p.Endpoints {
-		o.Endpoints = append(o.Endpoints, e.Addr)
-	}
-	return o
 }

@@ -29,19 +29,27 @@ type sockAffinity struct {
 
 type sockAffinityKey struct {
 	_       structs.HostLayout
-	Client  sockAddr
+	Netns   uint64
 	Service uint32
+	Pad     uint32
+}
+
+type sockEndpointKey struct {
+	_        structs.HostLayout
+	Service  uint32
+	Addr     sockAddr
+	Port     uint16
+	Protocol uint8
+	Pad      uint8
 }
 
 type sockFrontend struct {
 	_       structs.HostLayout
 	Check   uint32
 	Service uint32
-	Sources uint32
 	Pool    uint8
 	Inside  uint8
-	Snat    uint8
-	Flags   uint8
+	Pad     uint16
 }
 
 type sockFrontendKey struct {
@@ -49,7 +57,7 @@ type sockFrontendKey struct {
 	Addr     sockAddr
 	Port     uint16
 	Protocol uint8
-	Pad      uint8
+	Kind     uint8
 }
 
 type sockPeer struct {
@@ -63,19 +71,12 @@ type sockPeer struct {
 	Pad          [7]uint8
 }
 
-type sockRangeKey struct {
-	_    structs.HostLayout
-	Bits uint32
-	Addr sockAddr
-}
-
 type sockService struct {
 	_          structs.HostLayout
 	Id         uint32
 	Generation uint32
 	AffinityS  uint32
 	Pad        uint32
-	IfEmpty    [8]uint8
 	Pools      [8]struct {
 		_     structs.HostLayout
 		First uint32
@@ -95,8 +96,7 @@ type sockSlot struct {
 	Generation uint32
 	Addr       sockAddr
 	Port       uint16
-	Flags      uint8
-	Pad        uint8
+	Pad        uint16
 }
 
 type sockSlotKey struct {
@@ -104,14 +104,6 @@ type sockSlotKey struct {
 	Service    uint32
 	Generation uint32
 	Slot       uint32
-}
-
-type sockSourceKey struct {
-	_       structs.HostLayout
-	Bits    uint32
-	Service uint32
-	Sources uint32
-	Addr    sockAddr
 }
 
 type sockUdpFlow struct {
@@ -131,23 +123,31 @@ type sockUdpFlowKey struct {
 	Pad    [3]uint16
 }
 
+type sockUdpSocket struct {
+	_     structs.HostLayout
+	Flags uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sockMapAffinity          = "affinity"
+	sockMapConnected         = "connected"
 	sockMapFrontends         = "frontends"
+	sockMapNamespaces        = "namespaces"
 	sockMapNodeAddresses     = "node_addresses"
 	sockMapPeers             = "peers"
-	sockMapPodRanges         = "pod_ranges"
-	sockMapServiceRanges     = "service_ranges"
 	sockMapServices          = "services"
 	sockMapSettings          = "settings"
 	sockMapSlots             = "slots"
-	sockMapSources           = "sources"
 	sockMapStats             = "stats"
+	sockMapStrangers         = "strangers"
 	sockMapUdpAnswers        = "udp_answers"
 	sockMapUdpFlows          = "udp_flows"
+	sockMapUdpSockets        = "udp_sockets"
+	sockProgSockBind4        = "sock_bind4"
+	sockProgSockBind6        = "sock_bind6"
 	sockProgSockConnect4     = "sock_connect4"
 	sockProgSockConnect6     = "sock_connect6"
 	sockProgSockGetpeername4 = "sock_getpeername4"
@@ -156,7 +156,6 @@ const (
 	sockProgSockRecvmsg6     = "sock_recvmsg6"
 	sockProgSockSendmsg4     = "sock_sendmsg4"
 	sockProgSockSendmsg6     = "sock_sendmsg6"
-	sockVarHaveSetRetval     = "have_set_retval"
 	sockVarHostNetnsCookie   = "host_netns_cookie"
 )
 
@@ -202,6 +201,8 @@ type sockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockProgramSpecs struct {
+	SockBind4        *ebpf.ProgramSpec `ebpf:"sock_bind4"`
+	SockBind6        *ebpf.ProgramSpec `ebpf:"sock_bind6"`
 	SockConnect4     *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockConnect6     *ebpf.ProgramSpec `ebpf:"sock_connect6"`
 	SockGetpeername4 *ebpf.ProgramSpec `ebpf:"sock_getpeername4"`
@@ -217,25 +218,25 @@ type sockProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
 	Affinity      *ebpf.MapSpec `ebpf:"affinity"`
+	Connected     *ebpf.MapSpec `ebpf:"connected"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	Namespaces    *ebpf.MapSpec `ebpf:"namespaces"`
 	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
-	PodRanges     *ebpf.MapSpec `ebpf:"pod_ranges"`
-	ServiceRanges *ebpf.MapSpec `ebpf:"service_ranges"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
-	Sources       *ebpf.MapSpec `ebpf:"sources"`
 	Stats         *ebpf.MapSpec `ebpf:"stats"`
+	Strangers     *ebpf.MapSpec `ebpf:"strangers"`
 	UdpAnswers    *ebpf.MapSpec `ebpf:"udp_answers"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpSockets    *ebpf.MapSpec `ebpf:"udp_sockets"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockVariableSpecs struct {
-	HaveSetRetval   *ebpf.VariableSpec `ebpf:"have_set_retval"`
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 }
 
@@ -260,35 +261,37 @@ func (o *sockObjects) Close() error {
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
 	Affinity      *ebpf.Map `ebpf:"affinity"`
+	Connected     *ebpf.Map `ebpf:"connected"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	Namespaces    *ebpf.Map `ebpf:"namespaces"`
 	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
 	Peers         *ebpf.Map `ebpf:"peers"`
-	PodRanges     *ebpf.Map `ebpf:"pod_ranges"`
-	ServiceRanges *ebpf.Map `ebpf:"service_ranges"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Slots         *ebpf.Map `ebpf:"slots"`
-	Sources       *ebpf.Map `ebpf:"sources"`
 	Stats         *ebpf.Map `ebpf:"stats"`
+	Strangers     *ebpf.Map `ebpf:"strangers"`
 	UdpAnswers    *ebpf.Map `ebpf:"udp_answers"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
+	UdpSockets    *ebpf.Map `ebpf:"udp_sockets"`
 }
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
 		m.Affinity,
+		m.Connected,
 		m.Frontends,
+		m.Namespaces,
 		m.NodeAddresses,
 		m.Peers,
-		m.PodRanges,
-		m.ServiceRanges,
 		m.Services,
 		m.Settings,
 		m.Slots,
-		m.Sources,
 		m.Stats,
+		m.Strangers,
 		m.UdpAnswers,
 		m.UdpFlows,
+		m.UdpSockets,
 	)
 }
 
@@ -296,7 +299,6 @@ func (m *sockMaps) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockVariables struct {
-	HaveSetRetval   *ebpf.Variable `ebpf:"have_set_retval"`
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
 }
 
@@ -304,6 +306,8 @@ type sockVariables struct {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockPrograms struct {
+	SockBind4        *ebpf.Program `ebpf:"sock_bind4"`
+	SockBind6        *ebpf.Program `ebpf:"sock_bind6"`
 	SockConnect4     *ebpf.Program `ebpf:"sock_connect4"`
 	SockConnect6     *ebpf.Program `ebpf:"sock_connect6"`
 	SockGetpeername4 *ebpf.Program `ebpf:"sock_getpeername4"`
@@ -316,6 +320,8 @@ type sockPrograms struct {
 
 func (p *sockPrograms) Close() error {
 	return _SockClose(
+		p.SockBind4,
+		p.SockBind6,
 		p.SockConnect4,
 		p.SockConnect6,
 		p.SockGetpeername4,

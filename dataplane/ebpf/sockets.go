@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -21,10 +22,7 @@ type lostEndpoint struct {
 
 // lostEndpoints are the endpoints whose connected sockets must learn that they
 // are gone, and those that are there again.
-func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndpoint, back []terminate.Endpoint) {
-	if b.ender == nil {
-		return nil, nil
-	}
+func (b *sockets) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndpoint, back []terminate.Endpoint) {
 	users := b.ender.users
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
 		users.change(old, -1)
@@ -41,6 +39,9 @@ func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 		if cur == nil {
 			continue
 		}
+		if cur == nil {
+			continue
+		}
 		for _, addr := range cur.Serving {
 			if !slices.Contains(old.Serving, addr) {
 				back = append(back, at(addr))
@@ -50,33 +51,20 @@ func (b *backend) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 	return lost, back
 }
 
-// goneFrom are the endpoints whose flows end. A UDP flow has no end that its
-// client would learn of, so it goes by who may keep flows (KUBE-PROXY §1.15). A
-// TCP connection ends by itself unless its pod is gone: to leave a Service, or
-// all of its EndpointSlices, is not that.
+// goneFrom are the endpoints whose TCP connections end. A connection ends by
+// itself unless its pod is gone: to leave a Service, or all of its
+// EndpointSlices, is not that.
 func goneFrom(old, cur *dataplane.ServicePort) []netip.AddrPort {
-	var had, has []netip.AddrPort
-	switch old.ID.Protocol {
-	case dataplane.UDP:
-		had = old.Serving
-		if cur != nil {
-			has = cur.Serving
-		}
-	case dataplane.TCP:
-		if cur != nil {
-			had, has = old.Ending, cur.Ending
-		}
+	if cur == nil || old.ID.Protocol != dataplane.TCP {
+		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(had), func(a netip.AddrPort) bool { return slices.Contains(has, a) })
+	return slices.DeleteFunc(slices.Clone(old.Ending), func(a netip.AddrPort) bool { return slices.Contains(cur.Ending, a) })
 }
 
 // endSockets ends the sockets of endpoints that were lost, but for those of
 // ServicePorts that were refused and so keep what they have, and for endpoints
 // that come back while they wait.
-func (b *backend) endSockets(prev, want *dataplane.Snapshot, lost []lostEndpoint, back []terminate.Endpoint, refused []dataplane.PortError) {
-	if b.ender == nil {
-		return
-	}
+func (b *sockets) endSockets(prev, want *dataplane.Snapshot, lost []lostEndpoint, back []terminate.Endpoint, refused []dataplane.PortError) {
 	for _, r := range refused { // it was counted as wanted
 		b.ender.users.change(want.Ports.Get(r.ID), -1)
 		if prev != nil {
@@ -104,11 +92,12 @@ const enderDelay = time.Second
 
 // ender ends sockets beside the Syncs, never in their way.
 type ender struct {
-	end  *terminate.Terminator
-	log  *slog.Logger
-	wake chan struct{}
-	stop chan struct{}
-	done sync.WaitGroup
+	end       *terminate.Terminator
+	connected *ebpf.Map // endpoints that sockets were connected to
+	log       *slog.Logger
+	wake      chan struct{}
+	stop      chan struct{}
+	done      sync.WaitGroup
 
 	// users tells which endpoints have other ServicePorts, where the kernel cannot
 	// tell the sockets of one from those of another; nil: it can.
@@ -174,12 +163,12 @@ func (u *users) without(gone []terminate.Endpoint) []terminate.Endpoint {
 	return slices.DeleteFunc(gone, func(e terminate.Endpoint) bool { return u.count[peer{e.Protocol, e.Addr}] > 0 })
 }
 
-func startEnder(peers *ebpf.Map, cgroup string, log *slog.Logger) (*ender, error) {
+func startEnder(peers, connected *ebpf.Map, cgroup string, log *slog.Logger) (*ender, error) {
 	end, err := terminate.Open(peers, cgroup, log)
 	if err != nil {
 		return nil, err
 	}
-	e := &ender{end: end, log: log, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	e := &ender{end: end, connected: connected, log: log, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 	if !end.KnowsServices() {
 		e.users = &users{}
 	}
@@ -220,8 +209,7 @@ func (e *ender) run() {
 		gone := e.gone
 		e.gone = nil
 		e.mu.Unlock()
-		gone = e.users.without(gone)
-		n, err := e.end.Terminate(gone)
+		n, err := e.terminate(gone)
 		if err != nil {
 			e.log.Warn("ending sockets of endpoints that are gone; some clients may go on sending to them", "endpoints", len(gone), "error", err)
 		}
@@ -229,6 +217,31 @@ func (e *ender) run() {
 			e.log.Debug("ended sockets of endpoints that are gone", "endpoints", len(gone), "sockets", n)
 		}
 	}
+}
+
+// terminate ends the sockets of endpoints that are gone, and gives their number.
+// To look for them costs a walk over all TCP sockets for each network namespace,
+// so endpoints that no socket was connected to are left out.
+func (e *ender) terminate(gone []terminate.Endpoint) (int, error) {
+	gone = e.users.without(gone)
+	keys := make([]sockEndpointKey, 0, len(gone))
+	met := gone[:0]
+	for _, g := range gone {
+		key := sockEndpointKey{Service: g.Service, Addr: toAddr(g.Addr.Addr()), Port: toPort(g.Addr.Port()), Protocol: uint8(g.Protocol)}
+		var once uint32
+		if err := e.connected.Lookup(key, &once); errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		met, keys = append(met, g), append(keys, key)
+	}
+	if len(met) == 0 {
+		return 0, nil
+	}
+	n, err := e.end.Terminate(met)
+	if err != nil {
+		return n, err
+	}
+	return n, removeEach(e.connected, keys)
 }
 
 // close ends the goroutine; what waits is left.

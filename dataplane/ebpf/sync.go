@@ -2,128 +2,141 @@ package ebpf
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
 )
 
-// session is one Sync.
+// session is one Sync of the socket maps. Its two halves are before and after
+// the packet backend's Sync.
 type session struct {
-	*backend
-	batch   batch
-	claimed map[sockFrontendKey]struct{} // frontends that a ServicePort of want has
-	gone    []sockFrontendKey            // frontends that one of prev had
-	removed []*record
-	failed  []dataplane.PortError
+	*sockets
+	prev, want *dataplane.Snapshot
+	unknown    bool // the maps were read back
+	batch      batch
+	claimed    map[sockFrontendKey]struct{} // frontends that a ServicePort of want has
+	gone       []sockFrontendKey            // frontends that one of prev had
+	removed    []*record
+	lost       []lostEndpoint
+	back       []terminate.Endpoint
 }
 
-// Sync implements dataplane.Backend.
-func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// begin stops translating to frontends that want does not have, or that sockets
+// cannot serve any more. The packet backend still serves them.
+func (b *sockets) begin(prev, want *dataplane.Snapshot) (*session, error) {
+	s := &session{sockets: b, prev: prev, want: want, batch: batch{maps: b.maps}, claimed: map[sockFrontendKey]struct{}{}}
+	s.unknown = prev == nil || b.records == nil
+	if s.unknown || !slices.Equal(prev.Node.Bound, want.Node.Bound) {
+		b.bound = makeBound(want.Node.Bound)
 	}
-	err := b.sync(ctx, prev, want)
-	var partial *dataplane.PartialError
-	if err != nil && !errors.As(err, &partial) {
-		b.records = nil // unknown
-		return err
+	if s.unknown {
+		return s, s.readHeld()
 	}
-	return err
-}
-
-func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
-	s := &session{backend: b, batch: batch{maps: b.maps}, claimed: map[sockFrontendKey]struct{}{}}
-	unknown := prev == nil || b.records == nil
-	b.retired.Store(want.Ports.Len() == 0)
-	if err := b.syncNode(want, unknown); err != nil {
-		return err
+	s.lost, s.back = b.lostEndpoints(prev, want)
+	wanted := map[sockFrontendKey]struct{}{}
+	for _, cur := range b.changes(prev, want) {
+		s.addKeys(wanted, cur)
 	}
-	var err error
-	var lost []lostEndpoint
-	var back []terminate.Endpoint
-	if unknown {
-		if b.ender != nil {
-			b.ender.users.start(want.Ports)
-		}
-		err = s.repair(want)
-	} else {
-		lost, back = b.lostEndpoints(prev, want)
-		err = s.update(prev, want)
-	}
-	if err != nil {
-		return err
-	}
-	if err := s.finish(want); err != nil {
-		return err
-	}
-	if err := b.attach(ctx, want.Node, unknown); err != nil {
-		return err
-	}
-	b.endSockets(prev, want, lost, back, s.failed)
-	used := b.used
-	b.told.Store(&used)
-	if len(s.failed) > 0 {
-		slices.SortFunc(s.failed, func(a, b dataplane.PortError) int { return a.ID.Compare(b.ID) })
-		return &dataplane.PartialError{Failed: s.failed}
-	}
-	return nil
-}
-
-// update does what differs between two Snapshots. What goes makes room first,
-// though it is deleted last.
-func (s *session) update(prev, want *dataplane.Snapshot) error {
-	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
+	var gone []sockFrontendKey
+	for old, cur := range b.changes(prev, want) {
+		id := idOf(old, cur)
 		if cur == nil {
-			s.remove(old.ID)
+			delete(b.aside, id)
 		}
-	}
-	for _, cur := range dataplane.Diff(prev.Ports, want.Ports) {
-		if cur != nil {
-			if err := s.put(cur); err != nil {
-				return err
+		r := b.records[id]
+		if r == nil {
+			continue
+		}
+		less := r.only(wanted)
+		for _, e := range r.frontends {
+			if less.find(e.key) == nil {
+				gone = append(gone, e.key)
 			}
 		}
+		if b.account(r, -1); cur == nil {
+			delete(b.records, id)
+			s.removed, s.gone = append(s.removed, less), append(s.gone, keysOf(less)...)
+			continue
+		}
+		b.records[id] = less
+		b.account(less, 1)
 	}
-	return nil
+	return s, remove(b.maps.frontends, gone)
 }
 
-// repair reads the kernel back, makes it as wanted and prunes the rest.
-func (s *session) repair(want *dataplane.Snapshot) error {
-	held, err := s.readBack()
+func idOf(old, cur *dataplane.ServicePort) dataplane.PortID {
+	if cur != nil {
+		return cur.ID
+	}
+	return old.ID
+}
+
+// addKeys adds the frontends of a ServicePort that sockets serve.
+func (b *sockets) addKeys(to map[sockFrontendKey]struct{}, port *dataplane.ServicePort) {
+	if port == nil {
+		return
+	}
+	served, _ := b.served(port)
+	for _, f := range served.Frontends {
+		to[toFrontendKey(f, port.ID.Protocol)] = struct{}{}
+	}
+}
+
+// only is the record without the frontends that are not wanted.
+func (r *record) only(wanted map[sockFrontendKey]struct{}) *record {
+	less := *r
+	less.frontends = slices.DeleteFunc(slices.Clone(r.frontends), func(e entry) bool {
+		_, ok := wanted[e.key]
+		return !ok
+	})
+	return &less
+}
+
+// readHeld reads the kernel back, finds the record of each ServicePort and
+// removes the frontends that nobody wants.
+func (s *session) readHeld() error {
+	b, want := s.sockets, s.want
+	held, err := b.readBack()
 	if err != nil {
 		return err
 	}
 	if err := remove(s.maps.slots, held.strayedSlots); err != nil {
 		return err
 	}
-	s.records, s.used, s.nextID = make(map[dataplane.PortID]*record, want.Ports.Len()), usage{}, held.nextID
-	s.marks, s.marked, s.touched = map[sockAddr]int{}, held.marks, map[sockAddr]struct{}{}
-	for a := range held.marks {
-		s.touched[a] = struct{}{}
-	}
+	b.records, b.used, b.nextID = make(map[dataplane.PortID]*record, want.Ports.Len()), usage{}, held.nextID
+	b.aside = map[dataplane.PortID]string{}
+	wanted := map[sockFrontendKey]struct{}{}
 	for port := range want.Ports.All() {
+		s.addKeys(wanted, port)
 		if r := held.claim(port); r != nil {
-			s.records[port.ID] = r
-			s.account(r, 1)
+			b.records[port.ID] = r
 		}
+	}
+	gone := held.strayedFrontends
+	for id, r := range b.records {
+		less := r.only(wanted)
+		for _, e := range r.frontends {
+			if less.find(e.key) == nil {
+				gone = append(gone, e.key)
+			}
+		}
+		b.records[id] = less
+		b.account(less, 1)
 	}
 	for _, r := range held.records { // those that nobody claimed
-		s.removed = append(s.removed, r)
-		s.gone = append(s.gone, keysOf(r)...)
-	}
-	s.gone = append(s.gone, held.strayedFrontends...)
-	s.batch.goneSources = append(s.batch.goneSources, held.strayedSources...)
-	s.batch.settledSlots = append(s.batch.settledSlots, held.damagedSlots...)
-	for port := range want.Ports.All() {
-		if err := s.put(port); err != nil {
-			return err
+		less := r.only(wanted)
+		s.removed, s.gone = append(s.removed, less), append(s.gone, keysOf(less)...)
+		for _, e := range r.frontends {
+			if less.find(e.key) == nil {
+				gone = append(gone, e.key)
+			}
 		}
 	}
-	return nil
+	s.batch.settledSlots = append(s.batch.settledSlots, held.damagedSlots...)
+	return remove(s.maps.frontends, gone)
 }
 
 func keysOf(r *record) []sockFrontendKey {
@@ -134,39 +147,98 @@ func keysOf(r *record) []sockFrontendKey {
 	return keys
 }
 
-// remove takes a ServicePort out.
-func (s *session) remove(id dataplane.PortID) {
-	r := s.records[id]
-	if r == nil { // refused before
-		return
+// finish makes the maps hold what is wanted, less the ServicePorts that the
+// packet backend refused: those stay as they were. It comes after that
+// backend's Sync, which serves all that sockets do not.
+func (s *session) finish(refused []dataplane.PortError) error {
+	b := s.sockets
+	if err := b.syncNode(s.want, s.unknown); err != nil {
+		return err
 	}
-	delete(s.records, id)
-	s.account(r, -1)
-	s.removed = append(s.removed, r)
-	s.gone = append(s.gone, keysOf(r)...)
+	stays := map[dataplane.PortID]bool{}
+	for _, e := range refused {
+		stays[e.ID] = true
+	}
+	if s.unknown {
+		b.ender.users.start(s.want.Ports)
+	}
+	for port := range s.changed() {
+		var err error
+		switch {
+		case !stays[port.ID]:
+			err = s.put(port)
+		case s.prev == nil:
+			s.keep(port.ID)
+		case s.prev.Ports.Get(port.ID) != nil:
+			err = s.put(s.prev.Ports.Get(port.ID))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := b.attach(s.unknown); err != nil {
+		return err
+	}
+	b.endSockets(s.prev, s.want, s.lost, s.back, refused)
+	b.tell()
+	return nil
 }
 
-// put makes the kernel hold a ServicePort as it is wanted.
+// changed are the ServicePorts to write.
+func (s *session) changed() iter.Seq[*dataplane.ServicePort] {
+	if s.unknown {
+		return s.want.Ports.All()
+	}
+	return func(yield func(*dataplane.ServicePort) bool) {
+		for _, cur := range s.changes(s.prev, s.want) {
+			if cur != nil && !yield(cur) {
+				return
+			}
+		}
+	}
+}
+
+// keep leaves a ServicePort as the maps have it.
+func (s *session) keep(id dataplane.PortID) {
+	if r := s.records[id]; r != nil {
+		for _, e := range r.frontends {
+			s.claimed[e.key] = struct{}{}
+		}
+	}
+}
+
+// put makes the maps hold a ServicePort as it is wanted, or leaves it to the
+// packet backend.
 func (s *session) put(port *dataplane.ServicePort) error {
 	old := s.records[port.ID]
-	if !slices.Contains(s.cfg.Families, port.ID.Family) {
-		s.refuse(port, old, fmt.Errorf("this backend does not program %s", port.ID.Family))
+	served, why := s.served(port)
+	if len(served.Frontends) == 0 {
+		s.leave(port.ID, old, why)
 		return nil
 	}
 	id := s.nextID
 	if old != nil {
 		id = old.master.Id
 	}
-	next, err := makeRecord(old, port, id)
+	next, err := makeRecord(old, served, id)
 	if err == nil {
 		err = s.fits(old, next)
 	}
 	if err != nil {
-		s.refuse(port, old, err)
+		s.cfg.Log.Warn("sockets leave a Service port to packets", "port", port.ID, "backend", s.base, "reason", err)
+		s.leave(port.ID, old, leftNoRoom)
 		return nil
 	}
 	if old == nil {
 		s.nextID++
+	}
+	if why != "" {
+		s.aside[port.ID] = why
+	} else {
+		delete(s.aside, port.ID)
 	}
 	s.batch.change(old, next)
 	s.records[port.ID] = next
@@ -188,26 +260,23 @@ func (s *session) put(port *dataplane.ServicePort) error {
 	return nil
 }
 
-// refuse notes a ServicePort that stays as it was, and keeps what it has.
-func (s *session) refuse(port *dataplane.ServicePort, old *record, err error) {
-	s.failed = append(s.failed, dataplane.PortError{ID: port.ID, Err: err})
+// leave takes a ServicePort out of the maps: the packet backend serves it.
+func (s *session) leave(id dataplane.PortID, old *record, why string) {
+	if s.aside[id] = why; why == "" { // it has no frontend
+		delete(s.aside, id)
+	}
 	if old == nil {
 		return
 	}
-	for _, e := range old.frontends {
-		s.claimed[e.key] = struct{}{}
-	}
+	delete(s.records, id)
+	s.account(old, -1)
+	s.removed, s.gone = append(s.removed, old), append(s.gone, keysOf(old)...)
 }
 
-// finish writes the rest, then deletes what nobody uses: frontends first, so
-// that none ever stands without its Service. Another backend may serve what this
-// one does not yet or not any more. So what rejects or drops the rest, marks and
-// ranges of ClusterIPs, goes before the frontends and comes after them.
-func (s *session) finish(want *dataplane.Snapshot) error {
+// settle writes the rest, then deletes what nobody uses: frontends first, so
+// that each leads to a Service as long as it is there.
+func (s *session) settle() error {
 	if err := s.batch.flush(); err != nil {
-		return err
-	}
-	if err := s.unmark(); err != nil {
 		return err
 	}
 	gone := slices.DeleteFunc(s.gone, func(k sockFrontendKey) bool {
@@ -222,7 +291,6 @@ func (s *session) finish(want *dataplane.Snapshot) error {
 	for _, r := range s.removed {
 		masters = append(masters, r.master.Id)
 		slots = appendSlotKeys(slots, r.master.Id, r.master.Generation, 0, r.slots)
-		s.batch.goneSources = append(s.batch.goneSources, sourceKeys(r.master.Id, r.sources)...)
 	}
 	if err := remove(s.maps.services, masters); err != nil {
 		return err
@@ -230,39 +298,25 @@ func (s *session) finish(want *dataplane.Snapshot) error {
 	if err := remove(s.maps.slots, slots); err != nil {
 		return err
 	}
-	if err := s.batch.settle(); err != nil {
-		return err
-	}
-	if err := s.mark(); err != nil {
-		return err
-	}
-	return s.node.serviceRanges.add(toRanges(want.ServiceCIDRs))
+	return s.batch.settle()
 }
 
 // usage is how full the maps are, as the flags count it.
 type usage struct {
-	frontends, services, slots, sources int
+	frontends, services, slots int
 }
 
-// account adds a record to the usage and its ClusterIPs to the marks (n 1), or
-// takes them off (n -1).
-func (b *backend) account(r *record, n int) {
+// account adds a record to the usage (n 1), or takes it off (n -1).
+func (b *sockets) account(r *record, n int) {
 	b.used.frontends += n * len(r.frontends)
 	b.used.services += n
 	b.used.slots += n * int(r.slots)
-	b.used.sources += n * r.ranges()
-	for _, e := range r.frontends {
-		if e.value.Flags&frontendClusterIP != 0 {
-			b.marks[e.key.Addr] += n
-			b.touched[e.key.Addr] = struct{}{}
-		}
-	}
 }
 
 // fits reports whether there is room for next in place of old. The kernel's
-// maps are larger than what is counted here (see sizes), so that old and new
+// maps are larger than what is counted here (see setSizes), so that old and new
 // can stand side by side for a moment.
-func (b *backend) fits(old, next *record) error {
+func (b *sockets) fits(old, next *record) error {
 	var have record
 	n := 1
 	if old != nil {
@@ -275,45 +329,12 @@ func (b *backend) fits(old, next *record) error {
 		{"frontends", "--ebpf-max-frontends", b.used.frontends, len(next.frontends) - len(have.frontends), b.opts.MaxFrontends},
 		{"services", "--ebpf-max-frontends", b.used.services, n, b.opts.MaxFrontends},
 		{"slots", "--ebpf-max-endpoints", b.used.slots, int(next.slots) - int(have.slots), b.opts.MaxEndpoints},
-		{"sources", "--ebpf-max-source-ranges", b.used.sources, next.ranges() - have.ranges(), b.opts.MaxSourceRanges},
 	} {
 		if m.grow > 0 && m.used+m.grow > m.max {
 			return fmt.Errorf("the %s map is full: it holds %d of %d and %d more are wanted; raise %s", m.name, m.used, m.max, m.grow, m.flag)
 		}
 	}
 	return nil
-}
-
-// unmark takes the mark from the addresses that are no ClusterIPs any more.
-func (b *backend) unmark() error {
-	var gone []sockFrontendKey
-	for a := range b.touched {
-		if b.marks[a] > 0 {
-			continue
-		}
-		delete(b.marks, a)
-		if _, have := b.marked[a]; have {
-			gone = append(gone, markKey(a))
-			delete(b.marked, a)
-		}
-	}
-	return remove(b.maps.frontends, gone)
-}
-
-// mark marks the addresses that became ClusterIPs.
-func (b *backend) mark() error {
-	var keys []sockFrontendKey
-	var values []sockFrontend
-	for a := range b.touched {
-		if _, have := b.marked[a]; !have && b.marks[a] > 0 {
-			key := markKey(a)
-			keys = append(keys, key)
-			values = append(values, sockFrontend{Check: checkOf(key), Flags: frontendMark})
-			b.marked[a] = struct{}{}
-		}
-	}
-	b.touched = map[sockAddr]struct{}{} // to clear it would keep the size that the first Sync gave it
-	return put(b.maps.frontends, keys, values)
 }
 
 // compareSlots orders slots by service, generation, slot.

@@ -16,38 +16,33 @@ import (
 // byNetlink ends sockets by SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY). It knows a
 // socket's peer, not the Service that it asked for.
 type byNetlink struct {
-	gone map[remote]struct{}
+	gone map[netip.AddrPort]struct{}
 	n    int
 }
 
-type remote struct {
-	protocol dataplane.Protocol
-	addr     netip.AddrPort
-}
-
 func (b *byNetlink) begin(gone []Endpoint) error {
-	b.gone, b.n = map[remote]struct{}{}, 0
+	b.gone, b.n = map[netip.AddrPort]struct{}{}, 0
 	for _, e := range gone {
-		b.gone[remote{e.Protocol, e.Addr}] = struct{}{}
+		if e.Protocol == dataplane.TCP {
+			b.gone[e.Addr] = struct{}{}
+		}
 	}
 	return nil
 }
 
-func (b *byNetlink) sockets(protocol dataplane.Protocol) error {
-	list := netlink.SocketDiagUDP
-	if protocol == dataplane.TCP {
-		list = netlink.SocketDiagTCP
-	}
+func (b *byNetlink) sockets() error {
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} { // IPv6 lists IPv4-mapped sockets too
-		sockets, err := list(family)
-		errs = append(errs, wrap(protocol, err))
+		sockets, err := netlink.SocketDiagTCP(family)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listing TCP sockets: %w", err))
+		}
 		for _, s := range sockets {
 			to, ok := netip.AddrFromSlice(s.ID.Destination)
-			if _, gone := b.gone[remote{protocol, netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort)}]; !ok || !gone || !waits(protocol, s) {
+			if _, gone := b.gone[netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort)]; !ok || !gone || !waits(s) {
 				continue
 			}
-			if err := destroy(protocol, s); err != nil {
+			if err := destroy(s); err != nil {
 				errs = append(errs, err)
 				continue
 			}
@@ -59,8 +54,8 @@ func (b *byNetlink) sockets(protocol dataplane.Protocol) error {
 
 // waits tells a socket that waits for its peer. Where the peer said the end
 // itself, the client may have yet to read it.
-func waits(protocol dataplane.Protocol, s *netlink.Socket) bool {
-	return protocol != dataplane.TCP || s.State == netlink.TCP_ESTABLISHED || s.State == netlink.TCP_SYN_SENT
+func waits(s *netlink.Socket) bool {
+	return s.State == netlink.TCP_ESTABLISHED || s.State == netlink.TCP_SYN_SENT
 }
 
 func (b *byNetlink) ended() (int, error) { return b.n, nil }
@@ -76,9 +71,9 @@ func (r request) Len() int { return len(r) }
 // Serialize implements nl.NetlinkRequestData.
 func (r request) Serialize() []byte { return r }
 
-func destroy(protocol dataplane.Protocol, s *netlink.Socket) error {
+func destroy(s *netlink.Socket) error {
 	r := make(request, 56)
-	r[0], r[1] = s.Family, uint8(protocol)
+	r[0], r[1] = s.Family, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(r[4:], 0xffffffff) // whatever its state
 	binary.BigEndian.PutUint16(r[8:], s.ID.SourcePort)
 	binary.BigEndian.PutUint16(r[10:], s.ID.DestinationPort)
@@ -90,7 +85,7 @@ func destroy(protocol dataplane.Protocol, s *netlink.Socket) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
 	req.AddData(r)
 	if _, err := req.Execute(unix.NETLINK_INET_DIAG, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("ending the %s socket to %s: %w", protocol, s.ID.Destination, err)
+		return fmt.Errorf("ending the TCP socket to %s: %w", s.ID.Destination, err)
 	}
 	return nil
 }

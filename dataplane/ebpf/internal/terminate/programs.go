@@ -7,14 +7,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-
-	"github.com/switchyard-io/switchyard/dataplane"
 )
 
 // byPrograms ends sockets in iterators (kernel 6.5).
 type byPrograms struct {
 	objects terminateObjects
-	udp     *link.Iter
 	tcp     *link.Iter
 }
 
@@ -33,9 +30,6 @@ func openPrograms(peers *ebpf.Map) (_ *byPrograms, err error) {
 			err = errors.Join(err, b.close())
 		}
 	}()
-	if b.udp, err = link.AttachIter(link.IterOptions{Program: b.objects.EndUdp}); err != nil {
-		return nil, fmt.Errorf("making the iterator over UDP sockets: %w", err)
-	}
 	if b.tcp, err = link.AttachIter(link.IterOptions{Program: b.objects.EndTcp}); err != nil {
 		return nil, fmt.Errorf("making the iterator over TCP sockets: %w", err)
 	}
@@ -56,8 +50,8 @@ func (b *byPrograms) begin(gone []Endpoint) error {
 
 // empty forgets the endpoints of before.
 func (b *byPrograms) empty() error {
-	var keys []terminateGoneKey
-	var key terminateGoneKey
+	var keys []terminateEndpointKey
+	var key terminateEndpointKey
 	var n uint32
 	all := b.objects.Gone.Iterate()
 	for all.Next(&key, &n) {
@@ -74,24 +68,23 @@ func (b *byPrograms) empty() error {
 	return nil
 }
 
-// sockets reads an iterator to its end; it covers the network namespace in
+// sockets reads the iterator to its end; it covers the network namespace in
 // which it was opened.
-func (b *byPrograms) sockets(protocol dataplane.Protocol) error {
-	it := b.udp
-	if protocol == dataplane.TCP {
-		it = b.tcp
+func (b *byPrograms) sockets() error {
+	r, err := b.tcp.Open()
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+		err = errors.Join(err, r.Close())
 	}
-	r, err := it.Open()
 	if err != nil {
-		return wrap(protocol, err)
+		return fmt.Errorf("ending TCP sockets: %w", err)
 	}
-	_, err = io.Copy(io.Discard, r)
-	return wrap(protocol, errors.Join(err, r.Close()))
+	return nil
 }
 
 func (b *byPrograms) ended() (int, error) {
 	total := 0
-	var key terminateGoneKey
+	var key terminateEndpointKey
 	var n uint32
 	all := b.objects.Gone.Iterate()
 	for all.Next(&key, &n) {
@@ -101,11 +94,8 @@ func (b *byPrograms) ended() (int, error) {
 }
 
 func (b *byPrograms) close() error {
-	var errs []error
-	for _, l := range []*link.Iter{b.udp, b.tcp} {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
+	if b.tcp == nil {
+		return b.objects.Close()
 	}
-	return errors.Join(append(errs, b.objects.Close())...)
+	return errors.Join(b.tcp.Close(), b.objects.Close())
 }

@@ -3,7 +3,6 @@ package terminate
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -30,8 +29,8 @@ type Terminator struct {
 type ender interface {
 	// begin says which endpoints are gone.
 	begin([]Endpoint) error
-	// sockets ends the sockets of one protocol.
-	sockets(dataplane.Protocol) error
+	// sockets ends the TCP sockets.
+	sockets() error
 	// ended is how many sockets were ended since begin.
 	ended() (int, error)
 	close() error
@@ -64,7 +63,7 @@ func (t *Terminator) KnowsServices() bool {
 	return !netlink
 }
 
-// Terminate ends the TCP and UDP sockets that are connected to the endpoints
+// Terminate ends the TCP sockets that are connected to the endpoints
 // given, in every network namespace that a process below the cgroup is in, and
 // in this process's. It gives their number. What failed in one namespace does
 // not keep it from the others.
@@ -76,12 +75,7 @@ func (t *Terminator) Terminate(gone []Endpoint) (int, error) {
 		if err := t.end.begin(part); err != nil {
 			return total, errors.Join(append(errs, err)...)
 		}
-		for _, protocol := range []dataplane.Protocol{dataplane.UDP, dataplane.TCP} {
-			if !slices.ContainsFunc(part, func(e Endpoint) bool { return e.Protocol == protocol }) {
-				continue
-			}
-			errs = append(errs, inEach(spaces, func() error { return t.end.sockets(protocol) }))
-		}
+		errs = append(errs, inEach(spaces, t.end.sockets))
 		n, err := t.end.ended()
 		total += n
 		errs = append(errs, err)
@@ -92,20 +86,12 @@ func (t *Terminator) Terminate(gone []Endpoint) (int, error) {
 // Close frees the programs.
 func (t *Terminator) Close() error { return t.end.close() }
 
-func toKey(e Endpoint) terminateGoneKey {
-	k := terminateGoneKey{Service: e.Service, Protocol: uint8(e.Protocol)}
+func toKey(e Endpoint) terminateEndpointKey {
+	k := terminateEndpointKey{Service: e.Service, Protocol: uint8(e.Protocol)}
 	a := e.Addr.Addr().As16()
 	for i := range k.Addr.W {
 		k.Addr.W[i] = binary.NativeEndian.Uint32(a[4*i:])
 	}
 	k.Port = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, e.Addr.Port()))
 	return k
-}
-
-// wrap says what was done where to which protocol.
-func wrap(protocol dataplane.Protocol, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("ending %s sockets: %w", protocol, err)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type terminateGoneKey struct {
+type terminateEndpointKey struct {
 	_       structs.HostLayout
 	Service uint32
 	Addr    struct {
@@ -49,7 +49,6 @@ const (
 	terminateMapGone    = "gone"
 	terminateMapPeers   = "peers"
 	terminateProgEndTcp = "end_tcp"
-	terminateProgEndUdp = "end_udp"
 )
 
 // loadTerminate returns the embedded CollectionSpec for terminate.
@@ -95,7 +94,6 @@ type terminateSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type terminateProgramSpecs struct {
 	EndTcp *ebpf.ProgramSpec `ebpf:"end_tcp"`
-	EndUdp *ebpf.ProgramSpec `ebpf:"end_udp"`
 }
 
 // terminateMapSpecs contains maps before they are loaded into the kernel.
@@ -154,13 +152,11 @@ type terminateVariables struct {
 // It can be passed to loadTerminateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type terminatePrograms struct {
 	EndTcp *ebpf.Program `ebpf:"end_tcp"`
-	EndUdp *ebpf.Program `ebpf:"end_udp"`
 }
 
 func (p *terminatePrograms) Close() error {
 	return _TerminateClose(
 		p.EndTcp,
-		p.EndUdp,
 	)
 }
 

@@ -1,0 +1,247 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// LayerName is the name of the sockets' layer of an accelerated backend.
+const LayerName = "sockets"
+
+// Layer is the sockets' layer by itself, to be cleaned up. It opens no Backend:
+// without a packet backend there is nothing to accelerate.
+func Layer(o Options) dataplane.Driver {
+	o = o.withDefaults()
+	return dataplane.Driver{
+		Name:    LayerName,
+		Cleanup: func(context.Context, dataplane.Config) error { return cleanup(o) },
+	}
+}
+
+// Accelerate is a Driver whose Backend is that of the first of bases which works
+// here, and that translates sockets on top of it. The base serves everything.
+// It programs the network namespace of this process and the sockets of a cgroup.
+func Accelerate(name string, o Options, bases ...dataplane.Driver) dataplane.Driver {
+	o = o.withDefaults()
+	a := accelerator{opts: o, bases: bases}
+	d := dataplane.Driver{Name: name, OpenProbes: true, Layers: []string{LayerName}, Probe: a.probe, Open: a.open, Cleanup: a.cleanup}
+	for _, base := range bases {
+		d.Layers = append(d.Layers, base.Name)
+		if base.Retire != nil {
+			d.Retire = a.retire
+		}
+	}
+	return d
+}
+
+// accelerator makes accelerated backends.
+type accelerator struct {
+	opts  Options
+	bases []dataplane.Driver
+}
+
+func (a accelerator) probe(ctx context.Context, cfg dataplane.Config) error {
+	if a.opts.SocketLB != Off {
+		if err := probe(a.opts, cfg); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for _, base := range a.bases {
+		err := base.Probe(ctx, cfg)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("backend %s: %w", base.Name, err))
+	}
+	return fmt.Errorf("no packet backend works here: %w", errors.Join(errs...))
+}
+
+func (a accelerator) open(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+	b := &accelerated{log: cfg.Log, opts: a.opts}
+	if a.opts.SocketLB != Off {
+		s, err := openSockets(a.opts, cfg)
+		if err != nil {
+			return nil, err
+		}
+		b.sockets = s
+	}
+	var errs []error
+	for _, base := range a.bases {
+		opened, err := openBase(ctx, base, cfg)
+		if err != nil {
+			cfg.Log.Info("packet backend passed over", "backend", base.Name, "reason", err)
+			errs = append(errs, fmt.Errorf("backend %s: %w", base.Name, err))
+			continue
+		}
+		b.Backend, b.name = opened, base.Name
+		if b.sockets != nil {
+			b.sockets.base = base.Name
+		}
+		cfg.Log.Info("sockets are translated on top of a packet backend", "socketLB", a.opts.SocketLB, "backend", base.Name)
+		return b, nil
+	}
+	err := fmt.Errorf("no packet backend works here: %w", errors.Join(errs...))
+	if b.sockets != nil {
+		err = errors.Join(err, b.sockets.close())
+	}
+	return nil, err
+}
+
+// openBase opens a packet backend that works here.
+func openBase(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) (dataplane.Backend, error) {
+	if !d.OpenProbes {
+		quiet := cfg
+		quiet.Log = slog.New(slog.DiscardHandler) // Open says it again
+		if err := d.Probe(ctx, quiet); err != nil {
+			return nil, err
+		}
+	}
+	return d.Open(ctx, cfg)
+}
+
+// cleanup removes the sockets' layer first: what it translated to is served by
+// the packet backend as long as that is there.
+func (a accelerator) cleanup(ctx context.Context, cfg dataplane.Config) error {
+	errs := []error{cleanup(a.opts)}
+	for _, base := range a.bases {
+		errs = append(errs, base.Cleanup(ctx, cfg))
+	}
+	return errors.Join(errs...)
+}
+
+func (a accelerator) retire(ctx context.Context, cfg dataplane.Config, node *dataplane.Node) error {
+	var errs []error
+	for _, base := range a.bases {
+		if base.Retire != nil {
+			errs = append(errs, base.Retire(ctx, cfg, node))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// accelerated is a packet backend with sockets on top.
+type accelerated struct {
+	dataplane.Backend // the packet backend
+	name              string
+	sockets           *sockets // nil: Off
+	opts              Options
+	log               *slog.Logger
+	removed           bool // the sockets' layer of an earlier agent, where ours is Off
+}
+
+// Layers implements dataplane.Layered.
+func (a *accelerated) Layers() []string { return []string{LayerName, a.name} }
+
+// Sync implements dataplane.Backend. The sockets stop translating to what goes,
+// then the packet backend serves what is wanted, then the sockets translate to
+// it. So sockets never translate to what the packet backend would not serve as
+// well, and may be left to it at any time.
+func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	if a.sockets == nil {
+		return a.syncWithout(ctx, prev, want)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	session, socketsErr := a.sockets.begin(prev, want)
+	if socketsErr != nil {
+		a.sockets.stepAside()
+	}
+	err := a.Backend.Sync(ctx, prev, want)
+	var partial *dataplane.PartialError
+	if err != nil && !errors.As(err, &partial) {
+		a.sockets.records = nil // they were changed half
+		return err
+	}
+	if socketsErr == nil {
+		var refused []dataplane.PortError
+		if partial != nil {
+			refused = partial.Failed
+		}
+		if socketsErr = session.finish(refused); socketsErr != nil {
+			a.sockets.stepAside()
+		}
+	}
+	if socketsErr != nil {
+		return fmt.Errorf("translating sockets; until that succeeds backend %s serves them: %w", a.name, socketsErr)
+	}
+	return err
+}
+
+// syncWithout is Sync where sockets are Off. What an earlier agent left of them
+// goes once the packet backend serves.
+func (a *accelerated) syncWithout(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	err := a.Backend.Sync(ctx, prev, want)
+	var partial *dataplane.PartialError
+	if a.removed || err != nil && !errors.As(err, &partial) {
+		return err
+	}
+	if cleanErr := cleanup(a.opts); cleanErr != nil {
+		return fmt.Errorf("removing the translation of sockets: %w", cleanErr)
+	}
+	a.removed = true
+	return err
+}
+
+// Observe implements dataplane.Backend: what the packet backend forwards, and
+// where the sockets' layer is not as it was left.
+func (a *accelerated) Observe(ctx context.Context) (*dataplane.Observation, error) {
+	o, err := a.Backend.Observe(ctx)
+	if err != nil || a.sockets == nil {
+		return o, err
+	}
+	differs, whole, err := a.sockets.observe()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range differs {
+		o.Other = append(o.Other, LayerName+": "+d)
+	}
+	o.Whole = o.Whole && whole
+	return o, nil
+}
+
+// observe lists where hooks and maps are not as they were left, and tells
+// whether that is known of all of them.
+func (b *sockets) observe() (differs []string, whole bool, err error) {
+	differs = problems(b.checkAttached())
+	if b.records == nil {
+		return differs, false, nil
+	}
+	held, err := b.readBack()
+	if err != nil {
+		return nil, false, err
+	}
+	drift, err := b.drift(held)
+	return append(differs, drift...), err == nil, err
+}
+
+// Close implements dataplane.Backend.
+func (a *accelerated) Close() error {
+	if a.sockets == nil {
+		return a.Backend.Close()
+	}
+	return errors.Join(a.sockets.close(), a.Backend.Close())
+}
+
+// Counts are those of the sockets' layer and of the packet backend.
+func (a *accelerated) Counts() ([]dataplane.Count, error) {
+	var out []dataplane.Count
+	var errs []error
+	if a.sockets != nil {
+		counts, err := a.sockets.counts()
+		out, errs = append(out, counts...), append(errs, err)
+	}
+	if b, ok := a.Backend.(interface {
+		Counts() ([]dataplane.Count, error)
+	}); ok {
+		counts, err := b.Counts()
+		out, errs = append(out, counts...), append(errs, err)
+	}
+	return out, errors.Join(errs...)
+}
