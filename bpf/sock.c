@@ -116,27 +116,28 @@ static __always_inline bool may_translate(__u64 cookie)
 	return false;
 }
 
-/* Who asks (enum client_kind) for an address of that family; negative: who is
- * left to packets, as a pod that means its own loopback. Global, so that the
- * verifier forgets which of them it is, and walks through what follows once, not
- * three times.
+/* In what socket_kind gives: new connections and flows are left to packets. */
+#define LEFT 8
+
+/* Who asks (enum client_kind) for an address of that family, and LEFT. Global, so
+ * that the verifier forgets which of them it is, and walks through what follows
+ * once, not three times.
  */
 __noinline int socket_kind(struct bpf_sock_addr *ctx, int v4, int loopback)
 {
 	__u64 host = host_netns_cookie, own = bpf_get_netns_cookie(ctx);
 	__u32 flags = settings_flags();
+	int left = flags & STAND_ASIDE ? LEFT : 0;
 
-	if (flags & STAND_ASIDE)
-		return -1;
 	if (!host)
 		host = bpf_get_netns_cookie(NULL);
 	if (own == host)
-		return CLIENT_NODE;
-	if (loopback || flags & (HOLD_PODS | NODE_ONLY))
-		return -1;
-	if (flags & ASK_NAMESPACES && !may_translate(own))
-		return -1;
-	return flags & (v4 ? DETECTS_PODS_V4 : DETECTS_PODS_V6) ? CLIENT_POD : CLIENT_OUTSIDE;
+		return CLIENT_NODE | left;
+	if (loopback || flags & (HOLD_PODS | NODE_ONLY)) /* a pod's loopback is its own */
+		left = LEFT;
+	else if (flags & ASK_NAMESPACES && !may_translate(own))
+		left = LEFT;
+	return (flags & (v4 ? DETECTS_PODS_V4 : DETECTS_PODS_V6) ? CLIENT_POD : CLIENT_OUTSIDE) | left;
 }
 
 /* Whether the program chose the socket's address. */
@@ -147,20 +148,18 @@ static __always_inline bool has_address(struct bpf_sock_addr *ctx)
 	return sk->src_ip4 | sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3];
 }
 
-/* Who asks for what. false: it is left to packets. */
+/* Who asks for what. false: new connections and flows are left to packets. */
 static __always_inline bool make_request(struct bpf_sock_addr *ctx, const struct place *to, struct request *r)
 {
 	int kind = socket_kind(ctx, addr_is_v4(&to->addr), addr_is_loopback(&to->addr));
 
-	if (kind < 0)
-		return false;
 	__builtin_memset(r, 0, sizeof(*r));
-	r->kind = kind;
+	r->kind = kind & (LEFT - 1);
 	r->to.addr = to->addr;
 	r->to.port = to->port;
 	r->to.protocol = ctx->protocol;
 	r->netns = bpf_get_netns_cookie(ctx);
-	return true;
+	return !(kind & LEFT);
 }
 
 static __always_inline void note_connected(const struct peer *peer)
@@ -316,8 +315,9 @@ static __noinline bool is_taken(__u64 cookie, const struct place *endpoint, cons
 	return answers->port != p->port || !addr_equal(&answers->addr, &p->addr);
 }
 
-/* Notes that a socket sent to somebody who is no Service. If that is an endpoint
- * which the socket was translated to, its answers are its own from now on. */
+/* Notes that what a socket sends goes out as it is. The kernel's NAT may have a
+ * flow of it from now on, so that no other one is started here. If it goes to an
+ * endpoint that the socket was translated to, answers are that one's own. */
 static __noinline void note_direct(struct udp_socket *u, __u64 cookie, const struct place *p)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = p->addr, .port = p->port};
@@ -354,7 +354,6 @@ static __always_inline bool start_flow(struct bpf_sock_addr *ctx, const struct r
 		count(STAT_LEFT_AMBIGUOUS);
 		return false;
 	}
-	u->flags |= UDP_TRANSLATED;
 	note_flow(&udp_answers, cookie, endpoint, p, 0);
 	note_flow(&udp_flows, cookie, p, endpoint, a.index);
 	return true;
@@ -363,31 +362,31 @@ static __always_inline bool start_flow(struct bpf_sock_addr *ctx, const struct r
 /* Translates the destination of one datagram of an unconnected socket, and tells
  * whether it did. A socket that is connected hears its peer alone.
  *
- * Each sender must be seen by the address that was asked. So a socket is
- * translated as long as it asks Services alone, and each endpoint for one of
- * them: where two flows would have one endpoint, the later is left to packets,
- * which can give it another port. */
+ * Each sender must be seen by the address that was asked. So flows of a socket
+ * are started as long as all that it sends is translated, and each has an
+ * endpoint of its own: others are left to packets, which can give them another
+ * port. */
 static __always_inline bool send_socket(struct bpf_sock_addr *ctx, struct place *p)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct place endpoint = {};
 	struct udp_socket *u;
-	struct frontend f;
 	struct request r;
+	bool starts;
 
-	if (ctx->sk->state == BPF_TCP_ESTABLISHED || !make_request(ctx, p, &r))
+	if (ctx->sk->state == BPF_TCP_ESTABLISHED)
 		return false;
+	starts = make_request(ctx, p, &r);
 	u = bpf_sk_storage_get(&udp_sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!u)
 		return false;
-	if (!find_frontend(&r.to, &f)) {
+	/* A flow that is under way goes on, as it does through the kernel's NAT. */
+	if (!flow_goes_on(&r, cookie, p, &endpoint) &&
+	    (!starts || settings_flags() & TCP_ONLY || !start_flow(ctx, &r, u, cookie, p, &endpoint))) {
 		note_direct(u, cookie, p);
 		return false;
 	}
-	if (settings_flags() & TCP_ONLY)
-		return false;
-	if (!flow_goes_on(&r, cookie, p, &endpoint) && !start_flow(ctx, &r, u, cookie, p, &endpoint))
-		return false;
+	u->flags |= UDP_TRANSLATED;
 	p->addr = endpoint.addr;
 	p->port = endpoint.port;
 	count(STAT_SEND);

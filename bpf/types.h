@@ -214,7 +214,7 @@ SAME_SIZE(struct peer, 48);
 
 /* flags of an unconnected UDP socket */
 #define UDP_BOUND 1      /* its program chose its port or address */
-#define UDP_DIRECT 2     /* it has sent to somebody who is no Service */
+#define UDP_DIRECT 2     /* it has sent what was not translated */
 #define UDP_TRANSLATED 4 /* it has sent to a Service and was translated */
 
 struct udp_socket {

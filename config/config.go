@@ -47,6 +47,9 @@ type Switchyard struct {
 	// Backend is the kernel mechanism; "": what the mode of the
 	// KubeProxyConfiguration says.
 	Backend string `json:"backend"`
+	// SocketLB is whose sockets are translated on top of the backend; "": as auto
+	// for backend ebpf, as off for the others.
+	SocketLB string `json:"socketLB"`
 	// MinSyncInterval is the least time between two Syncs of the kernel; 0: the
 	// minSyncPeriod of the KubeProxyConfiguration where that is not its default,
 	// else four times what the last Sync took, at most 20 ms.
@@ -72,16 +75,18 @@ type Switchyard struct {
 	IPVS     IPVS     `json:"ipvs"`
 }
 
-// EBPF is what only the ebpf backend is told, as ebpf.Options.
+// EBPF is what only the translation of sockets is told, as ebpf.Options.
 type EBPF struct {
-	SocketLB        *bool  `json:"socketLB"`
-	CgroupRoot      string `json:"cgroupRoot"`
-	PinDir          string `json:"pinDir"`
-	MaxFrontends    int    `json:"maxFrontends"`
-	MaxEndpoints    int    `json:"maxEndpoints"`
-	MaxSourceRanges int    `json:"maxSourceRanges"`
-	MaxAffinity     int    `json:"maxAffinity"`
-	MaxConnections  int    `json:"maxConnections"`
+	CgroupRoot   string `json:"cgroupRoot"`
+	PinDir       string `json:"pinDir"`
+	MaxFrontends int    `json:"maxFrontends"`
+	MaxEndpoints int    `json:"maxEndpoints"`
+	MaxAffinity  int    `json:"maxAffinity"`
+
+	// Of versions that translated packets by eBPF as well; see Deprecated.
+	SocketLB        *bool `json:"socketLB,omitempty"`
+	MaxSourceRanges int   `json:"maxSourceRanges,omitempty"`
+	MaxConnections  int   `json:"maxConnections,omitempty"`
 }
 
 // IPTables is what only the iptables backend is told.

@@ -30,13 +30,10 @@ func (c *Config) fillDefaults() {
 	fill(&s.Socket, inspect.DefaultSocket)
 	fill(&s.IPTables.Mode, "auto")
 	e := ebpf.DefaultOptions()
-	fillPointer(&s.EBPF.SocketLB, e.SocketLB)
 	fill(&s.EBPF.PinDir, e.PinDir)
 	fill(&s.EBPF.MaxFrontends, e.MaxFrontends)
 	fill(&s.EBPF.MaxEndpoints, e.MaxEndpoints)
-	fill(&s.EBPF.MaxSourceRanges, e.MaxSourceRanges)
 	fill(&s.EBPF.MaxAffinity, e.MaxAffinity)
-	fill(&s.EBPF.MaxConnections, e.MaxConnections)
 	fill(&s.IPVS.DrainTimeout.Duration, ipvs.DefaultDrainTimeout)
 }
 

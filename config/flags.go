@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -61,7 +62,7 @@ func (o *Options) AddBackendFlags(fs *pflag.FlagSet) {
 	o.AddFlags(all)
 	all.VisitAll(func(f *pflag.Flag) {
 		field := fieldOf(f.Name)
-		if f.Name == "config" || f.Name == "switchyard-config" || f.Name == "lock-dir" || field == ownKind+".backend" || field == "iptables.masqueradeBit" ||
+		if f.Name == "config" || f.Name == "switchyard-config" || f.Name == "lock-dir" || field == ownKind+".backend" || field == ownKind+".socketLB" || field == "iptables.masqueradeBit" ||
 			strings.HasPrefix(field, ownKind+".ebpf.") || strings.HasPrefix(field, ownKind+".iptables.") || strings.HasPrefix(field, ownKind+".ipvs.") {
 			fs.AddFlag(f)
 		}
@@ -73,6 +74,7 @@ func (o *Options) AddBackendFlags(fs *pflag.FlagSet) {
 func (c *Config) addFlags(fs *pflag.FlagSet, backends []string) {
 	k, s := &c.KubeProxy, &c.Switchyard
 	fs.StringVar(&s.Backend, "backend", s.Backend, "the kernel mechanism: "+strings.Join(backends, ", ")+"; default: what --proxy-mode says")
+	fs.StringVar(&s.SocketLB, "socket-lb", s.SocketLB, "whose sockets eBPF translates, on top of the backend: auto (the node's and its pods', but for pods that translate their own connections), all, tcp (theirs, TCP only), node (the node's own), off; default: auto for backend ebpf, off for the others")
 	fs.DurationVar(&s.MinSyncInterval.Duration, "min-sync-interval", s.MinSyncInterval.Duration, "least time between two Syncs of the kernel; what changes meanwhile is one Sync; 0: four times what the last one took, at most 20ms")
 	fs.DurationVar(&s.VerifyInterval.Duration, "verify-interval", s.VerifyInterval.Duration, "how often the kernel is compared with what is wanted, and repaired where it differs")
 	fs.StringSliceVar(&s.APIServers, "apiserver", s.APIServers, "address of an API server, HOST:PORT, to connect to in place of the kubeconfig's or the Service's; of several, with commas between, the next where one fails")
@@ -106,14 +108,40 @@ func (c *Config) addFlags(fs *pflag.FlagSet, backends []string) {
 }
 
 func addEBPFFlags(e *EBPF, fs *pflag.FlagSet) {
-	fs.BoolVar(e.SocketLB, "ebpf-socket-lb", *e.SocketLB, "translate sockets of this node and its pods as they connect; without it, every packet")
-	fs.StringVar(&e.CgroupRoot, "ebpf-cgroup-root", e.CgroupRoot, "cgroup v2 directory of this node's processes and pods; default: where cgroup v2 is mounted")
-	fs.StringVar(&e.PinDir, "ebpf-pin-dir", e.PinDir, "directory of this agent on a bpf file system")
-	fs.IntVar(&e.MaxFrontends, "ebpf-max-frontends", e.MaxFrontends, "most addresses and ports of Services")
-	fs.IntVar(&e.MaxEndpoints, "ebpf-max-endpoints", e.MaxEndpoints, "most endpoints of all Service ports together, once for each pool")
-	fs.IntVar(&e.MaxSourceRanges, "ebpf-max-source-ranges", e.MaxSourceRanges, "most source ranges of load balancers")
-	fs.IntVar(&e.MaxAffinity, "ebpf-max-affinity", e.MaxAffinity, "most clients with session affinity, and most UDP flows of unconnected sockets")
-	fs.IntVar(&e.MaxConnections, "ebpf-max-connections", e.MaxConnections, "most connections that are translated packet by packet")
+	const only = "for --socket-lb: "
+	fs.StringVar(&e.CgroupRoot, "ebpf-cgroup-root", e.CgroupRoot, only+"cgroup v2 directory of this node's processes and pods; default: where cgroup v2 is mounted")
+	fs.StringVar(&e.PinDir, "ebpf-pin-dir", e.PinDir, only+"directory of this agent on a bpf file system")
+	fs.IntVar(&e.MaxFrontends, "ebpf-max-frontends", e.MaxFrontends, only+"most addresses and ports of Services; more are left to packets")
+	fs.IntVar(&e.MaxEndpoints, "ebpf-max-endpoints", e.MaxEndpoints, only+"most endpoints of all Service ports together, once for each pool; more are left to packets")
+	fs.IntVar(&e.MaxAffinity, "ebpf-max-affinity", e.MaxAffinity, only+"most clients with session affinity, and most UDP flows of unconnected sockets")
+	fs.VarPF(optionalBool{&e.SocketLB}, "ebpf-socket-lb", "", "false: as --socket-lb=off").NoOptDefVal = "true"
+	fs.IntVar(&e.MaxSourceRanges, "ebpf-max-source-ranges", e.MaxSourceRanges, "of no meaning any more")
+	fs.IntVar(&e.MaxConnections, "ebpf-max-connections", e.MaxConnections, "of no meaning any more")
+	for _, name := range []string{"ebpf-socket-lb", "ebpf-max-source-ranges", "ebpf-max-connections"} {
+		_ = fs.MarkHidden(name) // Deprecated tells of them; this cannot fail: the flag is there
+	}
+}
+
+// optionalBool is a flag that may be unset.
+type optionalBool struct{ to **bool }
+
+// Set implements pflag.Value.
+func (o optionalBool) Set(s string) error {
+	b, err := strconv.ParseBool(s)
+	if err == nil {
+		*o.to = &b
+	}
+	return err
+}
+
+// Type implements pflag.Value.
+func (o optionalBool) Type() string { return "bool" }
+
+func (o optionalBool) String() string {
+	if o.to == nil || *o.to == nil {
+		return ""
+	}
+	return strconv.FormatBool(**o.to)
 }
 
 func addTrafficFlags(k *kubeproxy.KubeProxyConfiguration, fs *pflag.FlagSet) {
@@ -173,6 +201,7 @@ func fieldOf(flag string) string {
 func ownFieldOf(flag string) string {
 	return map[string]string{
 		"backend":            ownKind + ".backend",
+		"socket-lb":          ownKind + ".socketLB",
 		"min-sync-interval":  ownKind + ".minSyncInterval",
 		"verify-interval":    ownKind + ".verifyInterval",
 		"apiserver":          ownKind + ".apiServers",

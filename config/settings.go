@@ -75,18 +75,45 @@ func (c *Config) Backends() catalog.Options {
 	s := &c.Switchyard
 	return catalog.Options{
 		EBPF: ebpf.Options{
-			SocketLB:        *s.EBPF.SocketLB,
-			CgroupRoot:      s.EBPF.CgroupRoot,
-			PinDir:          s.EBPF.PinDir,
-			MaxFrontends:    s.EBPF.MaxFrontends,
-			MaxEndpoints:    s.EBPF.MaxEndpoints,
-			MaxSourceRanges: s.EBPF.MaxSourceRanges,
-			MaxAffinity:     s.EBPF.MaxAffinity,
-			MaxConnections:  s.EBPF.MaxConnections,
+			SocketLB:     c.socketLB(),
+			CgroupRoot:   s.EBPF.CgroupRoot,
+			PinDir:       s.EBPF.PinDir,
+			MaxFrontends: s.EBPF.MaxFrontends,
+			MaxEndpoints: s.EBPF.MaxEndpoints,
+			MaxAffinity:  s.EBPF.MaxAffinity,
 		},
 		IPTables: iptables.Options{Mode: s.IPTables.Mode, LockDir: c.LockDir},
 		IPVS:     c.ipvs(),
 	}
+}
+
+// socketLB is whose sockets are translated; "": what the backend has as its default.
+func (c *Config) socketLB() ebpf.SocketLB {
+	if c.Switchyard.SocketLB == "" && c.Switchyard.EBPF.SocketLB != nil && !*c.Switchyard.EBPF.SocketLB {
+		return ebpf.Off
+	}
+	return ebpf.SocketLB(c.Switchyard.SocketLB)
+}
+
+// Deprecated lists the settings of older versions that were given, and what
+// becomes of them.
+func (c *Config) Deprecated() []string {
+	e := &c.Switchyard.EBPF
+	var out []string
+	for _, d := range []struct {
+		given bool
+		field string
+		now   string
+	}{
+		{e.SocketLB != nil, "socketLB", "it is deprecated: --socket-lb=auto stands for true, --socket-lb=off for false"},
+		{e.MaxSourceRanges != 0, "maxSourceRanges", "it has no meaning any more: the packet backend serves Services with source ranges"},
+		{e.MaxConnections != 0, "maxConnections", "it has no meaning any more: the kernel's conntrack has the connections, and its own limit"},
+	} {
+		if d.given {
+			out = append(out, c.name(ownKind+".ebpf."+d.field)+": "+d.now)
+		}
+	}
+	return out
 }
 
 // ipvs is what the IPVS backend is told.

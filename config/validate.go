@@ -45,6 +45,9 @@ func (c *Config) Validate(backends []string) error {
 	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Switchyard.IPTables.Mode) {
 		errs = append(errs, c.wrong(ownKind+".iptables.mode", c.Switchyard.IPTables.Mode, "it can be auto, nft or legacy"))
 	}
+	if m := c.Switchyard.SocketLB; m != "" && !slices.Contains(ebpf.SocketLBs(), m) {
+		errs = append(errs, c.wrong(ownKind+".socketLB", m, "it can be "+strings.Join(ebpf.SocketLBs(), ", ")))
+	}
 	return errors.Join(errs...)
 }
 
@@ -99,8 +102,7 @@ func (c *Config) checkSizes() []error {
 		field string
 		n     int
 	}{
-		{"maxFrontends", e.MaxFrontends}, {"maxEndpoints", e.MaxEndpoints}, {"maxSourceRanges", e.MaxSourceRanges},
-		{"maxAffinity", e.MaxAffinity}, {"maxConnections", e.MaxConnections},
+		{"maxFrontends", e.MaxFrontends}, {"maxEndpoints", e.MaxEndpoints}, {"maxAffinity", e.MaxAffinity},
 	} {
 		if s.n < 1 || s.n > ebpf.MaxSize {
 			errs = append(errs, c.wrong(ownKind+".ebpf."+s.field, s.n, fmt.Sprintf("it can be 1 to %d", ebpf.MaxSize)))

@@ -12,6 +12,7 @@ type Status struct {
 	Started   time.Time `json:"started"`
 	Node      Node      `json:"node"`
 	Backend   Backend   `json:"backend"`
+	Sockets   *Sockets  `json:"sockets,omitempty"`
 	Health    Health    `json:"health"`
 	Sync      Sync      `json:"sync"`
 	Counts    Counts    `json:"counts"`

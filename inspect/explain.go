@@ -242,8 +242,12 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 		rule("sessionAffinity ClientIP: a client stays with its endpoint for %d s after its last new connection", int(svc.Affinity.Seconds()))
 	}
 	a.Masqueraded, a.MasqueradeRule = i.masquerade(q, c)
+	atSocket, way := i.way(q, c)
+	if way != "" {
+		rule("%s", way)
+	}
 	for _, e := range pool.Endpoints {
-		if e.Addr.Addr() == c.from && !i.atSocket(q, c) {
+		if e.Addr.Addr() == c.from && !atSocket {
 			a.Itself = e.Addr.String()
 		}
 	}
@@ -278,15 +282,10 @@ func setRules(all []policy.Judged, local bool) []string {
 	return rules
 }
 
-// atSocket tells a connection that is translated at the client's socket.
-func (i *Inspector) atSocket(q question, c client) bool {
-	return i.Sockets && (c.pod || c.node) && q.protocol != dataplane.SCTP && len(q.frontend.Sources) == 0
-}
-
 // masquerade tells whether the endpoint sees the node in place of the client,
 // and why.
 func (i *Inspector) masquerade(q question, c client) (bool, string) {
-	if i.atSocket(q, c) {
+	if at, _ := i.way(q, c); at {
 		return false, "its connection is translated at the socket, before there is a packet"
 	}
 	switch q.frontend.SNAT {

@@ -29,9 +29,9 @@ type Inspector struct {
 	// knows of, and Counted says which those are; nil: nobody counts them.
 	Flows   func(ctx context.Context, visit func(dataplane.Flow)) error
 	Counted string
-	// Sockets says that connections of this node's processes and pods are
-	// translated at their sockets, where nothing is masqueraded (docs/adr/0004).
-	Sockets bool
+	// Sockets translates connections of this node's processes and pods at their
+	// sockets, where nothing is masqueraded (docs/adr/0004); nil: nobody does.
+	Sockets dataplane.SocketTranslator
 	// Device names the network device through which an address is reached.
 	Device func(netip.Addr) (string, error)
 }
@@ -46,6 +46,7 @@ func (i *Inspector) Status() Status {
 		Started: i.Started,
 		Node:    Node{Name: i.NodeName, NodePorts: []string{}},
 		Backend: i.Backend,
+		Sockets: i.sockets(),
 		Health:  i.Health(),
 		Sync:    Sync{Wanted: sync.Wanted, InForce: sync.InForce, BehindSince: sync.Behind, LastSync: sync.LastSync},
 		Drift: Drift{

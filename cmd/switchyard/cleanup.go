@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,9 +35,9 @@ left that keeps cleanup from running. Without --backend, what any backend left i
 removed.
 
 Connections through Services end, but for those that another proxy on this node
-goes on with: kube-proxy does with what the kernel's NAT translates. With --drain
-eBPF and IPVS, which translate by themselves, serve nothing new at once, and are
-removed when their connections are over.
+goes on with: kube-proxy does with what the kernel's NAT translates, and sockets
+that were translated need nobody. With --drain IPVS, which translates by itself,
+serves nothing new at once, and is removed when its connections are over.
 
 With --kube-proxy, what a kube-proxy of any mode left is removed too. Stop it
 first, or it puts everything back.`,
@@ -44,7 +45,7 @@ first, or it puts everything back.`,
 	}
 	o.AddBackendFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
-	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only eBPF or IPVS can serve")
+	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only IPVS can serve")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if drain < 0 {
@@ -73,7 +74,7 @@ first, or it puts everything back.`,
 				return err
 			}
 		}
-		return cleanup(cmd.Context(), log, catalog.Drivers(c.Backends()), backend, kubeProxy)
+		return cleanup(cmd.Context(), log, c, backend, kubeProxy)
 	}
 	return cmd
 }
@@ -88,6 +89,21 @@ func lockForCleanup(ctx context.Context, c *config.Config) (*lock.Lock, error) {
 	return l, err
 }
 
+// layersOf are what a backend may put into the kernel, or all backends (auto).
+func layersOf(c *config.Config, backend string) []dataplane.Driver {
+	layers := catalog.Layers(c.Backends())
+	if backend == catalog.Auto {
+		return layers
+	}
+	names := []string{backend}
+	for _, d := range catalog.Drivers(c.Backends()) {
+		if d.Name == backend {
+			names = append(names, d.Layers...)
+		}
+	}
+	return slices.DeleteFunc(layers, func(d dataplane.Driver) bool { return !slices.Contains(names, d.Name) })
+}
+
 // drainConnections has backends that translate connections by themselves serve
 // nothing new, and waits until what they have is over.
 func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, backend string, most time.Duration) error {
@@ -96,11 +112,9 @@ func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, b
 	if err := takeover.Hold(cfg.Families); err != nil {
 		log.Warn("connections that IPVS translates may break, as the kernel's NAT cannot be kept", "error", err)
 	}
-	opts := c.Backends()
-	opts.EBPF.SocketLB = false // a socket is translated once, when it connects
-	for _, d := range catalog.Drivers(opts) {
+	for _, d := range layersOf(c, backend) {
 		drain := takeover.Retire(d, cfg, nobody, most)
-		if (backend != catalog.Auto && backend != d.Name) || drain == nil {
+		if drain == nil {
 			continue
 		}
 		err := drain(ctx)
@@ -116,13 +130,10 @@ func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, b
 
 // cleanup removes what one backend left, or all of them (auto), and if asked
 // what kube-proxy left.
-func cleanup(ctx context.Context, log *slog.Logger, drivers []dataplane.Driver, backend string, kubeProxy bool) error {
+func cleanup(ctx context.Context, log *slog.Logger, c *config.Config, backend string, kubeProxy bool) error {
 	cfg := dataplane.Config{Log: log, Families: dataplane.HostFamilies()}
 	var errs []error
-	for _, d := range drivers {
-		if backend != catalog.Auto && backend != d.Name {
-			continue
-		}
+	for _, d := range layersOf(c, backend) {
 		if err := d.Cleanup(ctx, cfg); err != nil {
 			errs = append(errs, fmt.Errorf("removing what backend %s left: %w", d.Name, err))
 		}

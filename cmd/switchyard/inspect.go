@@ -149,8 +149,7 @@ who uses it on this node, and the rule that keeps it from others: clients of the
 ClusterIP; and of NodePorts, load balancer and external addresses, clients from
 outside, and those inside (this node and its pods). CONNS and BYTES are those of
 connections through the Service that stand now, "-" where nothing counts them.
-Bytes need the sysctl net.netfilter.nf_conntrack_acct=1, and the eBPF backend
-counts none.`,
+Bytes need the sysctl net.netfilter.nf_conntrack_acct=1.`,
 		Example: `  switchyard get services
   switchyard get services -n shop
   switchyard get services shop/web
@@ -304,23 +303,14 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 		Inspector: inspect.Inspector{
 			Version: version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
 			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, VerifyInterval: a.config.Switchyard.VerifyInterval.Duration,
-			Flows: a.flows, Counted: a.counted(), Sockets: a.backend == "ebpf" && *a.config.Switchyard.EBPF.SocketLB, Device: deviceTo,
+			Flows: a.flows, Counted: a.counted(), Sockets: a.sockets(), Device: deviceTo,
 		},
 	}
 	g.Go(func() error { return s.Run(ctx) })
 }
 
-// flower is a backend with a connection table of its own.
-type flower interface {
-	Flows(visit func(dataplane.Flow)) error
-}
-
-// flows are the connections through Services: of the backend's own table, or of
-// conntrack's.
+// flows are the connections through Services that conntrack has.
 func (a *agent) flows(ctx context.Context, visit func(dataplane.Flow)) error {
-	if b, ok := a.opened.(flower); ok {
-		return b.Flows(visit)
-	}
 	for _, family := range a.families {
 		if err := conntrack.Flows(ctx, family, visit); err != nil {
 			return err
@@ -331,14 +321,19 @@ func (a *agent) flows(ctx context.Context, visit func(dataplane.Flow)) error {
 
 // counted says which connections those are.
 func (a *agent) counted() string {
-	_, own := a.opened.(flower)
-	switch {
-	case !own:
-		return "all"
-	case *a.config.Switchyard.EBPF.SocketLB:
-		return "those translated packet by packet, so not those of this node's processes and pods"
+	if a.sockets() != nil {
+		return "those translated packet by packet, so not those that were translated at their sockets"
 	}
 	return "all"
+}
+
+// sockets are those that the backend translates; nil: none.
+func (a *agent) sockets() dataplane.SocketTranslator {
+	s, ok := a.opened.(dataplane.SocketTranslator)
+	if !ok || s.Sockets() == nil {
+		return nil
+	}
+	return s
 }
 
 // healthNow is what the health paths say.

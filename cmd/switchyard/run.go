@@ -85,6 +85,9 @@ func run(ctx context.Context, o *config.Options) error {
 	for _, w := range c.Warnings {
 		a.log.Warn(w)
 	}
+	for _, d := range c.Deprecated() {
+		a.log.Warn("a setting of an older version", "setting", d)
+	}
 	for _, u := range c.Unheeded() {
 		a.log.Info("a setting has no meaning here", "setting", u)
 	}
@@ -94,7 +97,7 @@ func run(ctx context.Context, o *config.Options) error {
 			return err
 		}
 		defer held.Release()
-		return cleanup(ctx, a.log, catalog.Drivers(c.Backends()), catalog.Auto, true)
+		return cleanup(ctx, a.log, c, catalog.Auto, true)
 	}
 	return a.run(ctx)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -25,12 +26,13 @@ func (a *agent) takeOver(ctx context.Context) {
 	}
 }
 
-// predecessors are the other backends, and kube-proxy.
+// predecessors are what other backends leave in the kernel, less what the one
+// that runs uses, and kube-proxy.
 func (a *agent) predecessors() []takeover.Old {
 	cfg := a.config.Dataplane(a.log, a.families)
 	var all []takeover.Old
-	for _, d := range catalog.Drivers(a.config.Backends()) {
-		if d.Name == a.backend {
+	for _, d := range catalog.Layers(a.config.Backends()) {
+		if slices.Contains(a.choice.Layers, d.Name) {
 			continue
 		}
 		all = append(all, takeover.Old{
@@ -54,11 +56,11 @@ func (a *agent) predecessors() []takeover.Old {
 
 const driverIPVS = "ipvs"
 
-// holdPodSockets has eBPF leave the sockets of pods to its packet path while IPVS of
-// an earlier agent has connections: it takes what comes from an endpoint to a port
+// holdPodSockets leaves the sockets of pods to packets while IPVS of an earlier
+// agent has connections: it takes what comes from an endpoint to a port
 // that it served before for an answer of its own, and gives it the Service's
 // address. A socket that was translated as it connected does not know that. Those
-// of the node itself are not left: IPVS would refuse them before eBPF sees a packet.
+// of the node itself are not left: IPVS would refuse them.
 func (a *agent) holdPodSockets() *atomic.Bool {
 	if !a.config.Switchyard.TakeOver {
 		return nil

@@ -59,7 +59,7 @@ type site struct {
 	Cgroup string // of the node's processes and its pods'
 	// MaxEndpoints is the size of the maps of sockets; 0: the default.
 	MaxEndpoints int
-	// SocketLB is whose sockets are translated; "": the default.
+	// SocketLB is whose sockets are translated; "": all.
 	SocketLB string
 	// Excluded are addresses that the IPVS backend leaves to another program.
 	Excluded []netip.Prefix

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func ebpfColumn(base column) column {
 }
 
 func socketOptions(at site) ebpf.Options {
-	return ebpf.Options{SocketLB: ebpf.SocketLB(at.SocketLB), PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints}
+	return ebpf.Options{SocketLB: cmp.Or(ebpf.SocketLB(at.SocketLB), ebpf.All), PinDir: at.PinDir, CgroupRoot: at.Cgroup, MaxEndpoints: at.MaxEndpoints}
 }
 
 // openPinned opens a pinned map; nil: it is not there.

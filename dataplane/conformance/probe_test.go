@@ -303,8 +303,8 @@ func (r *run) judge(p probe, protocol dataplane.Protocol, family dataplane.Famil
 // own socket was translated there was no packet to masquerade (docs/adr/0004).
 func (r *run) seenAs(p probe, protocol dataplane.Protocol) string {
 	node := r.nodeOf(p.client)
-	if !r.col.sockets || node == nil || protocol == dataplane.SCTP || p.source != nil {
-		return p.as // a socket that was bound is left to the packet path
+	if !r.col.sockets || node == nil || protocol != dataplane.TCP || p.source != nil {
+		return p.as // a socket that is bound, or of connected UDP, is left to packets
 	}
 	if p.at == nil && p.kind == nodePort && p.node != node.Name {
 		return p.as // another node's address: packets arrive there

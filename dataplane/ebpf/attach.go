@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/pods"
 )
 
 // hook is a socket program and where it belongs.
@@ -172,6 +174,10 @@ func (b *sockets) attach(check bool) error {
 		return err
 	}
 	b.older.retire()
+	if b.modeFlags&askNamespaces != 0 {
+		b.pods = pods.Start(b.opts.CgroupRoot, b.all[sockMapNamespaces], b.all[sockMapStrangers], b.cfg.Log)
+		b.watching.Store(b.pods)
+	}
 	return nil
 }
 

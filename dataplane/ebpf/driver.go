@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/pods"
 )
 
 // SocketLB says whose sockets are translated.
@@ -99,10 +100,13 @@ type sockets struct {
 	ender    *ender
 	older    *older
 	cgroupID uint64
-	attached bool // by this process
+	pods     *pods.Watcher // nil: nobody's namespace is asked for
+	attached bool          // by this process
 	closed   bool
 
-	told atomic.Pointer[told] // after the last Sync
+	told     atomic.Pointer[told]         // after the last Sync
+	watching atomic.Pointer[pods.Watcher] // pods, for other goroutines
+	reason   string                       // why the mode means less than it says; "": it does not
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
@@ -215,7 +219,8 @@ func (b *sockets) setMode(cookies bool) {
 		b.modeFlags = askNamespaces
 		if !cookies {
 			b.modeFlags = nodeOnly
-			b.cfg.Log.Warn("sockets of pods are left to packets, as with --socket-lb=node", "reason", "the kernel is older than 5.14 and does not tell which network namespace a socket is in")
+			b.reason = "the kernel is older than 5.14 and does not tell which network namespace a socket is in: as mode node"
+			b.cfg.Log.Warn("sockets of pods are left to packets", "reason", b.reason)
 		}
 	}
 }
@@ -267,6 +272,9 @@ func (b *sockets) close() error {
 	}
 	b.closed = true
 	var errs []error
+	if b.pods != nil {
+		b.pods.Close()
+	}
 	if b.ender != nil {
 		errs = append(errs, b.ender.close())
 	}

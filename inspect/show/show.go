@@ -83,6 +83,11 @@ func (p *Printer) Status(s inspect.Status) error {
 	for _, o := range s.Backend.PassedOver {
 		rows = append(rows, [2]string{"", fmt.Sprintf("passed over %s: %s", o.Name, o.Reason)})
 	}
+	if s.Sockets != nil {
+		for i, line := range s.Sockets.Lines() {
+			rows = append(rows, [2]string{map[bool]string{true: "Sockets"}[i == 0], line})
+		}
+	}
 	rows = append(rows,
 		[2]string{"Health", p.health(s.Health)},
 		[2]string{"Kernel", p.sync(s.Sync)})

@@ -1,0 +1,382 @@
+package pods
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// What the programs read of a namespace (bpf/types.h).
+const (
+	valueTranslated uint32 = 1
+	valueLeft       uint32 = 2
+)
+
+const (
+	interval     = time.Second            // between two passes
+	walkEvery    = 2 * time.Second        // between two walks over all processes
+	settle       = 300 * time.Millisecond // without a change before a namespace is looked into again
+	forget       = 30 * time.Second       // before one that was not found is searched again
+	mostFresh    = 64                     // namespaces that one pass looks into
+	mostSpaces   = 4096                   // MAX_NAMESPACES of bpf/limits.h
+	quietUnseen  = time.Minute            // between two looks into one that could not be looked into
+	sinceForever = -time.Hour
+)
+
+// Watcher keeps the map of namespaces that may be translated.
+type Watcher struct {
+	cgroup     string
+	namespaces *ebpf.Map // cookie to value
+	strangers  *ebpf.Map // cookies that the programs met and do not know
+	log        *slog.Logger
+	stop       chan struct{}
+	done       sync.WaitGroup
+
+	// Of run's goroutine alone:
+	own      string               // name of this process's namespace
+	known    map[string]string    // process to the name of its namespace
+	walked   time.Time            // when all processes were looked at
+	searched map[uint64]time.Time // strangers, and when they were searched
+	deaf     bool                 // it was logged that namespaces cannot be looked into
+
+	mu     sync.Mutex
+	spaces map[string]*space // by name
+}
+
+// space is a network namespace of a pod.
+type space struct {
+	name   string
+	file   *os.File // it keeps the namespace alive; closed as its last process has ended
+	pid    string   // one of its processes
+	events *os.File // nil: there is no nf_tables
+	tables [2]bool  // it has tables nat of legacy iptables
+
+	// Under Watcher.mu:
+	findings
+	looked  time.Time
+	changes int // of its nftables, as they were heard of
+	gone    bool
+}
+
+// Start begins to watch. namespaces and strangers are the maps of that name of
+// the socket programs. What an earlier agent found stays until the first pass.
+func Start(cgroup string, namespaces, strangers *ebpf.Map, log *slog.Logger) *Watcher {
+	w := &Watcher{
+		cgroup: cgroup, namespaces: namespaces, strangers: strangers, log: log, stop: make(chan struct{}),
+		own: namespaceOf("self"), known: map[string]string{}, searched: map[uint64]time.Time{}, spaces: map[string]*space{},
+		walked: time.Now().Add(sinceForever),
+	}
+	w.done.Go(w.run)
+	return w
+}
+
+// Close ends the watch. The map stays as it is.
+func (w *Watcher) Close() {
+	close(w.stop)
+	w.mu.Lock()
+	for _, s := range w.spaces {
+		s.close()
+	}
+	w.mu.Unlock()
+	w.done.Wait()
+}
+
+func (w *Watcher) run() {
+	w.pass(true)
+	w.prune()
+	for tick := time.NewTicker(interval); ; {
+		select {
+		case <-w.stop:
+			tick.Stop()
+			return
+		case <-tick.C:
+			w.pass(false)
+		}
+	}
+}
+
+// pass looks after the namespaces that are known, and searches for others if the
+// programs met some.
+func (w *Watcher) pass(first bool) {
+	lost := w.checkKnown()
+	strangers, err := w.newStrangers()
+	if err != nil {
+		w.log.Warn("sockets of new pods stay with packets", "error", err)
+	}
+	if !first && (!lost && len(strangers) == 0 || time.Since(w.walked) < walkEvery) {
+		return
+	}
+	w.walked = time.Now()
+	found, err := processes(w.cgroup, w.known)
+	if err != nil {
+		w.log.Warn("sockets of new pods stay with packets", "error", err)
+		return
+	}
+	delete(found, w.own)
+	w.dropLost(found)
+	fresh := 0
+	for name, pid := range found {
+		w.mu.Lock()
+		s, count := w.spaces[name], len(w.spaces)
+		w.mu.Unlock()
+		if s != nil {
+			s.pid = pid
+			continue
+		}
+		if fresh++; fresh > mostFresh || count >= mostSpaces {
+			break // the next pass goes on, if programs still meet one
+		}
+		w.add(name, pid)
+	}
+	for _, cookie := range strangers {
+		w.searched[cookie] = time.Now()
+		_ = w.strangers.Delete(cookie) // one that is still not known is noted again
+	}
+}
+
+// checkKnown looks at the processes of known namespaces and at their legacy
+// tables. It reports whether some process has ended.
+func (w *Watcher) checkKnown() (lost bool) {
+	for _, s := range w.all() {
+		if namespaceOf(s.pid) != s.name {
+			delete(w.known, s.pid)
+			lost = true
+			continue
+		}
+		var tables [2]bool
+		tables[0], tables[1] = hasLegacyNAT("/proc/" + s.pid)
+		// A rule in a table that is there is seen by asking for the table.
+		w.mu.Lock()
+		again := s.why == unseen && time.Since(s.looked) > quietUnseen
+		w.mu.Unlock()
+		if again || tables != s.tables || tables[0] || tables[1] {
+			s.tables = tables
+			w.look(s)
+		}
+	}
+	return lost
+}
+
+// all are the namespaces that are known.
+func (w *Watcher) all() []*space {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]*space, 0, len(w.spaces))
+	for _, s := range w.spaces {
+		out = append(out, s)
+	}
+	return out
+}
+
+// newStrangers are the cookies that programs met, are not known and were not
+// searched lately.
+func (w *Watcher) newStrangers() ([]uint64, error) {
+	for cookie, at := range w.searched {
+		if time.Since(at) > forget {
+			delete(w.searched, cookie)
+		}
+	}
+	var out []uint64
+	var cookie uint64
+	var once uint32
+	all := w.strangers.Iterate()
+	for all.Next(&cookie, &once) {
+		if _, ok := w.searched[cookie]; !ok {
+			out = append(out, cookie)
+		}
+	}
+	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return nil, fmt.Errorf("reading the strangers map: %w", err)
+	}
+	return out, nil
+}
+
+// dropLost forgets namespaces that no process is in.
+func (w *Watcher) dropLost(found map[string]string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, s := range w.spaces {
+		if found[name] != "" {
+			continue
+		}
+		delete(w.spaces, name)
+		s.close()
+		if s.cookie != 0 {
+			_ = w.namespaces.Delete(s.cookie) // its cookie is never used again
+		}
+	}
+}
+
+// close lets go of a namespace. Watcher.mu is held.
+func (s *space) close() {
+	s.gone = true
+	_ = s.file.Close()
+	if s.events != nil {
+		_ = s.events.Close() // this ends its follower
+	}
+}
+
+// add looks into a namespace for the first time and follows it from then on.
+func (w *Watcher) add(name, pid string) {
+	file, err := os.Open(namespaceFile(pid))
+	if err != nil {
+		return // its process has ended
+	}
+	s := &space{name: name, file: file, pid: pid, looked: time.Now()}
+	s.tables[0], s.tables[1] = hasLegacyNAT("/proc/" + pid)
+	s.findings = look(file, true)
+	if s.findings.events >= 0 {
+		s.events = os.NewFile(uintptr(s.findings.events), "nftables of "+name)
+	}
+	if s.err != nil && !w.deaf {
+		w.deaf = true
+		w.log.Warn("sockets of some pods stay with packets", "error", s.err)
+	}
+	w.mu.Lock()
+	w.spaces[name] = s
+	w.mu.Unlock()
+	w.write(s)
+	if s.events != nil {
+		w.done.Go(func() { w.follow(s) })
+	}
+}
+
+// look looks into a namespace again. What it found does not count if its rules
+// changed meanwhile: its follower looks once more.
+func (w *Watcher) look(s *space) {
+	w.mu.Lock()
+	changes := s.changes
+	w.mu.Unlock()
+	f := look(s.file, false)
+	w.mu.Lock()
+	if s.changes != changes {
+		w.mu.Unlock()
+		return
+	}
+	if f.cookie == 0 {
+		f.cookie = s.cookie
+	}
+	s.findings, s.looked = f, time.Now()
+	w.mu.Unlock()
+	w.write(s)
+}
+
+// write tells the programs of a namespace.
+func (w *Watcher) write(s *space) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s.cookie == 0 || s.gone {
+		return
+	}
+	value := valueLeft
+	if s.why == "" {
+		value = valueTranslated
+	}
+	var have uint32
+	if err := w.namespaces.Lookup(s.cookie, &have); err == nil && have == value {
+		return
+	}
+	if err := w.namespaces.Put(s.cookie, value); err != nil {
+		w.log.Warn("sockets of a pod stay with packets", "namespace", s.name, "error", err)
+	}
+}
+
+// follow waits for changes of a namespace's nftables. With the first its sockets
+// are left to packets; they are translated again if nothing changed for a moment
+// and no rule is in the way. So a namespace whose rules change all the time costs
+// a look now and then.
+func (w *Watcher) follow(s *space) {
+	buffer := make([]byte, 32<<10)
+	for {
+		if _, err := s.events.Read(buffer); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return // closed
+		}
+		w.mu.Lock()
+		s.why = changing
+		s.changes++
+		w.mu.Unlock()
+		w.write(s)
+		select {
+		case <-w.stop:
+			return
+		case <-time.After(settle):
+		}
+		if err := drain(s.events, buffer); err != nil {
+			return
+		}
+		w.look(s)
+	}
+}
+
+// drain reads what waits at a file, at most a few times.
+func drain(f *os.File, buffer []byte) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Read(func(fd uintptr) bool {
+		for range 64 {
+			if _, err := unix.Read(int(fd), buffer); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				break
+			}
+		}
+		return true // whatever still waits is the next change
+	})
+}
+
+// prune removes what an earlier agent knew and is not there any more.
+func (w *Watcher) prune() {
+	here := map[uint64]bool{}
+	for _, s := range w.all() {
+		here[s.cookie] = true
+	}
+	var cookie uint64
+	var value uint32
+	var gone []uint64
+	all := w.namespaces.Iterate()
+	for all.Next(&cookie, &value) {
+		if !here[cookie] {
+			gone = append(gone, cookie)
+		}
+	}
+	for _, c := range gone {
+		_ = w.namespaces.Delete(c)
+	}
+}
+
+// Status tells how many namespaces are translated, and how many are left to
+// packets, by reason.
+func (w *Watcher) Status() (translated int, left map[string]int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	left = map[string]int{}
+	for _, s := range w.spaces {
+		if s.why == "" {
+			translated++
+		} else {
+			left[s.why]++
+		}
+	}
+	return translated, left
+}
+
+// Of tells of the namespace that has an address: why it is left to packets, ""
+// if it is not. ok is false if none is known.
+func (w *Watcher) Of(addr netip.Addr) (why string, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.spaces {
+		if slices.Contains(s.addrs, addr) {
+			return s.why, true
+		}
+	}
+	return "", false
+}

@@ -1,0 +1,57 @@
+package ebpf
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// Sockets implements dataplane.SocketTranslator.
+func (a *accelerated) Sockets() *dataplane.Sockets {
+	b := a.sockets
+	if b == nil {
+		return nil
+	}
+	out := &dataplane.Sockets{Mode: string(b.opts.SocketLB), Base: a.name, Reason: b.reason}
+	if t := b.told.Load(); t != nil {
+		out.LeftPorts = t.aside
+	}
+	if w := b.watching.Load(); w != nil {
+		out.Namespaces, out.LeftNamespaces = w.Status()
+	}
+	if n := b.older.left.Load(); n > 0 {
+		out.Draining = fmt.Sprintf("%d connections that an older version translates", n)
+	}
+	return out
+}
+
+// SocketsOf implements dataplane.SocketTranslator.
+func (a *accelerated) SocketsOf(client netip.Addr) dataplane.SocketWay {
+	b := a.sockets
+	left := func(why string) dataplane.SocketWay { return dataplane.SocketWay{Why: why} }
+	switch {
+	case b == nil || b.opts.SocketLB == Off:
+		return left("--socket-lb=off")
+	case b.holdsPods():
+		return left("sockets of pods are left to packets while IPVS still has connections")
+	case b.modeFlags&nodeOnly != 0 && b.reason != "":
+		return left(b.reason)
+	case b.modeFlags&nodeOnly != 0:
+		return left("--socket-lb=node")
+	case b.modeFlags&askNamespaces == 0:
+		return dataplane.SocketWay{AtSocket: true, Why: "--socket-lb=" + string(b.opts.SocketLB)}
+	}
+	w := b.watching.Load()
+	if w == nil {
+		return left("no Service is in the kernel yet")
+	}
+	why, known := w.Of(client.Unmap())
+	switch {
+	case !known:
+		return left("its network namespace is not known; an unknown one is left to packets")
+	case why != "":
+		return left("in its network namespace: " + why)
+	}
+	return dataplane.SocketWay{AtSocket: true, Why: "its network namespace does not translate its own connections"}
+}
