@@ -85,12 +85,12 @@ func TestLesser(t *testing.T) {
 		t.Skip("part of TestCapabilities")
 	}
 	o := testOptions(t)
-	if err := Driver(o).Probe(t.Context(), testConfig()); err != nil {
+	if err := testDriver(o).Probe(t.Context(), testConfig()); err != nil {
 		t.Fatalf("probing: %v", err)
 	}
 	b := openBackend(t, o)
 	serves := func(endpoint string) *dataplane.Snapshot {
-		p := portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.8:53", poolOf(endpoint)))
+		p := portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.8:53", poolOf(endpoint)))
 		p.Serving = []netip.AddrPort{netip.MustParseAddrPort(endpoint)}
 		return snapshot(p)
 	}

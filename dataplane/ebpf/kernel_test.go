@@ -19,7 +19,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -33,9 +32,9 @@ const (
 	inPod  socketAt = "pod" // any other network namespace
 )
 
-// connectFrom connects a UDP socket and tells which endpoint it got ("": its
+// connectFrom connects a TCP socket and tells which endpoint it got ("": its
 // destination was left alone) or the error of connect. Routes lead nowhere.
-func connectFrom(t testing.TB, b *backend, where socketAt, to netip.AddrPort) (string, error) {
+func connectFrom(t testing.TB, b *accelerated, where socketAt, to netip.AddrPort) (string, error) {
 	t.Helper()
 	type result struct {
 		endpoint string
@@ -57,21 +56,21 @@ func connectFrom(t testing.TB, b *backend, where socketAt, to netip.AddrPort) (s
 	return r.endpoint, r.err
 }
 
-func connectHere(b *backend, to netip.AddrPort) (string, error) {
+func connectHere(b *accelerated, to netip.AddrPort) (string, error) {
 	family, sockaddr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() {
 		family, sockaddr = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if err := unix.Connect(fd, sockaddr); err != nil && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+	if err := unix.Connect(fd, sockaddr); err != nil && !slices.Contains([]error{unix.EINPROGRESS, unix.ENETUNREACH, unix.EADDRNOTAVAIL, unix.ECONNREFUSED}, err) {
 		return "", err
 	}
 	var p sockPeer
-	if err := b.sock.Maps[sockMapPeers].Lookup(uint32(fd), &p); err != nil {
+	if err := b.sockets.all[sockMapPeers].Lookup(uint32(fd), &p); err != nil {
 		return "", nil
 	}
 	return fromAddrPort(p.Endpoint, p.EndpointPort).String(), nil
@@ -85,13 +84,16 @@ func TestSocketConnect(t *testing.T) {
 	node6 := frontendAt(dataplane.NodePort, "[::]:30000", poolOf("[fd40::1]:8080"))
 	ranged := frontendAt(dataplane.LoadBalancer, "10.97.0.2:53", poolOf("10.40.1.4:8080"))
 	ranged.Sources = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-	mustSync(t, b, nil, snapshot(
-		portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080")), node),
-		portOf("web6", dataplane.UDP, frontendAt(dataplane.ClusterIP, "[fd96::1]:53", poolOf("[fd40::1]:8080")), node6),
-		portOf("none", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.2:53", poolOf()), frontendAt(dataplane.LoadBalancer, "10.97.0.1:53", droppingPool())),
-		portOf("ranged", dataplane.UDP, ranged),
-		portOf("tcp", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.3:53", poolOf("10.40.1.1:8080"))),
-	))
+	want := snapshot(
+		portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080")), node),
+		portOf("web6", dataplane.TCP, frontendAt(dataplane.ClusterIP, "[fd96::1]:53", poolOf("[fd40::1]:8080")), node6),
+		portOf("none", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.2:53", poolOf())),
+		portOf("ranged", dataplane.TCP, ranged),
+		portOf("udp", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.3:53", poolOf("10.40.1.1:8080"))),
+		portOf("bound", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.10:53", poolOf("10.40.1.1:8080"))),
+	)
+	want.Node.Bound = []netip.Prefix{netip.MustParsePrefix("10.96.0.10/32"), netip.MustParsePrefix("192.0.2.1/32")}
+	mustSync(t, b, nil, want)
 	for _, c := range []struct {
 		name string
 		from socketAt
@@ -109,12 +111,16 @@ func TestSocketConnect(t *testing.T) {
 		{"a pod's own localhost", inPod, "127.0.0.1:30000", ""},
 		{"a NodePort at another node's address", onNode, "192.0.2.2:30000", ""},
 		{"a NodePort over IPv6", inPod, "[2001:db8::1]:30000", "[fd40::1]:8080"},
-		{"no endpoint, reject", onNode, "10.96.0.2:53", unix.ECONNREFUSED.Error()},
-		{"no endpoint, reject, from a pod", inPod, "10.96.0.2:53", unix.ECONNREFUSED.Error()},
-		{"no endpoint, drop: the packets do", onNode, "10.97.0.1:53", ""},
+		{"an unspecified address is the client's own host", onNode, "0.0.0.0:30000", ""},
+		{"and in a pod", inPod, "0.0.0.0:30000", ""},
+		{"and over IPv6", inPod, "[::]:30000", ""},
+		{"and IPv4-mapped", onNode, "[::ffff:0.0.0.0]:30000", ""},
+		{"no endpoint", onNode, "10.96.0.2:53", ""},
+		{"no endpoint, from a pod", inPod, "10.96.0.2:53", ""},
 		{"source ranges: the packets tell the client", onNode, "10.97.0.2:53", ""},
-		{"a port that the ClusterIP does not have", onNode, "10.96.0.1:54", unix.ECONNREFUSED.Error()},
-		{"another protocol's port", onNode, "10.96.0.3:53", unix.ECONNREFUSED.Error()},
+		{"a port that the ClusterIP does not have", onNode, "10.96.0.1:54", ""},
+		{"another protocol's port", onNode, "10.96.0.3:53", ""},
+		{"a Service's address that the node has as well", onNode, "10.96.0.10:53", ""},
 		{"no Service's address", onNode, "10.96.9.9:53", ""},
 	} {
 		got, err := connectFrom(t, b, c.from, netip.MustParseAddrPort(c.to))
@@ -135,7 +141,7 @@ func TestHoldPodSockets(t *testing.T) {
 	o := testOptions(t)
 	o.HoldPodSockets = &hold
 	b := openBackend(t, o)
-	want := snapshot(portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080"))))
+	want := snapshot(portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080"))))
 	check := func(inPodWant string) {
 		t.Helper()
 		for from, want := range map[socketAt]string{onNode: "10.40.1.1:8080", inPod: inPodWant} {
@@ -248,7 +254,7 @@ func TestAffinityHoldsWhileTheEndpointIsThere(t *testing.T) {
 		endpoints = append(endpoints, fmt.Sprintf("10.40.1.%d:8080", i+1))
 	}
 	sticky := func(endpoints ...string) *dataplane.Snapshot {
-		p := portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf(endpoints...)))
+		p := portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf(endpoints...)))
 		p.Affinity = time.Hour
 		return snapshot(p)
 	}
@@ -318,7 +324,7 @@ func randomSnapshot(random *rand.Rand) *dataplane.Snapshot {
 }
 
 // checkHolds sees that the kernel holds a Snapshot and nothing besides.
-func checkHolds(t *testing.T, b *backend, want *dataplane.Snapshot) {
+func checkHolds(t *testing.T, b *accelerated, want *dataplane.Snapshot) {
 	t.Helper()
 	o, err := b.Observe(t.Context())
 	if err != nil {
@@ -327,27 +333,36 @@ func checkHolds(t *testing.T, b *backend, want *dataplane.Snapshot) {
 	if diffs := o.Differences(dataplane.Expect(want)); len(diffs) > 0 {
 		t.Fatalf("the kernel is not as wanted: %s", strings.Join(diffs, "\n"))
 	}
-	h, err := b.readBack()
+	h, err := b.sockets.readBack()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(h.strayedFrontends) + len(h.strayedSlots) + len(h.strayedSources) + len(h.damagedSlots); n > 0 {
-		t.Fatalf("%d elements belong to nothing: %v %v %v", n, h.strayedFrontends, h.strayedSlots, h.strayedSources)
+	if n := len(h.strayedFrontends) + len(h.strayedSlots) + len(h.damagedSlots); n > 0 {
+		t.Fatalf("%d elements belong to nothing: %v %v", n, h.strayedFrontends, h.strayedSlots)
 	}
-	if len(h.records) != want.Ports.Len() {
-		t.Fatalf("the kernel has %d Service ports, want %d", len(h.records), want.Ports.Len())
-	}
+	ports := 0
 	for port := range want.Ports.All() {
-		have := h.claim(port)
-		next, err := makeRecord(have, port, have.master.Id)
+		served, _ := b.sockets.served(port)
+		if len(served.Frontends) == 0 || b.sockets.aside[port.ID] == leftNoRoom {
+			continue
+		}
+		ports++
+		have := h.claim(served)
+		if have == nil {
+			t.Fatalf("%s is not in the maps", port.ID)
+		}
+		next, err := makeRecord(have, served, have.master.Id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var writes batch
 		writes.change(have, next)
-		if len(writes.slots)+len(writes.masters)+len(writes.frontends)+len(writes.sources)+len(writes.goneSources) > 0 {
+		if len(have.frontends) != len(next.frontends) || len(writes.slots)+len(writes.masters)+len(writes.frontends) > 0 {
 			t.Fatalf("%s is not as wanted: a repair would write %+v", port.ID, writes)
 		}
+	}
+	if len(h.records) != 0 {
+		t.Fatalf("the maps have %d Service ports besides the %d wanted", len(h.records), ports)
 	}
 }
 
@@ -384,9 +399,9 @@ func TestNoConnectEverFailsWhileSyncsGoOn(t *testing.T) {
 		f.Pool = poolOf(set...)
 		other := frontendAt(dataplane.LoadBalancer, "10.97.0.1:53", f.Pool)
 		if i == 1 {
-			other.Pool, other.Inside = droppingPool(), f.Pool // shared pools part
+			other.Pool, other.Inside = poolOf(), f.Pool // shared pools part
 		}
-		worlds[i] = snapshot(portOf("web", dataplane.UDP, f, other))
+		worlds[i] = snapshot(portOf("web", dataplane.TCP, f, other))
 		for _, e := range set {
 			allowed[e] = true
 		}
@@ -417,7 +432,9 @@ func TestNoConnectEverFailsWhileSyncsGoOn(t *testing.T) {
 	clients.Wait()
 }
 
-func TestFullMapRefusesJustTheServiceThatDoesNotFit(t *testing.T) {
+// A Service port that does not fit the maps is served by the packet backend, and
+// by sockets once there is room.
+func TestFullMapLeavesJustTheServiceThatDoesNotFit(t *testing.T) {
 	o := testOptions(t)
 	o.MaxEndpoints = 4
 	b := openBackend(t, o)
@@ -425,25 +442,29 @@ func TestFullMapRefusesJustTheServiceThatDoesNotFit(t *testing.T) {
 	large := portOf("large", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.2:80", poolOf("10.40.1.1:80", "10.40.1.2:80", "10.40.1.3:80")))
 	tiny := portOf("tiny", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.3:80", poolOf("10.40.1.1:80")))
 	mustSync(t, b, nil, snapshot(small))
-	err := b.Sync(t.Context(), snapshot(small), snapshot(small, large, tiny))
-	var partial *dataplane.PartialError
-	if !errors.As(err, &partial) || len(partial.Failed) != 1 || partial.Failed[0].ID != large.ID {
-		t.Fatalf("got %v, want just %s refused", err, large.ID)
+	mustSync(t, b, snapshot(small), snapshot(small, large, tiny))
+	if got := b.Sockets().LeftPorts[leftNoRoom]; got != 1 {
+		t.Errorf("%d Service ports are left to packets for lack of room, want 1", got)
 	}
-	for _, word := range []string{"slots", "--ebpf-max-endpoints"} {
-		if !strings.Contains(err.Error(), word) {
-			t.Errorf("the error does not say %q: %v", word, err)
-		}
+	checkHolds(t, b, snapshot(small, large, tiny))
+	grown := portOf("small", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:80", poolOf("10.40.1.1:80", "10.40.1.2:80", "10.40.1.3:80", "10.40.1.4:80")))
+	mustSync(t, b, snapshot(small, large, tiny), snapshot(grown, large, tiny)) // it was in the maps
+	if got, err := connectFrom(t, b, onNode, grown.Frontends[0].Addr); err != nil || got != "" {
+		t.Errorf("the Service that outgrew the maps still leads to %q, %v", got, err)
 	}
-	checkHolds(t, b, snapshot(small, tiny))
-	mustSync(t, b, snapshot(small, tiny), snapshot(large, tiny)) // what goes makes room
+	checkHolds(t, b, snapshot(grown, large, tiny))
+	mustSync(t, b, snapshot(grown, large, tiny), snapshot(tiny)) // what goes makes room
+	mustSync(t, b, snapshot(tiny), snapshot(large, tiny))
+	if left := b.Sockets().LeftPorts; len(left) != 0 {
+		t.Errorf("left to packets are still %v", left)
+	}
 	checkHolds(t, b, snapshot(large, tiny))
 }
 
 func TestRestartWithOtherSizesMovesToNewMaps(t *testing.T) {
 	o := testOptions(t)
 	b := openBackend(t, o)
-	p := portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80")))
+	p := portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80")))
 	p.Affinity = time.Hour
 	mustSync(t, b, nil, snapshot(p))
 	addr := netip.MustParseAddrPort("10.96.0.1:53")
@@ -469,7 +490,7 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 	b := openBackend(t, o)
 	mustSync(t, b, nil, snapshot())
 	_ = b.Close()
-	old, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, "connections"), nil)
+	old, err := ebpf.LoadPinnedMap(filepath.Join(b.sockets.dirs.maps, "affinity"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -479,7 +500,7 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 		key[0], value[0] = n, n
 		return key, value
 	}
-	o.MaxConnections = 1000
+	o.MaxAffinity = 1000
 	note := func(n byte) {
 		if err := old.Put(entry(n)); err != nil {
 			t.Fatal(err)
@@ -487,15 +508,15 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 	}
 	note(1)
 	b = openBackend(t, o)
-	note(2) // a connection that begins before the first Sync
+	note(2) // a client that comes before the first Sync
 	mustSync(t, b, nil, snapshot())
 	for n := byte(1); n <= 2; n++ {
 		key, want := entry(n)
-		if have, err := b.all["connections"].LookupBytes(key); err != nil || !bytes.Equal(have, want) {
+		if have, err := b.sockets.all["affinity"].LookupBytes(key); err != nil || !bytes.Equal(have, want) {
 			t.Errorf("entry %d: the new map has %x, %v", n, have, err)
 		}
 	}
-	if b.all["connections"].MaxEntries() == old.MaxEntries() {
+	if b.sockets.all["affinity"].MaxEntries() == old.MaxEntries() {
 		t.Error("the map was not replaced")
 	}
 }
@@ -503,9 +524,9 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 func TestAuditPutsBackADetachedHook(t *testing.T) {
 	o := testOptions(t)
 	b := openBackend(t, o)
-	want := snapshot(portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80"))))
+	want := snapshot(portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80"))))
 	mustSync(t, b, nil, want)
-	path := filepath.Join(b.dirs.links, "sock_connect4")
+	path := filepath.Join(b.sockets.dirs.links, "sock_connect4")
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -522,34 +543,12 @@ func TestAuditPutsBackADetachedHook(t *testing.T) {
 	}
 }
 
-// TestDeviceWithoutLinkLayerHeader: the programs for such are loaded when there
-// is one.
-func TestDeviceWithoutLinkLayerHeader(t *testing.T) {
-	b := openBackend(t, testOptions(t))
-	mustSync(t, b, nil, snapshot())
-	if b.bare != nil {
-		t.Error("there was no such device, and its programs are loaded")
-	}
-	tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun9"}, Mode: netlink.TUNTAP_MODE_TUN}
-	if err := netlink.LinkAdd(tun); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = netlink.LinkDel(tun) })
-	mustSync(t, b, nil, snapshot())
-	if err := b.path.Check(); err != nil {
-		t.Error(err)
-	}
-	if b.bare == nil {
-		t.Error("there is such a device, and its programs are not loaded")
-	}
-}
-
 func TestCleanupLeavesNothing(t *testing.T) {
 	o := testOptions(t)
 	b := openBackend(t, o)
-	mustSync(t, b, nil, snapshot(portOf("web", dataplane.UDP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80")))))
+	mustSync(t, b, nil, snapshot(portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80")))))
 	for range 2 {
-		if err := Driver(o).Cleanup(t.Context(), testConfig()); err != nil {
+		if err := testDriver(o).Cleanup(t.Context(), testConfig()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -563,11 +562,11 @@ func TestCleanupLeavesNothing(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	o := testOptions(t)
-	if err := Driver(o).Probe(t.Context(), testConfig()); err != nil {
+	if err := testDriver(o).Probe(t.Context(), testConfig()); err != nil {
 		t.Error(err)
 	}
 	o.PinDir = t.TempDir()
-	if err := Driver(o).Probe(t.Context(), testConfig()); !errors.Is(err, dataplane.ErrUnsupported) {
+	if err := testDriver(o).Probe(t.Context(), testConfig()); !errors.Is(err, dataplane.ErrUnsupported) {
 		t.Errorf("a pin directory that is no bpf file system: %v", err)
 	}
 }
@@ -587,9 +586,8 @@ func TestVerifyFindsEachMissingElement(t *testing.T) {
 	mustSync(t, b, nil, want)
 	checkHolds(t, b, want)
 	for name, m := range map[string]*ebpf.Map{
-		"frontends": b.maps.frontends, "services": b.maps.services, "slots": b.maps.slots, "sources": b.maps.sources,
-		"node_addresses": b.maps.addresses, "pod_ranges": b.maps.podRanges, "service_ranges": b.maps.serviceRanges,
-		"devices": b.packets.Maps["devices"],
+		"frontends": b.sockets.maps.frontends, "services": b.sockets.maps.services, "slots": b.sockets.maps.slots,
+		"node_addresses": b.sockets.maps.addresses,
 	} {
 		for range 3 {
 			keys := keysIn(t, m)

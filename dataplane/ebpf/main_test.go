@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -115,7 +116,7 @@ func testOptions(t testing.TB) Options {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{SocketLB: true, CgroupRoot: filepath.Join(root, name), PinDir: filepath.Join("/sys/fs/bpf", name, fmt.Sprint(time.Now().UnixNano()))}
+	o := Options{SocketLB: All, CgroupRoot: filepath.Join(root, name), PinDir: filepath.Join("/sys/fs/bpf", name, fmt.Sprint(time.Now().UnixNano()))}
 	t.Cleanup(func() {
 		if err := cleanup(o.withDefaults()); err != nil {
 			t.Error(err)
@@ -153,17 +154,58 @@ func testConfig() dataplane.Config {
 	}
 }
 
-func openBackend(t testing.TB, o Options) *backend {
+// memory is a packet backend that forwards nothing: it remembers what it was
+// given, and may be told what to refuse or to fail with.
+type memory struct {
+	held  *dataplane.Snapshot
+	fails error // of the next Sync
+}
+
+// Sync implements dataplane.Backend.
+func (m *memory) Sync(_ context.Context, _, want *dataplane.Snapshot) error {
+	var partial *dataplane.PartialError
+	if m.fails == nil || errors.As(m.fails, &partial) {
+		m.held = want
+	}
+	return m.fails
+}
+
+// Observe implements dataplane.Backend.
+func (m *memory) Observe(context.Context) (*dataplane.Observation, error) {
+	if m.held == nil {
+		return &dataplane.Observation{}, nil
+	}
+	o := dataplane.Expect(m.held)
+	o.Whole = true
+	return o, nil
+}
+
+// Close implements dataplane.Backend.
+func (*memory) Close() error { return nil }
+
+// inMemory is the Driver of one.
+func inMemory() dataplane.Driver {
+	return dataplane.Driver{
+		Name:    "memory",
+		Probe:   func(context.Context, dataplane.Config) error { return nil },
+		Open:    func(context.Context, dataplane.Config) (dataplane.Backend, error) { return &memory{}, nil },
+		Cleanup: func(context.Context, dataplane.Config) error { return nil },
+	}
+}
+
+func testDriver(o Options) dataplane.Driver { return Accelerate("ebpf", o, inMemory()) }
+
+func openBackend(t testing.TB, o Options) *accelerated {
 	t.Helper()
-	b, err := Driver(o).Open(t.Context(), testConfig())
+	b, err := testDriver(o).Open(t.Context(), testConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.Close() })
-	return b.(*backend)
+	return b.(*accelerated)
 }
 
-func mustSync(t testing.TB, b *backend, prev, want *dataplane.Snapshot) {
+func mustSync(t testing.TB, b *accelerated, prev, want *dataplane.Snapshot) {
 	t.Helper()
 	if err := b.Sync(t.Context(), prev, want); err != nil {
 		t.Fatal(err)
@@ -190,8 +232,6 @@ func poolOf(endpoints ...string) *dataplane.Pool {
 	}
 	return p
 }
-
-func droppingPool() *dataplane.Pool { return &dataplane.Pool{IfEmpty: dataplane.Drop} }
 
 func frontendAt(kind dataplane.Kind, addr string, pool *dataplane.Pool) dataplane.Frontend {
 	return dataplane.Frontend{Kind: kind, Addr: netip.MustParseAddrPort(addr), Pool: pool}

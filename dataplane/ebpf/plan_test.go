@@ -16,31 +16,24 @@ func TestMakeRecord(t *testing.T) {
 	external := f{Kind: dataplane.LoadBalancer, Addr: netip.MustParseAddrPort("10.97.0.1:80"), Pool: a}
 	local := external
 	local.Pool, local.Inside = b, a
-	ranged := external
-	ranged.Sources = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.0.0/16")}
 	moved := cluster
 	moved.Pool = b
 
 	for _, c := range []struct {
-		name        string
-		old, want   []dataplane.Frontend
-		generation  bool // a new one
-		frontends   int  // written
-		twoMasters  bool // the old pools stay for a moment
-		sourceAdded int
-		sourceGone  int
+		name       string
+		old, want  []dataplane.Frontend
+		generation bool // a new one
+		frontends  int  // written
+		twoMasters bool // the old pools stay for a moment
 	}{
-		{"nothing changes", []f{cluster, external}, []f{cluster, external}, false, 0, false, 0, 0},
-		{"a new port", nil, []f{cluster, local}, true, 2, false, 0, 0},
-		{"the pool of all frontends changes: one master entry", []f{cluster}, []f{moved}, true, 0, false, 0, 0},
-		{"a frontend comes with a pool that is there", []f{cluster}, []f{cluster, external}, false, 1, false, 0, 0},
-		{"a frontend comes with a pool of its own", []f{cluster}, []f{cluster, local}, true, 1, false, 0, 0},
-		{"a frontend goes, and its pool too", []f{cluster, local}, []f{cluster}, true, 0, true, 0, 0},
-		{"frontends that shared a pool part", []f{cluster, external}, []f{cluster, local}, true, 2, true, 0, 0},
-		{"frontends that had two pools come to share one", []f{cluster, local}, []f{cluster, external}, true, 0, false, 0, 0},
-		{"source ranges come, doubled ones once", []f{cluster, external}, []f{cluster, ranged}, false, 1, false, 1, 0},
-		{"source ranges go", []f{cluster, ranged}, []f{cluster, external}, false, 1, false, 0, 1},
-		{"source ranges stay", []f{cluster, ranged}, []f{cluster, ranged}, false, 0, false, 0, 0},
+		{"nothing changes", []f{cluster, external}, []f{cluster, external}, false, 0, false},
+		{"a new port", nil, []f{cluster, local}, true, 2, false},
+		{"the pool of all frontends changes: one master entry", []f{cluster}, []f{moved}, true, 0, false},
+		{"a frontend comes with a pool that is there", []f{cluster}, []f{cluster, external}, false, 1, false},
+		{"a frontend comes with a pool of its own", []f{cluster}, []f{cluster, local}, true, 1, false},
+		{"a frontend goes, and its pool too", []f{cluster, local}, []f{cluster}, true, 0, true},
+		{"frontends that shared a pool part", []f{cluster, external}, []f{cluster, local}, true, 2, true},
+		{"frontends that had two pools come to share one", []f{cluster, local}, []f{cluster, external}, true, 0, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var old *record
@@ -66,9 +59,6 @@ func TestMakeRecord(t *testing.T) {
 			}
 			if got := len(writes.settled) > 0; got != c.twoMasters {
 				t.Errorf("a second master entry: %t, want %t", got, c.twoMasters)
-			}
-			if len(writes.sources) != c.sourceAdded || len(writes.goneSources) != c.sourceGone {
-				t.Errorf("source ranges: %d come and %d go, want %d and %d", len(writes.sources), len(writes.goneSources), c.sourceAdded, c.sourceGone)
 			}
 			checkPools(t, next, c.want)
 			if old != nil {
@@ -144,15 +134,8 @@ func TestAffinityAloneWritesJustTheMasterEntry(t *testing.T) {
 func TestAddressesGoThereAndBack(t *testing.T) {
 	for _, a := range []string{"10.96.0.1:80", "[fd96::1]:65535", "0.0.0.0:30000", "[::]:30000", "255.255.255.255:1"} {
 		want := netip.MustParseAddrPort(a)
-		k := toFrontendKey(want, dataplane.TCP)
+		k := toFrontendKey(dataplane.Frontend{Addr: want}, dataplane.TCP)
 		if got := fromAddrPort(k.Addr, k.Port); got != want {
-			t.Errorf("%s became %s", want, got)
-		}
-	}
-	for _, p := range []string{"10.0.0.0/8", "fd00::/8", "0.0.0.0/0"} {
-		want := netip.MustParsePrefix(p)
-		k := toRange(want)
-		if got := fromPrefix(k.Addr, k.Bits); got != want {
 			t.Errorf("%s became %s", want, got)
 		}
 	}

@@ -56,7 +56,7 @@ func newLab(t *testing.T) *lab {
 	}
 	l := &lab{cgroup: enterCgroup(t), pins: fmt.Sprintf("/sys/fs/bpf/switchyard-test-%d", os.Getpid())}
 	l.node, l.pod = newNamespace(t), newNamespace(t)
-	driver := ebpf.Driver(ebpf.Options{SocketLB: true, CgroupRoot: l.cgroup, PinDir: l.pins})
+	driver := ebpf.Accelerate("ebpf", ebpf.Options{SocketLB: ebpf.All, CgroupRoot: l.cgroup, PinDir: l.pins}, nothing())
 	cfg := dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}, MasqueradeBit: 14}
 	on(t, l.node, func() error {
 		if err := driver.Probe(t.Context(), cfg); err != nil {
@@ -71,6 +71,24 @@ func newLab(t *testing.T) *lab {
 	})
 	return l
 }
+
+// nothing is a packet backend that forwards nothing.
+func nothing() dataplane.Driver {
+	return dataplane.Driver{
+		Name:    "nothing",
+		Probe:   func(context.Context, dataplane.Config) error { return nil },
+		Open:    func(context.Context, dataplane.Config) (dataplane.Backend, error) { return nowhere{}, nil },
+		Cleanup: func(context.Context, dataplane.Config) error { return nil },
+	}
+}
+
+type nowhere struct{}
+
+func (nowhere) Sync(context.Context, *dataplane.Snapshot, *dataplane.Snapshot) error { return nil }
+func (nowhere) Observe(context.Context) (*dataplane.Observation, error) {
+	return &dataplane.Observation{}, nil
+}
+func (nowhere) Close() error { return nil }
 
 // enterCgroup puts this process into a cgroup of its own until the test ends.
 func enterCgroup(t *testing.T) string {
@@ -177,21 +195,19 @@ func on(t *testing.T, ns netns.NsHandle, f func() error) {
 	}
 }
 
-// sync makes a Service of TCP and UDP, in both families, with one endpoint.
+// sync makes a TCP Service in both families with one endpoint.
 func (l *lab) sync(t *testing.T, endpoint map[dataplane.Family]netip.AddrPort) {
 	t.Helper()
 	var ports []*dataplane.ServicePort
 	for family, at := range vip {
-		for _, protocol := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP} {
-			ports = append(ports, &dataplane.ServicePort{
-				ID:      dataplane.PortID{Namespace: "test", Service: "web", Port: protocol.String(), Protocol: protocol, Family: family},
-				Serving: []netip.AddrPort{endpoint[family]},
-				Frontends: []dataplane.Frontend{{
-					Kind: dataplane.ClusterIP, Addr: at,
-					Pool: &dataplane.Pool{Endpoints: []dataplane.Endpoint{{Addr: endpoint[family], Local: true}}},
-				}},
-			})
-		}
+		ports = append(ports, &dataplane.ServicePort{
+			ID:      dataplane.PortID{Namespace: "test", Service: "web", Protocol: dataplane.TCP, Family: family},
+			Serving: []netip.AddrPort{endpoint[family]},
+			Frontends: []dataplane.Frontend{{
+				Kind: dataplane.ClusterIP, Addr: at,
+				Pool: &dataplane.Pool{Endpoints: []dataplane.Endpoint{{Addr: endpoint[family], Local: true}}},
+			}},
+		})
 	}
 	s := &dataplane.Snapshot{Revision: 1, Node: &dataplane.Node{Name: "node"}, Ports: dataplane.MakePorts(ports...)}
 	on(t, l.node, func() error { return l.backend.Sync(t.Context(), nil, s) })
@@ -201,7 +217,7 @@ func (l *lab) sync(t *testing.T, endpoint map[dataplane.Family]netip.AddrPort) {
 // backend gave them.
 func (l *lab) gone(t *testing.T) []terminate.Endpoint {
 	t.Helper()
-	frontends, err := bpf.LoadPinnedMap(filepath.Join(l.pins, "v1", "maps", "frontends"), nil)
+	frontends, err := bpf.LoadPinnedMap(filepath.Join(l.pins, "v2", "maps", "frontends"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,17 +248,15 @@ func (l *lab) clients(t *testing.T, knowsServices bool) []client {
 	var all []client
 	dial := func(what string, to map[dataplane.Family]netip.AddrPort, ends bool) {
 		for where, ns := range map[string]netns.NsHandle{"node": l.node, "pod": l.pod} {
-			for _, network := range []string{"udp", "tcp"} {
-				for family, at := range to {
-					on(t, ns, func() error {
-						c, err := net.Dial(network, at.String())
-						if err == nil {
-							t.Cleanup(func() { _ = c.Close() })
-							all = append(all, client{fmt.Sprintf("%s of the %s over %s %s", network, where, family, what), c, ends})
-						}
-						return err
-					})
-				}
+			for family, at := range to {
+				on(t, ns, func() error {
+					c, err := net.Dial("tcp", at.String())
+					if err == nil {
+						t.Cleanup(func() { _ = c.Close() })
+						all = append(all, client{fmt.Sprintf("the %s over %s %s", where, family, what), c, ends})
+					}
+					return err
+				})
 			}
 		}
 	}
@@ -266,11 +280,7 @@ func (l *lab) serve(t *testing.T) {
 						return err
 					}
 					t.Cleanup(func() { _ = tcp.Close() })
-					udp, err := net.ListenPacket("udp", at.String())
-					if err == nil {
-						t.Cleanup(func() { _ = udp.Close() })
-					}
-					return err
+					return nil
 				})
 			}
 		}
@@ -339,7 +349,7 @@ func TestTerminate(t *testing.T) {
 
 func (l *lab) byPrograms(t *testing.T) *terminate.Terminator {
 	t.Helper()
-	peers, err := bpf.LoadPinnedMap(filepath.Join(l.pins, "v1", "maps", "peers"), nil)
+	peers, err := bpf.LoadPinnedMap(filepath.Join(l.pins, "v2", "maps", "peers"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
