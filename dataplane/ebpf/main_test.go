@@ -157,12 +157,16 @@ func testConfig() dataplane.Config {
 // memory is a packet backend that forwards nothing: it remembers what it was
 // given, and may be told what to refuse or to fail with.
 type memory struct {
-	held  *dataplane.Snapshot
-	fails error // of the next Sync
+	held   *dataplane.Snapshot
+	fails  error  // of the next Sync
+	during func() // called while it syncs; nil: nothing
 }
 
 // Sync implements dataplane.Backend.
 func (m *memory) Sync(_ context.Context, _, want *dataplane.Snapshot) error {
+	if m.during != nil {
+		m.during()
+	}
 	var partial *dataplane.PartialError
 	if m.fails == nil || errors.As(m.fails, &partial) {
 		m.held = want

@@ -1,0 +1,202 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// web is a TCP Service port with one endpoint.
+func web(name, frontend, endpoint string) *dataplane.ServicePort {
+	return portOf(name, dataplane.TCP, frontendAt(dataplane.ClusterIP, frontend, poolOf(endpoint)))
+}
+
+// leadsTo checks where a connection of the node to an address goes; "": it is
+// left to packets.
+func leadsTo(t *testing.T, b *accelerated, frontend, endpoint string) {
+	t.Helper()
+	if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort(frontend)); err != nil || got != endpoint {
+		t.Errorf("%s leads to %q, %v; want %q", frontend, got, err, endpoint)
+	}
+}
+
+// What the packet backend refuses stays in the socket maps as it was.
+func TestSocketsKeepWhatThePacketBackendRefuses(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	base := b.Backend.(*memory)
+	before := snapshot(web("good", "10.96.0.1:80", "10.40.1.1:80"), web("bad", "10.96.0.2:80", "10.40.1.1:80"))
+	moved := web("bad", "10.96.0.3:80", "10.40.1.2:80")
+	after := snapshot(web("good", "10.96.0.1:80", "10.40.1.2:80"), moved, web("new", "10.96.0.4:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, before)
+	base.fails = &dataplane.PartialError{Failed: []dataplane.PortError{{ID: moved.ID, Err: errors.New("no")}}}
+	for _, prev := range []*dataplane.Snapshot{before, nil} {
+		err := b.Sync(t.Context(), prev, after)
+		var partial *dataplane.PartialError
+		if !errors.As(err, &partial) || len(partial.Failed) != 1 {
+			t.Fatalf("Sync returned %v; want what the packet backend refused", err)
+		}
+		leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
+		leadsTo(t, b, "10.96.0.4:80", "10.40.1.1:80")
+		leadsTo(t, b, "10.96.0.3:80", "")
+		if prev != nil {
+			leadsTo(t, b, "10.96.0.2:80", "10.40.1.1:80")
+		}
+	}
+	base.fails = nil
+	mustSync(t, b, nil, after)
+	leadsTo(t, b, "10.96.0.2:80", "")
+	leadsTo(t, b, "10.96.0.3:80", "10.40.1.2:80")
+}
+
+// A Service that goes is gone from the sockets before the packet backend loses
+// it, and one that comes is in the packet backend first.
+func TestSocketsNeverKnowMoreThanThePacketBackend(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	base := b.Backend.(*memory)
+	before := snapshot(web("goes", "10.96.0.1:80", "10.40.1.1:80"), web("stays", "10.96.0.2:80", "10.40.1.1:80"), web("moves", "10.96.0.3:80", "10.40.1.1:80"))
+	after := snapshot(web("comes", "10.96.0.4:80", "10.40.1.1:80"), web("stays", "10.96.0.2:80", "10.40.1.2:80"), web("moved", "10.96.0.3:80", "10.40.1.3:80"))
+	for _, known := range []bool{true, false} {
+		base.during = nil
+		mustSync(t, b, nil, before)
+		base.during = func() {
+			leadsTo(t, b, "10.96.0.1:80", "")
+			leadsTo(t, b, "10.96.0.2:80", "10.40.1.1:80")
+			leadsTo(t, b, "10.96.0.3:80", "10.40.1.1:80")
+			leadsTo(t, b, "10.96.0.4:80", "")
+		}
+		prev := before
+		if !known {
+			prev = nil
+		}
+		mustSync(t, b, prev, after)
+		leadsTo(t, b, "10.96.0.2:80", "10.40.1.2:80")
+		leadsTo(t, b, "10.96.0.3:80", "10.40.1.3:80")
+		leadsTo(t, b, "10.96.0.4:80", "10.40.1.1:80")
+	}
+}
+
+// If the packet backend fails, the sockets translate to nothing new.
+func TestSocketsWaitForThePacketBackend(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	base := b.Backend.(*memory)
+	before, after := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")), snapshot(web("a", "10.96.0.1:80", "10.40.1.2:80"))
+	mustSync(t, b, nil, before)
+	base.fails = errors.New("the kernel is busy")
+	if err := b.Sync(t.Context(), before, after); !errors.Is(err, base.fails) {
+		t.Fatalf("Sync returned %v", err)
+	}
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	base.fails = nil
+	mustSync(t, b, nil, after)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
+}
+
+// If the socket maps cannot be written, sockets are left to packets, which are
+// served as wanted, and the next Sync tries again.
+func TestSocketsStepAsideWhenTheyFail(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	base := b.Backend.(*memory)
+	before, after := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")), snapshot(web("a", "10.96.0.1:80", "10.40.1.2:80"))
+	mustSync(t, b, nil, before)
+	slots := b.sockets.maps.slots
+	small, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 1, ValueSize: 1, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = small.Close() }()
+	b.sockets.maps.slots = small
+	err = b.Sync(t.Context(), before, after)
+	var partial *dataplane.PartialError
+	if err == nil || errors.As(err, &partial) || !strings.Contains(err.Error(), "backend memory serves") {
+		t.Errorf("Sync returned %v; want an error that says who serves", err)
+	}
+	if base.held != after {
+		t.Error("the packet backend was held up")
+	}
+	leadsTo(t, b, "10.96.0.1:80", "")
+	b.sockets.maps.slots = slots
+	mustSync(t, b, nil, after)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
+	checkHolds(t, b, after)
+}
+
+// An address that becomes the node's own is left to packets, and translated again
+// once it is not, though the Service does not change.
+func TestBoundAddressesComeAndGo(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	free := snapshot(web("dns", "10.96.0.10:53", "10.40.1.1:53"), web("other", "10.96.0.11:53", "10.40.1.1:53"))
+	taken := *free
+	node := *free.Node
+	node.Bound = []netip.Prefix{netip.MustParsePrefix("10.96.0.10/32")}
+	taken.Node = &node
+	mustSync(t, b, nil, free)
+	leadsTo(t, b, "10.96.0.10:53", "10.40.1.1:53")
+	for range 2 {
+		mustSync(t, b, free, &taken)
+		leadsTo(t, b, "10.96.0.10:53", "")
+		leadsTo(t, b, "10.96.0.11:53", "10.40.1.1:53")
+		if left := b.Sockets().LeftPorts[leftBound]; left != 1 {
+			t.Errorf("%d Service ports are left to packets for their address, want 1", left)
+		}
+		checkHolds(t, b, &taken)
+		mustSync(t, b, &taken, free)
+		leadsTo(t, b, "10.96.0.10:53", "10.40.1.1:53")
+		checkHolds(t, b, free)
+	}
+}
+
+// Off is the packet backend, and removes what another agent's sockets left.
+func TestOffRemovesTheSocketsOfAnEarlierAgent(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, want)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	off := o
+	off.SocketLB = Off
+	plain := openBackend(t, off)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80") // Open changes nothing
+	mustSync(t, plain, nil, want)
+	leadsTo(t, b, "10.96.0.1:80", "")
+	if plain.Sockets() != nil || plain.SocketsOf(netip.MustParseAddr("10.40.1.9")).AtSocket {
+		t.Error("it says that sockets are translated")
+	}
+}
+
+// The first packet backend that works is taken; if none does, the error names all.
+func TestAccelerateTakesTheFirstThatWorks(t *testing.T) {
+	o := testOptions(t)
+	lacking := inMemory()
+	lacking.Name = "lacking"
+	lacking.Probe = func(context.Context, dataplane.Config) error {
+		return fmt.Errorf("the kernel has no such thing: %w", dataplane.ErrUnsupported)
+	}
+	d := Accelerate("ebpf", o, lacking, inMemory())
+	if err := d.Probe(t.Context(), testConfig()); err != nil {
+		t.Errorf("Probe: %v", err)
+	}
+	opened, err := d.Open(t.Context(), testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(opened.(dataplane.Layered).Layers()); got != "[sockets memory]" {
+		t.Errorf("it uses %s", got)
+	}
+	if err := opened.Close(); err != nil {
+		t.Error(err)
+	}
+	none := Accelerate("ebpf", o, lacking)
+	_, err = none.Open(t.Context(), testConfig())
+	for _, err := range []error{err, none.Probe(t.Context(), testConfig())} {
+		if !errors.Is(err, dataplane.ErrUnsupported) || !strings.Contains(err.Error(), "backend lacking") {
+			t.Errorf("without one that works: %v", err)
+		}
+	}
+}

@@ -1,0 +1,222 @@
+package ebpf
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// udpSnapshot is UDP Services on endpoints of this host: name, address, endpoint.
+func udpSnapshot(services ...[3]string) *dataplane.Snapshot {
+	var ports []*dataplane.ServicePort
+	for _, s := range services {
+		pool := poolOf()
+		if s[2] != "" {
+			pool = poolOf(s[2])
+		}
+		ports = append(ports, portOf(s[0], dataplane.UDP, frontendAt(dataplane.ClusterIP, s[1], pool)))
+	}
+	return snapshot(ports...)
+}
+
+// udpClient is an unconnected UDP socket.
+type udpClient struct {
+	t testing.TB
+	c net.PacketConn
+}
+
+func newUDPClient(t testing.TB, network, bind string) udpClient {
+	t.Helper()
+	c, err := net.ListenPacket(network, bind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return udpClient{t, c}
+}
+
+// ask sends a datagram and gives the answer, which is its server's own address,
+// and whom the socket takes for the sender; "": nobody answers.
+func (u udpClient) ask(to string) (server, sender string) {
+	u.t.Helper()
+	if _, err := u.c.WriteTo([]byte("?"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))); err != nil {
+		u.t.Fatalf("sending to %s: %v", to, err)
+	}
+	if err := u.c.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		u.t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	n, from, err := u.c.ReadFrom(buf)
+	if err != nil {
+		return "", ""
+	}
+	return string(buf[:n]), from.String()
+}
+
+func (u udpClient) expect(to, server, sender string) {
+	u.t.Helper()
+	if gotServer, gotSender := u.ask(to); gotServer != server || gotSender != sender {
+		u.t.Errorf("asked %s: %q answers as %q; want %q as %q", to, gotServer, gotSender, server, sender)
+	}
+}
+
+const vipA, vipB, endpointUDP = "10.96.0.1:53", "10.96.0.2:53", "127.0.1.9:5300"
+
+// A connected UDP socket is left to packets whatever becomes of the Service, so
+// that connect() never fails and no socket is tied to an endpoint.
+func TestConnectedUDPIsLeftToPackets(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}, [3]string{"none", vipB, ""}))
+	for _, to := range []string{vipA, vipB, "10.96.0.1:54", "[::ffff:10.96.0.1]:53"} {
+		addr := netip.MustParseAddrPort(to)
+		family, sockaddr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()})
+		if addr.Addr().Is4() {
+			family, sockaddr = unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+		}
+		fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Connect(fd, sockaddr); err != nil {
+			t.Errorf("connect to %s: %v", to, err)
+		}
+		peer, err := unix.Getpeername(fd)
+		if err != nil {
+			t.Error(err)
+		}
+		switch p := peer.(type) {
+		case *unix.SockaddrInet4:
+			if got := netip.AddrPortFrom(netip.AddrFrom4(p.Addr), uint16(p.Port)); got != addr {
+				t.Errorf("its peer is %s, want %s", got, addr)
+			}
+		case *unix.SockaddrInet6:
+			if got := netip.AddrPortFrom(netip.AddrFrom16(p.Addr), uint16(p.Port)); got != addr {
+				t.Errorf("its peer is %s, want %s", got, addr)
+			}
+		}
+		var noted sockPeer
+		if err := b.sockets.all[sockMapPeers].Lookup(uint32(fd), &noted); err == nil {
+			t.Errorf("the socket connected to %s is noted as translated to %+v", to, noted)
+		}
+		_ = unix.Close(fd)
+	}
+}
+
+// Two Services with one endpoint: a socket's flow to the second is left to
+// packets, and each sender is seen by the address that was asked.
+func TestTwoServicesWithOneEndpoint(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	udpEcho(t, endpointUDP)
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}, [3]string{"b", vipB, endpointUDP}))
+	c := newUDPClient(t, "udp4", ":0")
+	c.expect(vipA, endpointUDP, vipA)
+	c.expect(vipB, "", "") // there is no packet backend here
+	c.expect(vipA, endpointUDP, vipA)
+	newUDPClient(t, "udp4", ":0").expect(vipB, endpointUDP, vipB)
+	newUDPClient(t, "udp", ":0").expect("[::ffff:10.96.0.2]:53", endpointUDP, vipB)
+}
+
+// A peer that is an endpoint and is asked directly answers as itself.
+func TestEndpointThatIsAskedDirectly(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	udpEcho(t, endpointUDP)
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}))
+	first := newUDPClient(t, "udp4", ":0")
+	first.expect(vipA, endpointUDP, vipA)
+	first.expect(endpointUDP, endpointUDP, endpointUDP)
+	first.expect(vipA, "", "") // by packets from now on
+	direct := newUDPClient(t, "udp4", ":0")
+	direct.expect(endpointUDP, endpointUDP, endpointUDP)
+	direct.expect(vipA, "", "")
+	direct.expect(endpointUDP, endpointUDP, endpointUDP)
+}
+
+// A flow goes on though its socket sends elsewhere as well.
+func TestFlowGoesOnBesideOthers(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	udpEcho(t, endpointUDP)
+	udpEcho(t, "127.0.1.10:5300")
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}))
+	c := newUDPClient(t, "udp4", ":0")
+	c.expect(vipA, endpointUDP, vipA)
+	c.expect("127.0.1.10:5300", "127.0.1.10:5300", "127.0.1.10:5300")
+	c.expect(vipA, endpointUDP, vipA)
+	b.sockets.modeFlags = nodeOnly | standAside // nothing new is translated
+	if err := b.sockets.writeSettings(b.sockets.modeFlags); err != nil {
+		t.Fatal(err)
+	}
+	c.expect(vipA, endpointUDP, vipA)
+	newUDPClient(t, "udp4", ":0").expect(vipA, "", "")
+}
+
+// A socket whose program chose its port or address is left to packets; one that
+// is bound to nothing in particular is not.
+func TestBoundUDPSocketsAreLeftToPackets(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	udpEcho(t, endpointUDP)
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}))
+	newUDPClient(t, "udp4", ":5353").expect(vipA, "", "")
+	newUDPClient(t, "udp4", "127.0.0.1:0").expect(vipA, "", "")
+	newUDPClient(t, "udp", "[::]:5354").expect("[::ffff:10.96.0.1]:53", "", "")
+	newUDPClient(t, "udp4", "0.0.0.0:0").expect(vipA, endpointUDP, vipA)
+}
+
+// What a Service's endpoint sends long after the flow is over is its own.
+func TestSenderIsItselfAfterAFlowIsOver(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	udpEcho(t, endpointUDP)
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}))
+	c := newUDPClient(t, "udp4", ":0")
+	c.expect(vipA, endpointUDP, vipA)
+	var key sockUdpFlowKey
+	var flow sockUdpFlow
+	answers := b.sockets.all[sockMapUdpAnswers]
+	for all := answers.Iterate(); all.Next(&key, &flow); {
+		flow.Used = 1
+		if err := answers.Put(key, flow); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server, err := net.DialUDP("udp4", nil, c.c.LocalAddr().(*net.UDPAddr)) // not the endpoint
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Close() }()
+	c.expect(endpointUDP, endpointUDP, endpointUDP)
+}
+
+// In mode tcp UDP is left to packets, and TCP is not.
+func TestModeTCP(t *testing.T) {
+	o := testOptions(t)
+	o.SocketLB = TCP
+	b := openBackend(t, o)
+	udpEcho(t, endpointUDP)
+	want := udpSnapshot([3]string{"a", vipA, endpointUDP})
+	want.Ports = want.Ports.With([]*dataplane.ServicePort{web("tcp", "10.96.0.1:80", "10.40.1.1:80")}, nil)
+	mustSync(t, b, nil, want)
+	newUDPClient(t, "udp4", ":0").expect(vipA, "", "")
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	if got, err := connectFrom(t, b, inPod, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got != "10.40.1.1:80" {
+		t.Errorf("a pod's socket got %q, %v", got, err)
+	}
+}
+
+// In mode node sockets of pods are left to packets.
+func TestModeNode(t *testing.T) {
+	o := testOptions(t)
+	o.SocketLB = Node
+	b := openBackend(t, o)
+	mustSync(t, b, nil, snapshot(web("tcp", "10.96.0.1:80", "10.40.1.1:80")))
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	if got, err := connectFrom(t, b, inPod, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got != "" {
+		t.Errorf("a pod's socket got %q, %v; want it left alone", got, err)
+	}
+	if w := b.SocketsOf(netip.MustParseAddr("10.40.1.9")); w.AtSocket {
+		t.Errorf("a pod's connections are said to be translated at the socket: %s", w.Why)
+	}
+}
