@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/switchyard-io/switchyard/config"
+	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
@@ -31,7 +33,7 @@ func TestTakeOver(t *testing.T) {
 				t.Parallel()
 				needs(t, from)
 				needs(t, to)
-				takeOver(t, from.Name, to.Name)
+				takeOver(t, from, to)
 			})
 		}
 	}
@@ -41,7 +43,8 @@ func TestTakeOver(t *testing.T) {
 // them in TIME_WAIT for two minutes.
 const drainTime = 4 * time.Minute
 
-func takeOver(t *testing.T, from, to string) {
+func takeOver(t *testing.T, fromDriver, toDriver dataplane.Driver) {
+	from, to := fromDriver.Name, toDriver.Name
 	every := netlab.Patient(20 * time.Millisecond)
 	s := newSite(t, from, []any{serviceCIDR()})
 	s.writeRemote(s.lab.Nodes[1].Pods[0])
@@ -76,7 +79,12 @@ func takeOver(t *testing.T, from, to string) {
 		stop(t, most, f)
 	}
 	for deadline := time.Now().Add(drainTime); ; time.Sleep(time.Second) {
-		left := s.left(from)
+		left := ""
+		for _, layer := range layersOn(fromDriver) {
+			if !slices.Contains(layersOn(toDriver), layer) {
+				left += s.left(layer)
+			}
+		}
 		if left == "" {
 			break
 		}
@@ -130,10 +138,18 @@ func stop(t *testing.T, most int, flows ...flow) {
 	}
 }
 
-// left is what a backend has in the node's kernel; "": nothing.
-func (s *site) left(backend string) string {
+// layersOn are what a backend consists of where its most preferred layers work.
+func layersOn(d dataplane.Driver) []string {
+	if len(d.Layers) == 0 {
+		return []string{d.Name}
+	}
+	return d.Layers[:2] // sockets, and the first packet backend
+}
+
+// left is what a layer of a backend has in the node's kernel; "": nothing.
+func (s *site) left(layer string) string {
 	s.t.Helper()
-	if backend == "ebpf" {
+	if layer == "sockets" {
 		if entries, err := os.ReadDir(s.node.PinDir); err == nil {
 			return fmt.Sprint(entries)
 		}
@@ -142,7 +158,7 @@ func (s *site) left(backend string) string {
 	out, err := s.shell(map[string]string{
 		"iptables": "for c in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $c-save | grep -m1 SWITCHYARD; done; true",
 		"ipvs":     "cat /proc/net/ip_vs | tail -n +4; /sbin/ip route show table local proto 83; nft list tables | grep switchyard-ipvs; true",
-	}[backend])
+	}[layer])
 	if err != nil {
 		s.t.Fatal(err)
 	}
