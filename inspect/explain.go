@@ -215,16 +215,7 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 		}
 	}
 	rule("%s", trafficRule(svc, f.Kind, c))
-	for _, e := range q.found.Endpoints {
-		d := describeEndpoint(e)
-		d.UsedBy = nil
-		if why := e.In(local); why == policy.Chosen {
-			a.Endpoints = append(a.Endpoints, d)
-		} else {
-			d.LeftOut = []LeftOut{{a.Is, why.String()}}
-			a.LeftOut = append(a.LeftOut, d)
-		}
-	}
+	a.sort(q.found.Endpoints, local)
 	for _, r := range setRules(q.found.Endpoints, local) {
 		rule("%s", r)
 	}
@@ -252,6 +243,20 @@ func (i *Inspector) answer(q question, c client) ClientAnswer {
 		}
 	}
 	return a
+}
+
+// sort lists the endpoints that may answer, and those that may not, and why.
+func (a *ClientAnswer) sort(all []policy.Judged, local bool) {
+	for _, e := range all {
+		d := describeEndpoint(e)
+		d.UsedBy = nil
+		if why := e.In(local); why == policy.Chosen {
+			a.Endpoints = append(a.Endpoints, d)
+		} else {
+			d.LeftOut = []LeftOut{{a.Is, why.String()}}
+			a.LeftOut = append(a.LeftOut, d)
+		}
+	}
 }
 
 // trafficRule is the traffic policy that counts for a client.

@@ -60,7 +60,7 @@ func (s *Sockets) Lines() []string {
 // way tells whether a client's connections are translated at its socket, and
 // why. Why is empty if no client's are.
 func (i *Inspector) way(q question, c client) (atSocket bool, why string) {
-	if i.Sockets == nil || !(c.pod || c.node) {
+	if i.Sockets == nil || !c.pod && !c.node {
 		return false, ""
 	}
 	s := i.Sockets.Sockets()

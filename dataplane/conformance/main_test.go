@@ -118,7 +118,7 @@ func allCases() []testCase {
 	return slices.Concat(
 		matrixCases(), verdictCases(), sourceRangeCases(), nodePortCases(),
 		affinityCases(), balanceCases(), packetCases(), clauseCases(), driftCases(), crashCases(),
-		neighbourTable(), wireCases(), addressCases(), socketCases(),
+		neighbourTable(), wireCases(), addressCases(), socketCases(), acceleratorCases(),
 	)
 }
 

@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -44,7 +43,6 @@ func socketCases() []testCase {
 			r.stopAllAt(flows, "a1")
 		}},
 		{"socket", "a client that connects to 0.0.0.0 or :: reaches itself, on a NodePort's number too", connectsToItself},
-		{"socket", "a mesh that redirects a pod's connections inside the pod sees the Service's address", meshInPod},
 		{"neighbour", "what a pod forwards from one Service to another one is balanced again", forwardingPod},
 		{"neighbour", "a pod that starts while no agent runs reaches Services", podWithoutAgent},
 		{"neighbour", "after nft flush ruleset a Sync brings everything back", flushedRules},
@@ -103,33 +101,6 @@ func connectsToItself(r *run) {
 	r.check(probes...)
 }
 
-// meshInPod has rules in a pod that send its connections to Services to a
-// server of its own (cilium/cilium#16583, linkerd/website#1615). They match by
-// the Service's address, which SO_ORIGINAL_DST would return.
-func meshInPod(r *run) {
-	if r.col.sockets {
-		r.notMeant("its sockets are translated before the pod's own rules see what they send")
-		return
-	}
-	r.sync(pathServices())
-	const sidecar = 15001
-	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
-	pod := r.host("a3")
-	for _, protocol := range []string{netlab.TCP, netlab.UDP} {
-		server, err := pod.Serve(protocol, sidecar, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
-		r.must(err)
-		defer func() { _ = server.Stop() }()
-	}
-	for f, family := range []string{"ip", "ip6"} {
-		at := r.frontendAddr(r.service("there"), clusterIP, families[f])
-		r.nft(pod, family, fmt.Sprintf("chain out { type nat hook output priority -100; %s daddr %s meta l4proto { tcp, udp } th dport %d redirect to :%d; }", family, at.Addr(), at.Port(), sidecar))
-	}
-	r.check(
-		from("a3").in(both...).to(clusterIP, "there").reaches("a3"), from("a3").in(both...).to(clusterIP, "here").reaches("a1"),
-		from("a4").in(both...).to(clusterIP, "there").reaches("b1"),
-	)
-}
-
 // forwardingPod has a pod translate what comes to it to another Service's
 // ClusterIP, as klipper-lb does (k3s-io/klipper-lb#54).
 func forwardingPod(r *run) {
@@ -175,11 +146,19 @@ func podWithoutAgent(r *run) {
 }
 
 // flushedRules has another program remove all rules of nftables while
-// connections begin.
+// connections begin. Observe notices, if those were ours.
 func flushedRules(r *run) {
 	r.sync(wideWorld())
+	a := r.node("node-a")
 	loads := r.loadAll(from("outside").toNodePort("there", "node-a").in(dataplane.TCP), from("a3").to(clusterIP, "here").in(dataplane.TCP))
-	r.shell(r.node("node-a"), "nft flush ruleset")
+	before := r.col.state(r, a)
+	r.shell(a, "nft flush ruleset")
+	if !slices.Equal(before, r.col.state(r, a)) {
+		held, err := r.agentOf("node-a").observe()
+		if err == nil && len(held.Differences(dataplane.Expect(r.world.snapshot(r, a)))) == 0 {
+			r.Error("Observe is as if nothing had happened")
+		}
+	}
 	r.syncUnknown(r.world)
 	r.check(wide()...)
 	for _, f := range loads { // some of theirs met no rules

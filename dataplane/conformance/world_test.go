@@ -34,8 +34,8 @@ type world struct {
 	pods     detector
 	// nodePorts are the addresses of a node that take NodePorts; nil: those of eth0.
 	nodePorts func(*netlab.Node) []netip.Prefix
-	// retired says that another backend serves: no addresses are Services' alone.
-	retired bool
+	// bound are addresses that the nodes have themselves.
+	bound []netip.Prefix
 }
 
 // service is one Service.
@@ -128,11 +128,8 @@ func (w world) snapshot(r *run, n *netlab.Node) *dataplane.Snapshot {
 	slices.SortFunc(addrs, netip.Prefix.Compare)
 	s := &dataplane.Snapshot{
 		Revision:     1,
-		Node:         &dataplane.Node{Name: n.Name, NodePorts: addrs, LocalPods: w.pods.localPods(n)},
+		Node:         &dataplane.Node{Name: n.Name, NodePorts: addrs, Bound: w.bound, LocalPods: w.pods.localPods(n)},
 		ServiceCIDRs: prefixes([]string{clusterIPs4, clusterIPs6}),
-	}
-	if w.retired {
-		s.ServiceCIDRs = nil
 	}
 	var ports []*dataplane.ServicePort
 	for _, svc := range w.services {

@@ -24,9 +24,6 @@ const (
 	askNamespaces = 16
 	tcpOnly       = 32
 	standAside    = 64
-
-	namespaceTranslated = 1
-	namespaceLeft       = 2
 )
 
 // toAddr is an address in the one form that both families have in the maps.
