@@ -10,6 +10,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/inspect/doctor"
 	"github.com/switchyard-io/switchyard/inspect/show"
 )
@@ -38,7 +39,9 @@ The exit status is 1 where no backend works.`,
 			return err
 		}
 		cfg := c.Dataplane(slog.New(slog.DiscardHandler), dataplane.HostFamilies())
-		r := doctor.Examine(cmd.Context(), doctor.Host(), catalog.Drivers(c.Backends()), cfg)
+		host := doctor.Host()
+		host.Pods = func() (int, map[string]int, error) { return ebpf.SurveyPods(c.Switchyard.EBPF.CgroupRoot) }
+		r := doctor.Examine(cmd.Context(), host, catalog.Drivers(c.Backends()), cfg)
 		body, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
 			return fmt.Errorf("writing the report: %w", err)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/pods"
 )
 
 // Sockets implements dataplane.SocketTranslator.
@@ -21,7 +22,7 @@ func (a *accelerated) Sockets() *dataplane.Sockets {
 		out.Namespaces, out.LeftNamespaces = w.Status()
 	}
 	if n := b.older.left.Load(); n > 0 {
-		out.Draining = fmt.Sprintf("%d connections that an older version translates", n)
+		out.Draining = fmt.Sprintf("an older version still translates connections: %d entries in its table", n)
 	}
 	return out
 }
@@ -54,4 +55,15 @@ func (a *accelerated) SocketsOf(client netip.Addr) dataplane.SocketWay {
 		return left("in its network namespace: " + why)
 	}
 	return dataplane.SocketWay{AtSocket: true, Why: "its network namespace does not translate its own connections"}
+}
+
+// SurveyPods looks once into the network namespace of each pod below a cgroup
+// ("": wherever cgroup v2 is mounted), as mode auto does. It tells how many have
+// their sockets translated, and how many are left to packets, by reason.
+func SurveyPods(cgroup string) (translated int, left map[string]int, err error) {
+	root, err := cgroupRoot(cgroup)
+	if err != nil {
+		return 0, nil, err
+	}
+	return pods.Survey(root)
 }

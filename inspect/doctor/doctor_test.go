@@ -40,6 +40,7 @@ type machine struct {
 	commands map[string]string
 	devices  []string
 	programs []string
+	left     map[string]int
 }
 
 func (m machine) system(t *testing.T) System {
@@ -61,6 +62,7 @@ func (m machine) system(t *testing.T) System {
 		},
 		Devices:        func() ([]string, error) { return m.devices, nil },
 		CgroupPrograms: func(string) ([]string, error) { return m.programs, nil },
+		Pods:           func() (int, map[string]int, error) { return 5, m.left, nil },
 	}
 }
 
@@ -77,7 +79,10 @@ func TestExamine(t *testing.T) {
 		{"strict reverse path", func(m *machine) { m.files["/proc/sys/net/ipv4/conf/all/rp_filter"] = "1" }, "note net.ipv4.conf.all.rp_filter: 1"},
 		{"bytes are not counted", func(m *machine) { m.files["/proc/sys/net/netfilter/nf_conntrack_acct"] = "0" }, "note net.netfilter.nf_conntrack_acct: 0"},
 		{"an old kernel", func(m *machine) { m.files["/proc/sys/kernel/osrelease"] = "5.4.0-generic" }, "problem version: 5.4.0-generic"},
-		{"a kernel without tcx", func(m *machine) { m.files["/proc/sys/kernel/osrelease"] = "6.1.0-18-amd64" }, "note version: 6.1.0-18-amd64"},
+		{"a kernel without cookies of namespaces", func(m *machine) { m.files["/proc/sys/kernel/osrelease"] = "5.10.0-18-amd64" }, "note version: 5.10.0-18-amd64"},
+		{"a pod with a mesh", func(m *machine) { m.left = map[string]int{"nat rules in OUTPUT (nftables)": 2} },
+			"note pods: sockets of 5 are translated; 2 left to packets: nat rules in OUTPUT (nftables)"},
+		{"no CAP_SYS_ADMIN", func(m *machine) { m.files["/proc/self/status"] = "CapEff:\t000001ffffdfffff\n" }, "note CAP_SYS_ADMIN: no"},
 		{"no cgroup v2", func(m *machine) { m.files["/proc/mounts"] = "bpf /sys/fs/bpf bpf rw 0 0" }, "problem cgroup v2: not mounted"},
 		{"a bpf file system elsewhere", func(m *machine) {
 			m.files["/proc/mounts"] = "none /c cgroup2 rw 0 0\nbpf /elsewhere bpf rw 0 0"

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,29 @@ func (s System) neighbours(ctx context.Context) []Check {
 	if len(out) == 0 {
 		found(OK, "other Service proxies", "none found", "")
 	}
-	return out
+	return append(out, s.pods()...)
+}
+
+// pods tells which way the connections of pods take.
+func (s System) pods() []Check {
+	if s.Pods == nil {
+		return nil
+	}
+	c := Check{Group: groupNeighbours, Name: "pods", State: OK, For: []string{forEBPF}}
+	translated, left, err := s.Pods()
+	if err != nil {
+		c.State, c.Found, c.Advice = Note, "could not be looked into: "+err.Error(), "--socket-lb=auto leaves the sockets of pods to packets"
+		return []Check{c}
+	}
+	words := []string{fmt.Sprintf("sockets of %d are translated", translated)}
+	for _, why := range slices.Sorted(maps.Keys(left)) {
+		words = append(words, fmt.Sprintf("%d left to packets: %s", left[why], why))
+	}
+	c.Found = strings.Join(words, "; ")
+	if len(left) > 0 {
+		c.State, c.Advice = Note, "pods that translate their own connections (a service mesh) see Services' addresses; --socket-lb=all would pass their rules by"
+	}
+	return []Check{c}
 }
 
 // processes are the ids of the processes of a name.

@@ -25,6 +25,9 @@ type System struct {
 	// CgroupPrograms are the names of the programs that are attached to a cgroup
 	// where sockets connect or send.
 	CgroupPrograms func(cgroup string) ([]string, error)
+	// Pods tells how many pods have nothing in the way of the translation of their
+	// sockets, and how many have, by what; nil: nobody knows.
+	Pods func() (translated int, left map[string]int, err error)
 }
 
 // commandTime is how long a command may take.
@@ -131,6 +134,9 @@ func (s System) mounts(kind string) []string {
 	return at
 }
 
+// sysAdmin is what is lost without a capability that the agent can do without.
+const sysAdmin = "without it no pod's network namespace can be looked into, and --socket-lb=auto leaves the sockets of pods to packets"
+
 func (s System) privileges(context.Context) []Check {
 	status, err := s.read("/proc/self/status")
 	if err != nil {
@@ -153,10 +159,15 @@ func (s System) privileges(context.Context) []Check {
 		{13, "CAP_NET_RAW", []string{forIPTables}, "iptables needs it"},
 		{39, "CAP_BPF", []string{forEBPF}, "loading programs needs it"},
 		{38, "CAP_PERFMON", []string{forEBPF}, "loading programs needs it"},
+		{21, "CAP_SYS_ADMIN", []string{forEBPF}, sysAdmin},
+		{19, "CAP_SYS_PTRACE", []string{forEBPF}, sysAdmin},
 	} {
 		check := Check{Group: groupPrivileges, Name: c.name, State: OK, Found: "yes", For: c.isFor}
 		if have&(1<<c.bit) == 0 {
 			check.State, check.Found, check.Advice = Problem, "no", c.need+": run as root, or give the container this capability"
+			if c.need == sysAdmin {
+				check.State = Note
+			}
 		}
 		out = append(out, check)
 	}
@@ -170,10 +181,10 @@ func (s System) kernelFeatures(context.Context) []Check {
 	switch {
 	case !atLeast(5, 10):
 		version.State, version.Advice = Problem, "the eBPF backend needs 5.10 or newer; the others work"
-	case !atLeast(6, 6):
-		version.State, version.Advice = Note, "before 6.6 packet programs are attached by clsact, which other tools may remove; since then by tcx"
+	case !atLeast(5, 14):
+		version.State, version.Advice = Note, "before 5.14 a pod's network namespace cannot be recognised: --socket-lb=auto translates sockets of the node alone"
 	}
-	out := []Check{version, s.mounted("cgroup v2", "cgroup2", "", "socket load balancing needs it: mount -t cgroup2 none /sys/fs/cgroup/unified (systemd does so), or --ebpf-socket-lb=false"),
+	out := []Check{version, s.mounted("cgroup v2", "cgroup2", "", "socket load balancing needs it: mount -t cgroup2 none /sys/fs/cgroup/unified (systemd does so), or --socket-lb=off"),
 		s.mounted("bpf file system", "bpf", "/sys/fs/bpf", "programs and maps are pinned there: mount -t bpf bpf /sys/fs/bpf (in a container: mount the host's)")}
 	conntrack := Check{Group: groupKernel, Name: "conntrack", State: OK, For: []string{forIPTables, forIPVS}}
 	if limit, err := s.read("/proc/sys/net/netfilter/nf_conntrack_max"); err == nil {

@@ -80,6 +80,32 @@ func look(ns *os.File, first bool) findings {
 	return out
 }
 
+// Survey looks once into the network namespace of each pod below a cgroup. It
+// tells how many have nothing in the way of their sockets' translation, and how
+// many have, by what.
+func Survey(cgroup string) (translated int, left map[string]int, err error) {
+	found, err := processes(cgroup, map[string]string{})
+	if err != nil {
+		return 0, nil, err
+	}
+	delete(found, namespaceOf("self"))
+	left = map[string]int{}
+	for _, pid := range found {
+		file, err := os.Open(namespaceFile(pid))
+		if err != nil {
+			continue // its process has ended
+		}
+		f := look(file, false)
+		_ = file.Close()
+		if f.why == "" {
+			translated++
+		} else {
+			left[f.why]++
+		}
+	}
+	return translated, left, nil
+}
+
 // translator tells what translates outgoing connections in this thread's
 // namespace; "": nothing.
 func translator() (string, error) {
@@ -243,8 +269,8 @@ func dumpError(body []byte) error {
 
 func align(n int) int { return (n + 3) &^ 3 }
 
-// attribute is one attribute of a netlink message: it calls each with its type
-// and its value.
+// eachAttribute calls each with the type and the value of each attribute of a
+// netlink message.
 func eachAttribute(data []byte, each func(kind uint16, value []byte)) {
 	for len(data) >= unix.SizeofNlAttr {
 		length := int(binary.NativeEndian.Uint16(data))
@@ -282,7 +308,8 @@ func isOutputNAT(attributes []byte) bool {
 	return kind == "nat" && hook == localOut && rules > 0
 }
 
-// legacyTables lists the tables of legacy iptables in the namespace of a process.
+// hasLegacyNAT reports whether legacy iptables has a table nat, for IPv4 and for
+// IPv6, in the namespace of a process.
 func hasLegacyNAT(process string) (v4, v6 bool) {
 	has := func(file string) bool {
 		names, err := os.ReadFile(process + "/net/" + file)
