@@ -208,16 +208,17 @@ func Jump(chain string) expr.Any { return Verdict(expr.VerdictJump, chain) }
 // Goto goes to a chain and does not come back.
 func Goto(chain string) expr.Any { return Verdict(expr.VerdictGoto, chain) }
 
-// Reject returns the rules that tell a client that nobody is there.
+// Reject returns the rules that tell a client that nobody is there. TCP gets a
+// reset: the kernel sends few ICMP errors to one host in a second, and a client
+// on this machine that is still inside connect() takes an ICMPv6 error only as a
+// hint.
 func (w Words) Reject() []Rule {
-	const icmp, reset = 0, 1  // NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST
-	const port4, port6 = 3, 4 // port unreachable
+	const icmp, reset = 0, 1 // NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST
+	unreachable := uint8(4)  // the port, for ICMPv6
 	if w.Family == dataplane.IPv4 {
-		return []Rule{{&expr.Reject{Type: icmp, Code: port4}}}
+		unreachable = 3
 	}
-	// A TCP client on this machine that is still inside connect() takes an ICMPv6
-	// error only as a hint.
-	return []Rule{ProtocolIs(dataplane.TCP).Then(&expr.Reject{Type: reset}), {&expr.Reject{Type: icmp, Code: port6}}}
+	return []Rule{ProtocolIs(dataplane.TCP).Then(&expr.Reject{Type: reset}), {&expr.Reject{Type: icmp, Code: unreachable}}}
 }
 
 // FromPods returns the rules for what this node's pods send. In OUTPUT no packet
