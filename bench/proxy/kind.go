@@ -29,6 +29,7 @@ func Kinds() []Kind {
 	return []Kind{
 		{Name: Straight, counter: natted},
 		{Name: "switchyard-ebpf", Program: Switchyard, Mode: "ebpf", counter: forwardedByEBPF},
+		{Name: "switchyard-nftables", Program: Switchyard, Mode: "nftables", counter: natted},
 		{Name: "switchyard-ipvs", Program: Switchyard, Mode: "ipvs", counter: natted},
 		{Name: "switchyard-iptables", Program: Switchyard, Mode: "iptables", counter: natted},
 		{Name: "kube-proxy-ipvs", Program: KubeProxy, Mode: "ipvs", counter: natted},

@@ -28,11 +28,11 @@ func goals(r *result.Report) []goal {
 	for _, p := range own(r) {
 		add(flat(r, p))
 		add(below(r, p, result.Key{Part: result.ControlPlane, Case: result.ColdSync, Metric: result.Time, Services: 10_000},
-			"cold start, 10,000 Services × 10 endpoints, to the kernel", "s", map[string]float64{"ebpf": 1, "ipvs": 5, "iptables": 15}))
+			"cold start, 10,000 Services × 10 endpoints, to the kernel", "s", map[string]float64{"ebpf": 2, "nftables": 2, "ipvs": 5, "iptables": 15}))
 		add(below(r, p, result.Key{Part: result.ControlPlane, Case: result.EndpointChanged(result.RowPause), Metric: "p99", Services: 10_000},
-			"one endpoint changes, 10,000 Services, from the request to the API server to the first packet, p99", "ms", map[string]float64{"ebpf": 10, "ipvs": 10, "iptables": 200}))
+			"one endpoint changes, 10,000 Services, from the request to the API server to the first packet, p99", "ms", map[string]float64{"ebpf": 20, "nftables": 20, "ipvs": 10, "iptables": 200}))
 		add(below(r, p, result.Key{Part: result.ControlPlane, Case: result.Memory, Metric: result.Resident, Services: 10_000},
-			"memory at 10,000 Services × 10 endpoints", "MB", map[string]float64{"ebpf": 140, "ipvs": 140, "iptables": 140}))
+			"memory at 10,000 Services × 10 endpoints", "MB", map[string]float64{"ebpf": 80, "nftables": 80, "ipvs": 140, "iptables": 140}))
 	}
 	return all
 }

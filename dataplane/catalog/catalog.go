@@ -6,6 +6,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/iptables"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
+	"github.com/switchyard-io/switchyard/dataplane/nftables"
 )
 
 // Options are what only one backend has.
@@ -44,7 +45,7 @@ func Layers(o Options) []dataplane.Driver {
 // bases are the packet backends under ebpf, the most preferred first.
 func bases(o Options) []dataplane.Driver {
 	return []dataplane.Driver{
-		// nftables.Driver(o.NFTables) is the first, once it is there.
+		nftables.Driver(),
 		iptables.Driver(o.IPTables),
 	}
 }

@@ -100,6 +100,7 @@ func (r Report) Problems() int {
 // names of the backends that checks are for.
 const (
 	forEBPF     = "ebpf"
+	forNFTables = "nftables"
 	forIPVS     = "ipvs"
 	forIPTables = "iptables"
 )
@@ -116,14 +117,14 @@ func (s System) settings(context.Context) []Check {
 	}{
 		{"net/ipv4/ip_forward", Problem, is("1"), nil, "traffic to pods and from outside is not forwarded: sysctl -w net.ipv4.ip_forward=1 (and in /etc/sysctl.d)"},
 		{"net/ipv6/conf/all/forwarding", Note, is("1"), nil, "IPv6 traffic is not forwarded; where the cluster has IPv6: sysctl -w net.ipv6.conf.all.forwarding=1"},
-		{"net/bridge/bridge-nf-call-iptables", Problem, is("1"), []string{forIPTables, forIPVS},
+		{"net/bridge/bridge-nf-call-iptables", Problem, is("1"), []string{forNFTables, forIPTables, forIPVS},
 			"a pod does not get through a Service to another pod on the same Linux bridge: sysctl -w net.bridge.bridge-nf-call-iptables=1"},
-		{"net/bridge/bridge-nf-call-ip6tables", Note, is("1"), []string{forIPTables, forIPVS},
+		{"net/bridge/bridge-nf-call-ip6tables", Note, is("1"), []string{forNFTables, forIPTables, forIPVS},
 			"the same for IPv6: sysctl -w net.bridge.bridge-nf-call-ip6tables=1"},
 		{"net/ipv4/conf/all/rp_filter", Note, not("1"), nil, "strict: answers that come back through another device than they would be sent to are dropped; 2 (loose) is safe with several devices"},
-		{"net/ipv4/conf/all/route_localnet", OK, is("0", "1"), []string{forIPTables, forIPVS}, ""},
-		{"net/netfilter/nf_conntrack_tcp_be_liberal", OK, is("0", "1"), []string{forIPTables, forIPVS}, ""},
-		{"net/netfilter/nf_conntrack_acct", Note, is("1"), []string{forIPTables, forIPVS},
+		{"net/ipv4/conf/all/route_localnet", OK, is("0", "1"), []string{forNFTables, forIPTables, forIPVS}, ""},
+		{"net/netfilter/nf_conntrack_tcp_be_liberal", OK, is("0", "1"), []string{forNFTables, forIPTables, forIPVS}, ""},
+		{"net/netfilter/nf_conntrack_acct", Note, is("1"), []string{forNFTables, forIPTables, forIPVS},
 			"`switchyard get services` shows no bytes: sysctl -w net.netfilter.nf_conntrack_acct=1"},
 	} {
 		c := Check{Group: groupSettings, Name: strings.ReplaceAll(w.name, "/", "."), State: OK, For: w.isFor}

@@ -186,7 +186,7 @@ func (s System) kernelFeatures(context.Context) []Check {
 	}
 	out := []Check{version, s.mounted("cgroup v2", "cgroup2", "", "socket load balancing needs it: mount -t cgroup2 none /sys/fs/cgroup/unified (systemd does so), or --socket-lb=off"),
 		s.mounted("bpf file system", "bpf", "/sys/fs/bpf", "programs and maps are pinned there: mount -t bpf bpf /sys/fs/bpf (in a container: mount the host's)")}
-	conntrack := Check{Group: groupKernel, Name: "conntrack", State: OK, For: []string{forIPTables, forIPVS}}
+	conntrack := Check{Group: groupKernel, Name: "conntrack", State: OK, For: []string{forNFTables, forIPTables, forIPVS}}
 	if limit, err := s.read("/proc/sys/net/netfilter/nf_conntrack_max"); err == nil {
 		count, _ := s.read("/proc/sys/net/netfilter/nf_conntrack_count")
 		conntrack.Found = fmt.Sprintf("%s of %s entries", count, limit)

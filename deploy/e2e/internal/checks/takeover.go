@@ -18,8 +18,8 @@ func walk() []cluster.Agent {
 	kubeProxy := func(mode string) cluster.Agent { return cluster.Agent{Name: cluster.KubeProxy, Backend: mode} }
 	own := func(backend string) cluster.Agent { return cluster.Agent{Name: cluster.Switchyard, Backend: backend} }
 	return []cluster.Agent{
-		kubeProxy("iptables"), own("iptables"), own("iptables"), own("ebpf"), own("ebpf"), own("iptables"), kubeProxy("iptables"),
-		own("ebpf"), kubeProxy("nftables"), own("iptables"), kubeProxy("nftables"), own("ebpf"), kubeProxy("iptables"),
+		kubeProxy("iptables"), own("nftables"), own("nftables"), own("ebpf"), own("ebpf"), own("nftables"), own("iptables"), own("nftables"), kubeProxy("nftables"),
+		own("nftables"), kubeProxy("iptables"), own("ebpf"), kubeProxy("nftables"), own("ebpf"), own("iptables"), own("iptables"), kubeProxy("iptables"),
 	}
 }
 
