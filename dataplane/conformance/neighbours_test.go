@@ -198,19 +198,19 @@ func masquerades() neighbour {
 // nativeChains has chains of nftables' own in tables that have the names of
 // iptables' (ubicloud/ubicloud#2966, cloudnativelabs/kube-router#1777).
 func nativeChains() neighbour {
-	return neighbour{
-		name: "nftables' own chains in tables that have the names of iptables' change nothing", setUp: func(r *run, n *netlab.Node) {
-			for _, family := range []string{"ip", "ip6"} {
-				for table, chain := range map[string]string{
-					"nat": "nat hook postrouting priority 100; oifname nosuch0 masquerade", "filter": "filter hook forward priority 5; counter",
-					"mangle": "filter hook output priority 5; counter", "raw": "filter hook prerouting priority -310; counter",
-				} {
-					r.nftTable(n.Host, family, table, "chain own { type "+chain+"; }", fmt.Sprintf("delete chain %s %s own", family, table))
-				}
-			}
-		},
-		known: map[string]string{"iptables": "it cannot read a table in which another program has chains"},
+	var on, off strings.Builder
+	for _, family := range []string{"ip", "ip6"} {
+		for table, chain := range map[string]string{
+			"nat": "nat hook postrouting priority 100; oifname nosuch0 masquerade", "filter": "filter hook forward priority 5; counter",
+			"mangle": "filter hook output priority 5; counter", "raw": "filter hook prerouting priority -310; counter",
+		} {
+			fmt.Fprintf(&on, "table %s %s { chain own { type %s; }; }\n", family, table, chain)
+			fmt.Fprintf(&off, "delete chain %s %s own\n", family, table)
+		}
 	}
+	n := shellNeighbour("nftables' own chains in tables that have the names of iptables' change nothing", "nft '"+on.String()+"'", "nft '"+off.String()+"'")
+	n.known = map[string]string{"iptables": "it cannot read a table in which another program has chains"}
+	return n
 }
 
 // otherProxy serves Services of its own, whose ClusterIPs are of the same range
@@ -296,13 +296,8 @@ func (n neighbour) with(holds func(*run) []probe) neighbour {
 // nft puts a table with these chains into a host's kernel until the case ends.
 func (r *run) nft(h *netlab.Host, family, chains string) {
 	r.Helper()
-	r.nftTable(h, family, "neighbour", chains, "delete table "+family+" neighbour")
-}
-
-func (r *run) nftTable(h *netlab.Host, family, table, chains, undo string) {
-	r.Helper()
-	r.Cleanup(func() { r.sh(h, "nft "+undo) })
-	r.sh(h, fmt.Sprintf("nft -f - <<'END'\ntable %s %s {\n%s\n}\nEND\n", family, table, chains))
+	r.Cleanup(func() { r.sh(h, "nft delete table "+family+" neighbour") })
+	r.sh(h, fmt.Sprintf("nft 'table %s neighbour {\n%s\n}'", family, chains))
 }
 
 // bind gives a node an address on lo until the case ends.
