@@ -76,7 +76,7 @@ test-kernel: deps-test ## run just the tests that need root and this kernel (BAC
 	@$(MAKE) --no-print-directory test-conformance
 
 .PHONY: test-vm
-test-vm: ## run kernel tests on Debian's 6.1 and 6.12, emulated (KERNEL=6.1|6.12|all, PKG=./dataplane/..., RUN=..., BACKEND=..., ARGS=..., LIMIT=20m)
+test-vm: ## run kernel tests on Debian's kernels, emulated (KERNEL=5.10|6.1|6.12|newest|all: all but 5.10, PKG=./dataplane/..., RUN=..., BACKEND=..., ARGS=..., LIMIT=20m)
 	@deploy/packages $(PACKAGES_VM)
 	@mkdir -p bin
 	@$(GO) build -o bin/vm ./internal/vm
@@ -96,7 +96,7 @@ demo: deps-test ## see it work: two nodes with pods on this machine, no cluster 
 
 # IPVS needs a kernel that has it.
 .PHONY: demo-vm
-demo-vm: build ## the demo with IPVS, in a virtual machine (KERNEL=6.1|6.12|all)
+demo-vm: build ## the demo with IPVS, in a virtual machine (KERNEL=5.10|6.1|6.12|newest|all)
 	@deploy/packages $(PACKAGES_VM)
 	$(GO) build -trimpath -o bin/ ./deploy/demo ./internal/vm
 	@bin/vm -kernel=$(KERNEL) -with bin/switchyard -with bin/demo -exec 'demo --agent /usr/bin/switchyard --backend ipvs'

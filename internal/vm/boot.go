@@ -37,15 +37,15 @@ const mostBoots = 3
 var errFault = errors.New("the kernel had a fault")
 
 // boot boots a machine, copies what its tests write to out and waits until it
-// has powered off. It is an error when a test failed, the kernel had a fault or
+// has powered off. The result says which tests ended how. It is an error when a test failed, the kernel had a fault or
 // time ran out.
-func boot(ctx context.Context, m machine, out io.Writer) error {
+func boot(ctx context.Context, m machine, out io.Writer) (result, error) {
 	defer func() { _ = os.Remove(m.image) }()
 	for boots := 1; ; boots++ {
 		tests := &noting{Writer: out}
-		err := bootOnce(ctx, m, tests, out)
+		ended, err := bootOnce(ctx, m, tests, out)
 		if tests.written || boots == mostBoots || !errors.Is(err, errFault) {
-			return err
+			return ended, err
 		}
 		_, _ = fmt.Fprintln(out, "No test has begun; booting once more after:", err)
 	}
@@ -64,7 +64,7 @@ func (n *noting) Write(b []byte) (int, error) {
 }
 
 // bootOnce has a writer of its own for what the tests write.
-func bootOnce(ctx context.Context, m machine, testsOut, out io.Writer) error {
+func bootOnce(ctx context.Context, m machine, testsOut, out io.Writer) (result, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.limit)
 	defer cancel()
 	console := strings.TrimSuffix(m.image, ".cpio") + ".console"
@@ -77,12 +77,12 @@ func bootOnce(ctx context.Context, m machine, testsOut, out io.Writer) error {
 	cmd.Stderr = &complaint
 	tests, err := cmd.StdoutPipe()
 	if err != nil {
-		return fmt.Errorf("starting a virtual machine: %w", err)
+		return result{}, fmt.Errorf("starting a virtual machine: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting a virtual machine: %w", err)
+		return result{}, fmt.Errorf("starting a virtual machine: %w", err)
 	}
-	result, copyErr := followTests(tests, testsOut)
+	got, copyErr := followTests(tests, testsOut)
 	err = errors.Join(copyErr, cmd.Wait())
 	log, readErr := os.ReadFile(console)
 	bad, warnings := kernelFaults(string(log))
@@ -98,13 +98,13 @@ func bootOnce(ctx context.Context, m machine, testsOut, out io.Writer) error {
 		err = fmt.Errorf("the virtual machine: %w: %s", err, strings.TrimSpace(complaint.String()))
 	case len(bad) > 0:
 		err = fmt.Errorf("%w: %s", errFault, strings.Join(bad, "; "))
-	case !result.ended:
+	case !got.ended:
 		err = errors.New("the machine ended before its tests did")
 	default:
-		return result.err()
+		return got, got.err()
 	}
 	_, _ = fmt.Fprintf(out, "The end of the kernel's console:\n%s\n", lastLines(string(log), consoleLines))
-	return errors.Join(err, readErr)
+	return got, errors.Join(err, readErr)
 }
 
 // lastLines are the last n lines of a text.

@@ -23,14 +23,30 @@ const slowVariable = "SWITCHYARD_TEST_SLOWNESS"
 // result is what became of the tests in a machine.
 type result struct {
 	ended  bool // all of them
+	passed []string
 	failed []string
+}
+
+// String names the packages whose tests ended.
+func (r result) String() string {
+	var said []string
+	if len(r.passed) > 0 {
+		said = append(said, "passed "+strings.Join(r.passed, ", "))
+	}
+	if len(r.failed) > 0 {
+		said = append(said, "failed "+strings.Join(r.failed, ", "))
+	}
+	if !r.ended {
+		said = append(said, "not all tests ended")
+	}
+	return strings.Join(said, "; ")
 }
 
 func (r result) err() error {
 	if len(r.failed) == 0 {
 		return nil
 	}
-	return errors.New(strings.Join(r.failed, ", "))
+	return fmt.Errorf("the tests of %s failed", strings.Join(r.failed, ", "))
 }
 
 // line takes one line of the machine's; false: it was for the harness.
@@ -46,7 +62,9 @@ func (r *result) line(text string) bool {
 	}
 	number, name, _ := strings.Cut(rest, " ")
 	if status, err := strconv.Atoi(number); err != nil || status != 0 {
-		r.failed = append(r.failed, fmt.Sprintf("the tests of %s failed (exit status %s)", name, number))
+		r.failed = append(r.failed, fmt.Sprintf("%s (exit status %s)", name, number))
+	} else {
+		r.passed = append(r.passed, name)
 	}
 	return false
 }

@@ -8,19 +8,48 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
+// newest names the series that has no number, because it changes.
+const newest = "newest"
+
 // series is a line of kernels that Debian has.
 type series struct {
-	name string // "6.1"
-	meta string // the package that depends on the newest image
+	name  string // "6.1"
+	meta  string // the package that depends on the newest image
+	suite string // of Debian, that has the package; empty means one that this machine's apt knows
 }
 
-// allSeries are the kernels of the matrix. The machine that runs this is the
-// third; 6.1 is the oldest that Debian 12 has.
+// allSeries are the kernels that tests can run on. The machine that runs this
+// command is one more. 6.1 is what Debian 12 has.
 func allSeries() []series {
-	return []series{{"6.1", "linux-image-amd64"}, {"6.12", "linux-image-6.12-amd64"}}
+	return []series{
+		{"5.10", "linux-image-amd64", "bullseye-security"},
+		{"6.1", "linux-image-amd64", ""},
+		{"6.12", "linux-image-6.12-amd64", ""},
+		{newest, "linux-image-amd64", "trixie-backports"},
+	}
+}
+
+// choose returns the series that a name stands for. "all" stands for those that
+// each change is tested on. A number that no series has asks for the newest
+// kernel, which must then have it (see kernel.is).
+func choose(name string) ([]series, error) {
+	if name == "all" {
+		return allSeries()[1:], nil
+	}
+	for _, s := range allSeries() {
+		if s.name == name {
+			return []series{s}, nil
+		}
+	}
+	if !regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`).MatchString(name) {
+		return nil, fmt.Errorf("%q is not one of %s, all and a number of Debian's newest kernel", name, strings.Join(seriesNames(), ", "))
+	}
+	last := allSeries()[len(allSeries())-1]
+	return []series{last}, nil
 }
 
 func seriesNames() []string {
@@ -38,36 +67,50 @@ type kernel struct {
 	root    string // holds lib/modules/VERSION
 }
 
+// is reports whether a name on the command line, if it is a number, is the start
+// of the kernel's version.
+func (k kernel) is(name string) bool {
+	return name == "all" || name == newest || strings.HasPrefix(k.version, name+".")
+}
+
 // fetchKernel finds the newest kernel of a series in the cache, or downloads
 // and unpacks it there.
 func fetchKernel(ctx context.Context, s series, cache string) (kernel, error) {
-	name, err := resolve(ctx, s)
+	a, err := openApt(ctx, s.suite, cache)
+	if err != nil {
+		return kernel{}, err
+	}
+	name, err := a.resolve(ctx, s)
 	if err != nil {
 		return kernel{}, err
 	}
 	root := filepath.Join(cache, name)
 	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
-		if err := download(ctx, s, &name, cache); err != nil {
+		if name, err = a.download(ctx, s, name, cache); err != nil {
 			return kernel{}, err
 		}
 		root = filepath.Join(cache, name)
 	}
 	version := strings.TrimPrefix(name, "linux-image-")
-	return kernel{version: version, image: filepath.Join(root, "boot", "vmlinuz-"+version), root: root}, nil
+	image := filepath.Join(root, "boot", "vmlinuz-"+version)
+	if _, err := os.Stat(image); err != nil {
+		image = filepath.Join(root, "lib/modules", version, "vmlinuz") // since Linux 7
+	}
+	return kernel{version: version, image: image, root: root}, nil
 }
 
 // resolve finds the image that a series' meta-package depends on, where need
 // be after an update of apt's lists.
-func resolve(ctx context.Context, s series) (string, error) {
-	out, err := command(ctx, "", "apt-cache", "depends", s.meta)
+func (a *apt) resolve(ctx context.Context, s series) (string, error) {
+	out, err := a.cache(ctx, "depends", s.meta)
 	name := imageOf(out, s)
 	if err == nil && name != "" {
 		return name, nil
 	}
-	if _, err := command(ctx, "", "apt-get", "update"); err != nil {
+	if err := a.update(ctx); err != nil {
 		return "", err
 	}
-	if out, err = command(ctx, "", "apt-cache", "depends", s.meta); err != nil {
+	if out, err = a.cache(ctx, "depends", s.meta); err != nil {
 		return "", err
 	}
 	if name = imageOf(out, s); name == "" {
@@ -77,58 +120,91 @@ func resolve(ctx context.Context, s series) (string, error) {
 }
 
 // imageOf finds the image in what apt-cache says of the meta-package's
-// dependencies; "": there is none of that series.
+// dependencies. Empty means that there is none of that series.
 func imageOf(depends string, s series) string {
-	for line := range strings.Lines(depends) {
-		name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
-		if ok && strings.HasPrefix(name, "linux-image-"+s.name+".") {
-			return name
-		}
+	version := `[0-9]`
+	if s.name != newest {
+		version = regexp.QuoteMeta(s.name + ".")
 	}
-	return ""
+	found := regexp.MustCompile(`(?m)^ *Depends: (linux-image-` + version + `.*)$`).FindStringSubmatch(depends)
+	if found == nil {
+		return ""
+	}
+	return found[1]
 }
 
-// download downloads an image and unpacks it. Where the mirror has it no more,
-// a newer one is named by fresh lists.
-func download(ctx context.Context, s series, name *string, cache string) error {
-	fetch := func() error {
-		// Without apt's own user, who may not write into a home or a checkout.
-		_, err := command(ctx, cache, "apt-get", "download", "-o", "APT::Sandbox::User=root", *name)
-		return err
-	}
-	if err := fetch(); err != nil {
-		if _, err := command(ctx, "", "apt-get", "update"); err != nil {
-			return err
-		}
-		if *name, err = resolve(ctx, s); err != nil {
-			return err
-		}
-		if err := fetch(); err != nil {
-			return err
+// partsOf finds the packages of the same version that an image depends on: since
+// Linux 7, kernel and modules are not in the image's own.
+func partsOf(depends, image string) []string {
+	version := strings.TrimPrefix(image, "linux-image-")
+	parts := []string{image}
+	for _, found := range regexp.MustCompile(`(?m)^ *Depends: (linux-.*)$`).FindAllStringSubmatch(depends, -1) {
+		if strings.HasSuffix(found[1], "-"+version) {
+			parts = append(parts, found[1])
 		}
 	}
-	packages, err := filepath.Glob(filepath.Join(cache, *name+"_*.deb"))
-	if err != nil || len(packages) == 0 {
-		return fmt.Errorf("apt-get download %s left no package in %s: %w", *name, cache, err)
-	}
+	return parts
+}
+
+// download downloads an image and unpacks it, and returns its name. Where the
+// mirror has it no more, a newer one is named by fresh lists.
+func (a *apt) download(ctx context.Context, s series, name, cache string) (string, error) {
 	// It has its name once it is complete.
 	root, err := os.MkdirTemp(cache, "unpacking-")
 	if err != nil {
-		return fmt.Errorf("unpacking %s: %w", *name, err)
+		return "", fmt.Errorf("unpacking %s: %w", name, err)
 	}
 	defer func() { _ = os.RemoveAll(root) }()
-	if _, err := command(ctx, "", "dpkg", "-x", packages[len(packages)-1], root); err != nil {
+	if err := a.unpack(ctx, name, root); err != nil {
+		if err := a.update(ctx); err != nil {
+			return "", err
+		}
+		if name, err = a.resolve(ctx, s); err != nil {
+			return "", err
+		}
+		if err := a.unpack(ctx, name, root); err != nil {
+			return "", err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(root, "lib")); errors.Is(err, os.ErrNotExist) {
+		if err := os.Symlink("usr/lib", filepath.Join(root, "lib")); err != nil {
+			return "", fmt.Errorf("unpacking %s: %w", name, err)
+		}
+	}
+	if _, err := command(ctx, "", "depmod", "-b", root, strings.TrimPrefix(name, "linux-image-")); err != nil {
+		return "", err
+	}
+	if err := os.Chmod(root, 0o755); err != nil {
+		return "", fmt.Errorf("unpacking %s: %w", name, err)
+	}
+	if err := os.Rename(root, filepath.Join(cache, name)); err != nil {
+		return "", fmt.Errorf("unpacking %s: %w", name, err)
+	}
+	return name, nil
+}
+
+// unpack downloads the packages of an image and unpacks them into a folder.
+func (a *apt) unpack(ctx context.Context, image, root string) error {
+	depends, err := a.cache(ctx, "depends", image)
+	if err != nil {
 		return err
 	}
-	if _, err := command(ctx, "", "depmod", "-b", root, strings.TrimPrefix(*name, "linux-image-")); err != nil {
+	parts := partsOf(depends, image)
+	packages, err := os.MkdirTemp(filepath.Dir(root), "packages-")
+	if err != nil {
+		return fmt.Errorf("unpacking %s: %w", image, err)
+	}
+	defer func() { _ = os.RemoveAll(packages) }()
+	if err := a.fetch(ctx, packages, parts); err != nil {
 		return err
 	}
-	if err := os.Rename(root, filepath.Join(cache, *name)); err != nil {
-		return fmt.Errorf("unpacking %s: %w", *name, err)
+	files, err := filepath.Glob(filepath.Join(packages, "*.deb"))
+	if err != nil || len(files) != len(parts) {
+		return fmt.Errorf("apt-get download %s left %d packages: %w", strings.Join(parts, " "), len(files), err)
 	}
-	for _, p := range packages {
-		if err := os.Remove(p); err != nil {
-			return fmt.Errorf("removing a package that is unpacked: %w", err)
+	for _, f := range files {
+		if _, err := command(ctx, "", "dpkg", "-x", f, root); err != nil {
+			return err
 		}
 	}
 	return nil

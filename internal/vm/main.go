@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +22,7 @@ import (
 // options are what the command line says.
 type options struct {
 	kernel  string
+	series  []series // that it stands for
 	run     string
 	backend string
 	verbose bool
@@ -33,7 +33,7 @@ type options struct {
 	slow    int
 	limit   time.Duration
 	cache   string
-	jobs    []job
+	tests   []string // packages
 }
 
 func main() {
@@ -61,7 +61,7 @@ func parse(args []string, out io.Writer) (options, error) {
 		_, _ = fmt.Fprintln(out, "usage: vm [flags] [PACKAGE ...]; without packages: those of the kernel matrix")
 		f.PrintDefaults()
 	}
-	f.StringVar(&o.kernel, "kernel", "all", "the kernel: "+strings.Join(seriesNames(), ", ")+" or all, side by side")
+	f.StringVar(&o.kernel, "kernel", "all", "the kernel: "+strings.Join(seriesNames(), ", ")+", or a number that the newest has; all: those that each change is tested on, side by side")
 	f.StringVar(&o.run, "run", "", "just the tests that match, as go test -run has it")
 	f.StringVar(&o.backend, "backend", "", "of the conformance table, just this backend or column")
 	f.BoolVar(&o.verbose, "v", false, "say each test, as go test -v does")
@@ -78,40 +78,47 @@ func parse(args []string, out io.Writer) (options, error) {
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	if o.kernel != "all" && !slices.Contains(seriesNames(), o.kernel) {
-		return o, fmt.Errorf("--kernel: %q is not one of %s, all", o.kernel, strings.Join(seriesNames(), ", "))
+	var err error
+	if o.series, err = choose(o.kernel); err != nil {
+		return o, fmt.Errorf("--kernel: %w", err)
 	}
 	if o.slow < 1 {
 		return o, fmt.Errorf("--slow: %d is not 1 or more", o.slow)
 	}
-	o.jobs = jobs(f.Args(), o)
+	o.tests = f.Args()
 	return o, nil
 }
 
 // do runs the jobs on the kernels.
 func (o options) do(ctx context.Context) error {
-	binaries, err := buildTests(ctx, o.cache, o.jobs)
+	var every []job
+	for _, s := range o.series {
+		every = append(every, o.jobs(s)...)
+	}
+	binaries, err := buildTests(ctx, o.cache, every)
 	if err != nil {
 		return err
 	}
-	chosen := slices.DeleteFunc(allSeries(), func(s series) bool { return o.kernel != "all" && s.name != o.kernel })
-	kernels := make([]kernel, len(chosen))
-	for i, s := range chosen { // one after the other, as apt wants it
+	kernels := make([]kernel, len(o.series))
+	for i, s := range o.series { // one after the other, as apt wants it
 		if kernels[i], err = fetchKernel(ctx, s, o.cache); err != nil {
 			return err
 		}
+		if !kernels[i].is(o.kernel) {
+			return fmt.Errorf("--kernel: Debian's newest kernel is %s, not %s", kernels[i].version, o.kernel)
+		}
 	}
-	errs := make([]error, len(chosen))
+	errs := make([]error, len(kernels))
 	var all sync.WaitGroup
 	out := &sharedWriter{to: os.Stdout}
-	for i, s := range chosen {
+	for i, k := range kernels {
 		mine := io.Writer(out)
-		if len(chosen) > 1 {
-			mine = &prefixWriter{prefix: s.name + " | ", to: out}
+		if len(kernels) > 1 {
+			mine = &prefixWriter{prefix: k.version + " | ", to: out}
 		}
 		all.Go(func() {
-			if err := o.doOn(ctx, kernels[i], binaries, mine); err != nil {
-				errs[i] = fmt.Errorf("kernel %s: %w", s.name, err)
+			if err := o.doOn(ctx, k, o.jobs(o.series[i]), binaries, mine); err != nil {
+				errs[i] = fmt.Errorf("Linux %s: %w", k.version, err)
 			}
 		})
 	}
@@ -120,14 +127,14 @@ func (o options) do(ctx context.Context) error {
 }
 
 // doOn runs the jobs on one kernel.
-func (o options) doOn(ctx context.Context, k kernel, binaries string, out io.Writer) error {
-	image, err := buildImage(ctx, imageConfig{kernel: k, cache: o.cache, binaries: binaries, jobs: o.jobs, with: o.with, slow: o.slow})
+func (o options) doOn(ctx context.Context, k kernel, jobs []job, binaries string, out io.Writer) error {
+	image, err := buildImage(ctx, imageConfig{kernel: k, cache: o.cache, binaries: binaries, jobs: jobs, with: o.with, slow: o.slow})
 	if err != nil {
 		return err
 	}
 	start := time.Now()
 	_, _ = fmt.Fprintf(out, "Linux %s\n", k.version)
-	err = boot(ctx, machine{kernel: k, image: image, memory: o.memory, limit: o.limit}, out)
-	_, _ = fmt.Fprintf(out, "Linux %s: %s\n", k.version, time.Since(start).Round(time.Second))
+	ended, err := boot(ctx, machine{kernel: k, image: image, memory: o.memory, limit: o.limit}, out)
+	_, _ = fmt.Fprintf(out, "Linux %s: %s after %s\n", k.version, ended, time.Since(start).Round(time.Second))
 	return err
 }

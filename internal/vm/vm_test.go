@@ -40,9 +40,10 @@ func TestImageOf(t *testing.T) {
 		series        series
 		want          string
 	}{
-		{"the newest image", "linux-image-amd64\n  Depends: linux-image-6.1.0-30-amd64\n", series{"6.1", "linux-image-amd64"}, "linux-image-6.1.0-30-amd64"},
-		{"another series, on a newer Debian", "linux-image-amd64\n  Depends: linux-image-6.12.9+deb13-amd64\n", series{"6.1", "linux-image-amd64"}, ""},
-		{"no such package", "", series{"6.12", "linux-image-6.12-amd64"}, ""},
+		{"the newest image", "linux-image-amd64\n  Depends: linux-image-6.1.0-30-amd64\n", series{name: "6.1"}, "linux-image-6.1.0-30-amd64"},
+		{"another series, on a newer Debian", "linux-image-amd64\n  Depends: linux-image-6.12.9+deb13-amd64\n", series{name: "6.1"}, ""},
+		{"a split one", "linux-image-amd64\n  Depends: linux-base-amd64\n  Depends: linux-image-7.3.4+deb13-amd64\n  Depends: linux-modules-amd64\n", series{name: newest}, "linux-image-7.3.4+deb13-amd64"},
+		{"no such package", "", series{name: "6.12"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := imageOf(test.depends, test.series); got != test.want {
@@ -52,15 +53,49 @@ func TestImageOf(t *testing.T) {
 	}
 }
 
+func TestPartsOf(t *testing.T) {
+	for depends, want := range map[string]string{
+		"linux-image-6.1.0-30-amd64\n  Depends: kmod\n  Depends: linux-base\n |Depends: initramfs-tools\n  Breaks: linux-old-6.1.0-30-amd64\n":                                                      "linux-image-6.1.0-30-amd64",
+		"linux-image-7.3.4+deb13-amd64\n  PreDepends: linux-base\n  Depends: linux-base-7.3.4+deb13-amd64\n  Depends: linux-binary-7.3.4+deb13-amd64\n  Depends: linux-modules-7.3.4+deb13-amd64\n": "linux-image-7.3.4+deb13-amd64 linux-base-7.3.4+deb13-amd64 linux-binary-7.3.4+deb13-amd64 linux-modules-7.3.4+deb13-amd64",
+	} {
+		image, _, _ := strings.Cut(depends, "\n")
+		if got := strings.Join(partsOf(depends, image), " "); got != want {
+			t.Errorf("%s: got %s", image, got)
+		}
+	}
+}
+
+// TestChoose: a number that no series has is the newest kernel's, if that has it.
+func TestChoose(t *testing.T) {
+	for name, want := range map[string]string{
+		"5.10": "5.10", "6.1": "6.1", "newest": "newest", "7": "newest", "7.3": "newest", "all": "6.1 6.12 newest", "six": "", "": "",
+	} {
+		chosen, err := choose(name)
+		var got []string
+		for _, s := range chosen {
+			got = append(got, s.name)
+		}
+		if strings.Join(got, " ") != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %s, %v; want %s", name, got, err, want)
+		}
+	}
+	k := kernel{version: "7.3.4+deb13-amd64"}
+	for name, want := range map[string]bool{"7": true, "7.3": true, "newest": true, "all": true, "7.30": false, "6.1": false, "7.3.4+deb13": false} {
+		if k.is(name) != want {
+			t.Errorf("is(%q) is %v", name, !want)
+		}
+	}
+}
+
 func TestFollowTests(t *testing.T) {
 	for _, test := range []struct {
 		name, from string
 		out        string
 		want       result
 	}{
-		{"all well", "== p\r\nPASS\r\nvm: exit status 0 p\r\nvm: all tests ended\r\n", "== p\nPASS\n", result{ended: true}},
-		{"one fails, the next one runs", "vm: exit status 1 p\nvm: exit status 0 q\nvm: all tests ended\n", "", result{true, []string{"the tests of p failed (exit status 1)"}}},
-		{"a last line without an end", "panic: ouvm: exit status 2 p\nvm: all tests ended\n", "", result{true, []string{"the tests of p failed (exit status 2)"}}},
+		{"all well", "== p\r\nPASS\r\nvm: exit status 0 p\r\nvm: all tests ended\r\n", "== p\nPASS\n", result{ended: true, passed: []string{"p"}}},
+		{"one fails, the next one runs", "vm: exit status 1 p\nvm: exit status 0 q\nvm: all tests ended\n", "", result{true, []string{"q"}, []string{"p (exit status 1)"}}},
+		{"a last line without an end", "panic: ouvm: exit status 2 p\nvm: all tests ended\n", "", result{true, nil, []string{"p (exit status 2)"}}},
 		{"the machine died", "== p\nhalf a li", "== p\nhalf a li\n", result{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -116,7 +151,7 @@ func TestParse(t *testing.T) {
 		err  string
 	}{
 		{"--kernel 6.1 ./dataplane/ipvs", ""},
-		{"--kernel 5.10", `--kernel: "5.10" is not one of 6.1, 6.12, all`},
+		{"--kernel six", `--kernel: "six" is not one of 5.10, 6.1, 6.12, newest, all and a number of Debian's newest kernel`},
 		{"--slow 0", "--slow: 0 is not 1 or more"},
 	} {
 		_, err := parse(strings.Fields(test.args), io.Discard)
@@ -129,16 +164,23 @@ func TestParse(t *testing.T) {
 		{dir: "dataplane/conformance", args: []string{"-test.timeout=18m0s", "-test.run=//hairpin", "-backend=ebpf"}},
 		{dir: "dataplane/ipvs", args: []string{"-test.timeout=18m0s", "-test.run=//hairpin"}},
 	}
-	if err != nil || !reflect.DeepEqual(o.jobs, want) || o.limit != 20*time.Minute {
-		t.Errorf("%+v, %v; want the jobs %+v", o, err, want)
+	if err != nil || !reflect.DeepEqual(o.jobs(series{name: "6.1"}), want) || o.limit != 20*time.Minute {
+		t.Errorf("%+v, %v; want the jobs %+v", o.jobs(series{name: "6.1"}), err, want)
 	}
 	for args, want := range map[string]int{
 		"": len(matrix("")), "-run TestCosts": len(matrix("")), "-backend ipvs": len(matrix("")) - 3, "-backend iptables-legacy": len(matrix("")) - 3,
 		"./dataplane/conformance": 3, "-backend iptables ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
 		"-backend nonsense ./dataplane/conformance": 1, // which says that there is none
 	} {
-		if o, err := parse(strings.Fields(args), io.Discard); err != nil || len(o.jobs) != want {
-			t.Errorf("%q: %d jobs, %v; want %d", args, len(o.jobs), err, want)
+		o, err := parse(strings.Fields(args), io.Discard)
+		if err != nil || len(o.jobs(series{name: "6.1"})) != want {
+			t.Errorf("%q: %d jobs, %v; want %d", args, len(o.jobs(series{name: "6.1"})), err, want)
+		}
+	}
+	for args, less := range map[string]bool{"": true, "-kernel newest": false, "-kernel 7": false} {
+		o, err := parse(strings.Fields(args), io.Discard)
+		if n := len(o.jobs(series{name: newest})); err != nil || n == 0 || (n < len(matrix(""))) != less {
+			t.Errorf("%q: %d jobs on the newest kernel, %v", args, n, err)
 		}
 	}
 }
