@@ -118,7 +118,7 @@ func (o options) do(ctx context.Context) error {
 		}
 		all.Go(func() {
 			if err := o.doOn(ctx, k, o.jobs(o.series[i]), binaries, mine); err != nil {
-				errs[i] = fmt.Errorf("Linux %s: %w", k.version, err)
+				errs[i] = fmt.Errorf("on Linux %s: %w", k.version, err)
 			}
 		})
 	}
