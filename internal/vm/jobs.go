@@ -48,13 +48,12 @@ func matrix(backend string) []part {
 		"internal Cluster, external Local; pods told by ClusterCIDR", "without endpoints every frontend rejects", "an undefined port of a ClusterIP",
 		"source ranges: others are dropped", "a client stays with its endpoint", "hairpin: an endpoint reaches itself", "TCP, UDP and SCTP on one port",
 		"fragments", "go on when another Service with its endpoint goes", "survive SIGKILL of the agent and a new start",
-		"gives the source port of a masqueraded connection",
 	}
 	ours := []string{"repairs what another program broke", "another program's rules stay"}
 	parts := []part{
-		{dir: "dataplane/ebpf/internal/packet"},
 		{dir: "dataplane/ebpf/internal/terminate", newest: true},
-		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "TestDeviceWithoutLinkLayerHeader"}, newest: true},
+		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "UDP", "TestOlderSchema"}, newest: true},
+		{dir: "dataplane/nftables", newest: true},
 		{dir: "dataplane/iptables", run: []string{"TestProbe", "TestReadBack", "TestVariantChoice", "TestLocalnet"}, newest: true},
 		{dir: "dataplane/ipvs", newest: true},
 	}
@@ -65,6 +64,7 @@ func matrix(backend string) []part {
 		// The agent itself, from manifests to packets: on this machine with the others.
 		part{dir: "cmd/switchyard", backend: "ipvs", run: []string{"TestGetServicesCountsConnections", "TestCleanupDrains"}},
 		part{dir: conformance, backend: "ipvs", run: slices.Concat(policy, ours)},
+		part{dir: conformance, backend: "nftables", run: slices.Concat(policy, ours), newest: true},
 		part{dir: conformance, backend: "iptables-nft", run: policy},
 		part{dir: conformance, backend: "ebpf", column: "ebpf", run: policy},
 	)
