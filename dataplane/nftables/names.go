@@ -66,9 +66,10 @@ const (
 
 	chainServices    = "services"
 	chainFound       = "frontend"
+	chainFoundNode   = "frontend-node" // the same for NodePorts, as all that end so
 	chainLocalhost   = "localhost"
 	chainSpecial     = "special"
-	chainSpecialNode = "special-node" // the same for NodePorts, as all that end so
+	chainSpecialNode = "special-node"
 	chainAsk         = "ask-inside"
 	chainAskNode     = "ask-inside-node"
 	chainFromIn      = "from-inside"
@@ -81,7 +82,7 @@ const (
 	chainReject      = "do-reject"
 	chainDrop        = "do-drop"
 
-	prefixPick   = "pick-"   // pick-[sticky-][inside-][node-]N: one of N endpoints
+	prefixPick   = "pick-"   // pick-N: the index of one of N endpoints
 	prefixSticky = "sticky-" // sticky-[inside-][node-]S: the endpoint of the last S seconds
 	prefixLearn  = "learn-"  // learn-S: remember the endpoint for S seconds
 )
@@ -124,16 +125,14 @@ func spec(f dataplane.Family) nft.Spec {
 	twice(setSources, none, addr)
 	twice(setRestricted, none)
 	once(nft.Set{Name: setAffinity, Key: concat(number, addr), Data: number, Clients: affinityClients})
-	for _, name := range []string{setLearn, setStickyWays, setStickyIn} {
+	for _, name := range []string{setLearn, setStickyWays, setStickyIn, setPools, setWays} {
 		once(nft.Set{Name: name, Key: number, Data: verdict, Returns: true})
 	}
 	twice(setIDs, number)
 	twice(setSticky, number)
 	once(nft.Set{Name: setHairpin, Key: concat(addr, addr)})
-	once(nft.Set{Name: setPools, Key: number, Data: verdict})
 	twice(setOutside, number)
 	twice(setInside, number)
-	once(nft.Set{Name: setWays, Key: number, Data: verdict})
 	twice(setFrontends, number)
 	once(nft.Set{Name: setClusterIPs, Key: addr})
 	once(nft.Set{Name: setAddresses, Key: addr})
@@ -158,7 +157,7 @@ func hooks() map[string]nft.Hook {
 }
 
 // way is where a connection goes, as a number that fits a packet's priority: a
-// kind, whose clients are masqueraded, some flags, and a count.
+// kind, whose clients are masqueraded, flags, and a count.
 type way uint32
 
 // The kinds of way.
@@ -175,10 +174,8 @@ const (
 	wayMagic way = 5 << 28
 	wayMask  way = 15 << 28
 	kindMask way = 15 << 24
-
-	wayNode  way = 1 << 23 // about a NodePort
-	wayIn    way = 1 << 22 // of clients inside
-	wayKeep  way = 1 << 21 // the endpoint is remembered
+	wayNode  way = 1 << 23 // about a NodePort; of special and sticky ways
+	wayIn    way = 1 << 22 // of clients inside; of sticky ways
 	snatMask way = 3 << snatShift
 	wayCount way = 1<<snatShift - 1 // the most that a way counts
 )
@@ -208,23 +205,13 @@ func (w way) chain() string {
 
 // numbered is the name of a chain that exists while something leads to it.
 func (w way) numbered(prefix string) string {
-	for _, flag := range flags() {
-		if w&flag.bit != 0 {
-			prefix += flag.word
-		}
+	if w&wayIn != 0 {
+		prefix += "inside-"
+	}
+	if w&wayNode != 0 {
+		prefix += "node-"
 	}
 	return fmt.Sprintf("%s%d", prefix, w&wayCount)
-}
-
-// flags are how a chain's name tells what its way says.
-func flags() []struct {
-	bit  way
-	word string
-} {
-	return []struct {
-		bit  way
-		word string
-	}{{wayKeep, "sticky-"}, {wayIn, "inside-"}, {wayNode, "node-"}}
 }
 
 // unnumbered reads what numbered wrote; ok is false for other names.
@@ -233,10 +220,11 @@ func unnumbered(chain, prefix string) (w way, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	for _, flag := range flags() {
-		if cut, ok := strings.CutPrefix(rest, flag.word); ok {
-			w, rest = w|flag.bit, cut
-		}
+	if cut, ok := strings.CutPrefix(rest, "inside-"); ok {
+		w, rest = w|wayIn, cut
+	}
+	if cut, ok := strings.CutPrefix(rest, "node-"); ok {
+		w, rest = w|wayNode, cut
 	}
 	n, err := strconv.ParseUint(rest, 10, 32)
 	return w | way(n), err == nil && way(n) <= wayCount

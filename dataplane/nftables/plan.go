@@ -36,24 +36,20 @@ func planFor(port *dataplane.ServicePort) *plan {
 func (p *planner) frontend(f dataplane.Frontend) {
 	at := placed{planner: p, place: nft.PlaceBytes(f.Addr.Addr(), p.port.ID.Protocol, f.Addr.Port())}
 	if f.Kind == dataplane.NodePort {
-		at.node, at.flags, at.place = true, wayNode, nft.NodePlaceBytes(p.port.ID.Protocol, f.Addr.Port())
+		at.node, at.flag, at.place = true, wayNode, nft.NodePlaceBytes(p.port.ID.Protocol, f.Addr.Port())
 	}
 	if f.Kind == dataplane.ClusterIP {
 		p.share(setClusterIPs, nft.AddrBytes(f.Addr.Addr()), "")
 	}
-	at.flags |= masquerading(f.SNAT)
-	if p.port.Affinity > 0 {
-		at.flags |= wayKeep
-	}
-	pool := at.pool(f.Pool, 0)
+	pool := at.pool(setEndpoints, f.Pool)
 	if f.Inside == nil && len(f.Sources) == 0 && p.port.Affinity == 0 {
-		at.lead(setFrontends, setWays, pool)
+		at.lead(setFrontends, setWays, pool, masquerading(f.SNAT))
 	} else {
-		at.lead(setFrontends, setWays, waySpecial|at.flags)
-		at.lead(setOutside, setPools, pool)
+		at.lead(setFrontends, setWays, waySpecial|at.flag, masquerading(f.SNAT))
+		at.lead(setOutside, setPools, pool, 0)
 	}
 	if f.Inside != nil {
-		at.lead(setInside, setPools, at.pool(f.Inside, wayIn))
+		at.lead(setInside, setPools, at.pool(setInsideOnes, f.Inside), 0)
 	}
 	if len(f.Sources) > 0 {
 		at.put(setRestricted, "", "")
@@ -71,22 +67,17 @@ type placed struct {
 	*planner
 	place string
 	node  bool
-	flags way // that all ways from here have
+	flag  way // wayNode or 0
 }
 
-// pool lists a pool's endpoints and returns the way to them.
-func (p *placed) pool(pool *dataplane.Pool, flags way) way {
-	flags |= p.flags
+// pool lists a pool's endpoints in a map and returns the way to them.
+func (p *placed) pool(set string, pool *dataplane.Pool) way {
 	switch {
 	case len(pool.Endpoints) > 0:
 	case pool.IfEmpty == dataplane.Drop:
-		return wayDrop | flags
+		return wayDrop
 	default:
-		return wayReject | flags
-	}
-	set := setEndpoints
-	if flags&wayIn != 0 {
-		set = setInsideOnes
+		return wayReject
 	}
 	for i, e := range pool.Endpoints {
 		p.put(set, nft.NumberBytes(uint32(i)), nft.EndpointBytes(e.Addr))
@@ -95,18 +86,19 @@ func (p *placed) pool(pool *dataplane.Pool, flags way) way {
 			p.share(setHairpin, a+a, "")
 		}
 	}
-	return wayPick | flags | way(len(pool.Endpoints))
+	return wayPick | way(len(pool.Endpoints))
 }
 
-// lead has the place go a way, by a map of places to ways and one of ways to chains.
-func (p *placed) lead(places, ways string, w way) {
-	p.put(places, "", w.bytes())
+// lead has the place go a way, by a map of places to ways and one of ways to
+// chains. With the former is what only the place says.
+func (p *placed) lead(places, ways string, w, only way) {
+	p.put(places, "", (w | only).bytes())
 	p.chain(ways, w.bytes(), w.chain())
 }
 
 // affinity lists what keeps clients with their endpoints.
 func (p *placed) affinity(f dataplane.Frontend) {
-	w := waySticky | p.flags&wayNode | way(p.port.Affinity/time.Second)
+	w := waySticky | p.flag | way(p.port.Affinity/time.Second)
 	id := nft.NumberBytes(affinityID(p.port.ID))
 	p.put(setSticky, "", w.bytes())
 	p.put(setIDs, "", id)

@@ -62,7 +62,7 @@ func TestPlan(t *testing.T) {
 			"endpoints 10.96.0.10/6/80/0 = 10.244.0.5:8080", "endpoints 10.96.0.10/6/80/1 = 10.244.1.5:8080", "hairpin 10.244.0.5",
 		}},
 		{"a NodePort is one for all addresses", port("web", frontend(dataplane.NodePort, nodePort, pool("10.244.1.5:80"), dataplane.SNATAll)), []string{
-			"node-frontends 6/30080 = pick-node-1 all", "ways → pick-node-1", "(chains) pick-node-1", "node-endpoints 6/30080/0 = 10.244.1.5:80",
+			"node-frontends 6/30080 = pick-1 all", "ways → pick-1", "(chains) pick-1", "node-endpoints 6/30080/0 = 10.244.1.5:80",
 		}},
 		{"without endpoints it rejects", port("web", frontend(dataplane.ClusterIP, cluster, pool(), dataplane.SNATNone)), []string{
 			"frontends 10.96.0.10/6/80 = do-reject none", "ways → do-reject", "cluster-ips 10.96.0.10",
@@ -71,17 +71,17 @@ func TestPlan(t *testing.T) {
 			"frontends 10.96.0.10/6/80 = do-drop none", "ways → do-drop",
 		}},
 		{"external policy Local: outside apart from node and pods", port("web", inside(frontend(dataplane.LoadBalancer, "10.97.0.1:80", pool("drop"), dataplane.SNATNode), pool("10.244.1.5:80"))), []string{
-			"frontends 10.97.0.1/6/80 = special node", "ways → special", "outside 10.97.0.1/6/80 = do-drop node", "pools → do-drop",
-			"inside 10.97.0.1/6/80 = pick-inside-1 node", "pools → pick-inside-1", "(chains) pick-inside-1", "inside-endpoints 10.97.0.1/6/80/0 = 10.244.1.5:80",
+			"frontends 10.97.0.1/6/80 = special node", "ways → special", "outside 10.97.0.1/6/80 = do-drop none", "pools → do-drop",
+			"inside 10.97.0.1/6/80 = pick-1 none", "pools → pick-1", "(chains) pick-1", "inside-endpoints 10.97.0.1/6/80/0 = 10.244.1.5:80",
 		}},
 		{"source ranges, one of them within another", port("web", sources(frontend(dataplane.LoadBalancer, "10.97.0.1:80", pool("10.244.1.5:80"), dataplane.SNATAll), "198.51.100.0/24", "198.51.100.7/32", "203.0.113.7/32")), []string{
-			"frontends 10.97.0.1/6/80 = special all", "ways → special", "outside 10.97.0.1/6/80 = pick-1 all", "pools → pick-1", "(chains) pick-1",
+			"frontends 10.97.0.1/6/80 = special all", "ways → special", "outside 10.97.0.1/6/80 = pick-1 none", "pools → pick-1", "(chains) pick-1",
 			"endpoints 10.97.0.1/6/80/0 = 10.244.1.5:80", "restricted 10.97.0.1/6/80",
 			"sources 10.97.0.1/6/80 198.51.100.0-198.51.100.255", "sources 10.97.0.1/6/80 203.0.113.7-203.0.113.7",
 		}},
 		{"affinity", sticky(port("web", frontend(dataplane.ClusterIP, cluster, pool("10.244.1.5:80"), dataplane.SNATNone)), time.Hour), []string{
 			"frontends 10.96.0.10/6/80 = special none", "ways → special", "cluster-ips 10.96.0.10",
-			"outside 10.96.0.10/6/80 = pick-sticky-1 none", "pools → pick-sticky-1", "(chains) pick-sticky-1", "endpoints 10.96.0.10/6/80/0 = 10.244.1.5:80",
+			"outside 10.96.0.10/6/80 = pick-1 none", "pools → pick-1", "(chains) pick-1", "endpoints 10.96.0.10/6/80/0 = 10.244.1.5:80",
 			"sticky 10.96.0.10/6/80 = sticky-3600 none", "sticky-ways → sticky-3600", "(chains) sticky-3600", "affinity-ids 10.96.0.10/6/80 = ID",
 			"learn ID → learn-3600", "(chains) learn-3600", "(chains) learn-prerouting", "affinity-pool 10.96.0.10/6/80/NUMBER = 10.244.1.5:80",
 		}},

@@ -40,22 +40,22 @@ func (o *observer) frontend(place string, node bool, w way) dataplane.ObservedFr
 		f.Protocol, f.Addr = protocol, netip.AddrPortFrom(addr, port)
 	}
 	if w&kindMask != waySpecial {
-		f.Pool = o.pool(place, setWays, w)
+		f.Pool = o.pool(place, node, setEndpoints, setWays, w&^snatMask)
 		f.Inside = f.Pool
 		return f
 	}
 	if data, ok := o.at(on(node, setOutside), place); ok {
-		f.Pool = o.pool(place, setPools, wayOf(data))
+		f.Pool = o.pool(place, node, setEndpoints, setPools, wayOf(data))
 	}
 	f.Inside = f.Pool
 	if data, ok := o.at(on(node, setInside), place); ok {
-		f.Inside = o.pool(place, setPools, wayOf(data))
+		f.Inside = o.pool(place, node, setInsideOnes, setPools, wayOf(data))
 	}
 	return f
 }
 
 // pool is where a way leads.
-func (o *observer) pool(place, ways string, w way) dataplane.ObservedPool {
+func (o *observer) pool(place string, node bool, endpoints, ways string, w way) dataplane.ObservedPool {
 	var pool dataplane.ObservedPool
 	if chain, ok := o.at(ways, w.bytes()); !ok || chain != w.chain() {
 		return pool
@@ -64,12 +64,8 @@ func (o *observer) pool(place, ways string, w way) dataplane.ObservedPool {
 	case wayDrop:
 		pool.IfEmpty = dataplane.Drop
 	case wayPick:
-		set := setEndpoints
-		if w&wayIn != 0 {
-			set = setInsideOnes
-		}
 		for i := range uint32(w & wayCount) {
-			if to, ok := o.at(on(w&wayNode != 0, set), place+nft.NumberBytes(i)); ok {
+			if to, ok := o.at(on(node, endpoints), place+nft.NumberBytes(i)); ok {
 				pool.Endpoints = append(pool.Endpoints, nft.EndpointOf(to, o.family))
 			}
 		}

@@ -42,7 +42,7 @@ func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 		for _, h := range b.halves {
 			t := nft.NewTable(h.table.Family, spec(h.table.Family), &nft.Counts{})
 			defer func() { _ = t.Close() }()
-			d, err := whole(t, rulesFor(&h.node), &nft.State{}, noteFor(localnet.Off))
+			d, err := whole(t, rulesFor(&node{family: h.table.Family}), &nft.State{}, noteFor(localnet.Off))
 			if err == nil {
 				err = t.Write(&d.first, nil)
 			}

@@ -36,7 +36,8 @@ func (r *rules) constants() map[string][]nft.Rule {
 		chainInput:          nil,
 
 		chainServices:    r.services(),
-		chainFound:       r.found(),
+		chainFound:       r.found(false),
+		chainFoundNode:   r.found(true),
 		chainLocalhost:   nil,
 		chainSpecial:     r.special(false),
 		chainSpecialNode: r.special(true),
@@ -55,7 +56,7 @@ func (r *rules) constants() map[string][]nft.Rule {
 	if r.node.localhost {
 		// Nobody but the node itself may use NodePorts on loopback.
 		chains[chainOutput] = slices.Insert(chains[chainOutput], 0, r.Loopback(r.Destination(0)).Then(nft.Goto(chainLocalhost)))
-		chains[chainLocalhost] = []nft.Rule{reset(), r.look(setFrontends, true), isFound()}
+		chains[chainLocalhost] = []nft.Rule{reset(), r.look(setFrontends, true), isFound(chainFoundNode)}
 		chains[chainInput] = []nft.Rule{r.GuardLocalhost()}
 	}
 	return chains
@@ -69,7 +70,7 @@ func (r *rules) optional(chain string) []nft.Rule {
 		}
 	}
 	if w, ok := unnumbered(chain, prefixPick); ok {
-		return r.pick(w)
+		return []nft.Rule{nft.Rule{&expr.Numgen{Register: nft.Reg(0), Modulus: uint32(w & wayCount), Type: unix.NFT_NG_RANDOM}}.ToPriority()}
 	}
 	if w, ok := unnumbered(chain, prefixSticky); ok {
 		return r.sticky(w)
@@ -107,18 +108,18 @@ func reset() nft.Rule {
 	return nft.Priority(0).BitsAre(uint32(wayMask), uint32(wayMagic)).Then(nft.Zero(0, 1)).ToPriority()
 }
 
-// isFound goes on for packets whose frontend was found.
-func isFound() nft.Rule {
-	return nft.Priority(0).BitsAre(uint32(wayMask), uint32(wayMagic)).Then(nft.Goto(chainFound))
+// isFound goes on to a chain for packets whose frontend was found.
+func isFound(chain string) nft.Rule {
+	return nft.Priority(0).BitsAre(uint32(wayMask), uint32(wayMagic)).Then(nft.Goto(chain))
 }
 
 // services finds the frontend of a connection's first packet.
 func (r *rules) services() []nft.Rule {
-	out := []nft.Rule{reset(), r.look(setFrontends, false), isFound()}
+	out := []nft.Rule{reset(), r.look(setFrontends, false), isFound(chainFound)}
 	for _, here := range r.isNode() {
 		out = append(out, here.Then(r.look(setFrontends, true)...))
 	}
-	return append(out, isFound())
+	return append(out, isFound(chainFoundNode))
 }
 
 // isNode goes on if the destination takes NodePorts: a rule for the addresses,
@@ -132,7 +133,7 @@ func (r *rules) isNode() []nft.Rule {
 }
 
 // found notes whether the connection is masqueraded, and goes its frontend's way.
-func (r *rules) found() []nft.Rule {
+func (r *rules) found(node bool) []nft.Rule {
 	var out []nft.Rule
 	for _, c := range []struct {
 		snat  dataplane.SNAT
@@ -140,7 +141,7 @@ func (r *rules) found() []nft.Rule {
 	}{{dataplane.SNATNone, chainUnmark}, {dataplane.SNATNonPods, chainMarkOthers}, {dataplane.SNATNode, chainMarkNode}, {dataplane.SNATAll, chainMark}} {
 		out = append(out, nft.Priority(0).BitsAre(uint32(snatMask), uint32(masquerading(c.snat))).Then(nft.Jump(c.chain)))
 	}
-	return append(out, follow(setWays))
+	return append(out, nft.Priority(0).Masked(^uint32(snatMask)).Go(setWays), r.translate(r.picked(node, setEndpoints)))
 }
 
 // special takes frontends that are more than a pool.
@@ -150,14 +151,13 @@ func (r *rules) special(node bool) []nft.Rule {
 		ask = chainAskNode
 	}
 	restricted := r.place(node).In(on(node, setRestricted)).Then(r.Source(r.placeSize(node))...)
-	return []nft.Rule{
+	out := []nft.Rule{
 		restricted.NotIn(on(node, setSources)).Then(nft.Goto(chainDrop)),
 		{nft.Jump(ask)},
 		r.look(setSticky, node),
 		follow(setStickyWays),
-		r.look(setOutside, node),
-		follow(setPools),
 	}
+	return append(out, r.pool(node, setOutside, setEndpoints)...)
 }
 
 // ask goes on to another chain for clients that are this node or its pods.
@@ -168,28 +168,40 @@ func (r *rules) ask(chain string) []nft.Rule {
 // inside takes the node and its pods, if the frontend has a pool for them. If it
 // has none, the priority is that of a special frontend still.
 func (r *rules) inside(node bool) []nft.Rule {
-	return []nft.Rule{
+	out := []nft.Rule{
 		r.look(setInside, node),
 		nft.Priority(0).BitsAre(uint32(kindMask), uint32(waySpecial)).Then(nft.Verdict(expr.VerdictReturn, "")),
 		r.look(setSticky, node),
 		follow(setStickyIn),
-		r.look(setInside, node),
-		follow(setPools),
+	}
+	return append(out, r.pool(node, setInside, setInsideOnes)...)
+}
+
+// pool goes the way that a special place has in a map, and ends the evaluation.
+// The priority of what is translated for a ServicePort with affinity tells learn
+// whose client it is.
+func (r *rules) pool(node bool, ways, endpoints string) []nft.Rule {
+	id := r.PlaceSize() // behind the endpoint
+	place := nft.Rule{nft.Protocol(id), nft.Port(id + 1)}
+	if !node {
+		place = r.Destination(id).Then(nft.Protocol(id+r.AddrSize()), nft.Port(id+r.AddrSize()+1))
+	}
+	keep := r.picked(node, endpoints).Then(place...).Then(
+		&expr.Lookup{SourceRegister: nft.Reg(id), SetName: on(node, setIDs), DestRegister: nft.Reg(id), IsDestRegSet: true},
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: nft.Reg(id), SourceRegister: true})
+	return []nft.Rule{
+		r.look(ways, node), follow(setPools),
+		keep.Then(r.DNAT()), r.translate(r.picked(node, endpoints)),
+		{nft.Verdict(expr.VerdictAccept, "")}, // the pool changed meanwhile
 	}
 }
 
-// pick sends a connection to one of so many endpoints.
-func (r *rules) pick(w way) []nft.Rule {
-	node, set := w&wayNode != 0, setEndpoints
-	if w&wayIn != 0 {
-		set = setInsideOnes
-	}
-	one := r.place(node).Then(&expr.Numgen{Register: nft.Reg(r.placeSize(node)), Modulus: uint32(w & wayCount), Type: unix.NFT_NG_RANDOM}).Map(on(node, set), 0)
-	if w&wayKeep != 0 {
-		// The priority tells learn whose client it is.
-		return []nft.Rule{r.look(setIDs, node), one.Then(r.DNAT())}
-	}
-	return []nft.Rule{r.translate(one)}
+// picked loads the endpoint whose index a pick chain has put into the priority.
+// No rule of those chains uses the map of endpoints, because the kernel walks a
+// map for each rule that begins to use it, and all such rules for each element
+// that is added.
+func (r *rules) picked(node bool, endpoints string) nft.Rule {
+	return r.place(node).Then(nft.Priority(r.placeSize(node))...).Map(on(node, endpoints), 0)
 }
 
 // translate ends a rule that has loaded an endpoint.

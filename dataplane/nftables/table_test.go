@@ -36,12 +36,18 @@ func TestRules(t *testing.T) {
 	for _, rule := range []string{
 		"meta priority set ip daddr . meta l4proto . th dport map @frontends",
 		"meta priority set meta l4proto . th dport map @node-frontends",
-		"meta priority vmap @ways",
+		"meta priority & fff3:ffff vmap @ways",
+		"dnat ip to ip daddr . meta l4proto . th dport . meta priority map @endpoints",
 		"update @affinity { meta priority . ip6 saddr timeout 1s : jhash ip6 daddr . th dport mod 4294967295 seed 0x53594144 }",
 	} {
 		if !strings.Contains(out, rule) {
 			t.Errorf("nft does not list %q in\n%s", rule, out)
 		}
+	}
+	again := exec.Command("nft", "-f", "-")
+	again.Stdin = strings.NewReader("flush ruleset\n" + out)
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Errorf("nft cannot load what it listed: %v\n%s", err, out)
 	}
 }
 

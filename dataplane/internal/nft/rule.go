@@ -163,9 +163,13 @@ func (r Rule) AnyBit(bits uint32) Rule { return r.bits(bits, expr.CmpOpNeq, 0) }
 // BitsAre goes on if the number that a rule has just loaded has these bits under a mask.
 func (r Rule) BitsAre(mask, bits uint32) Rule { return r.bits(mask, expr.CmpOpEq, bits) }
 
+// Masked leaves only the bits of a mask of the number that a rule has just loaded.
+func (r Rule) Masked(mask uint32) Rule {
+	return r.Then(&expr.Bitwise{SourceRegister: Reg(0), DestRegister: Reg(0), Len: 4, Mask: Number(mask), Xor: make([]byte, 4)})
+}
+
 func (r Rule) bits(mask uint32, op expr.CmpOp, bits uint32) Rule {
-	return r.Then(
-		&expr.Bitwise{SourceRegister: Reg(0), DestRegister: Reg(0), Len: 4, Mask: Number(mask), Xor: make([]byte, 4)},
+	return r.Masked(mask).Then(
 		&expr.Cmp{Op: op, Register: Reg(0), Data: Number(bits)})
 }
 
