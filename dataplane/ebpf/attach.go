@@ -160,6 +160,9 @@ func (b *sockets) attach(check bool) error {
 	if b.attached && !check {
 		return nil
 	}
+	if err := b.keepPins(); err != nil {
+		return err
+	}
 	if !b.attached {
 		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
 	}

@@ -119,6 +119,31 @@ func (b *sockets) pinMaps() error {
 	return nil
 }
 
+// keepPins pins the maps again whose pins somebody has removed, directories and
+// all. An agent that starts later finds them by their pins.
+func (b *sockets) keepPins() error {
+	for _, d := range []string{b.dirs.maps, b.dirs.links} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("making the directory of pins: %w", err)
+		}
+	}
+	for name, m := range b.all {
+		path := filepath.Join(b.dirs.maps, name)
+		if _, err := os.Stat(path); b.toAdopt[name] != nil || !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		again, err := m.Clone() // m counts as pinned there, so that it would not do it again
+		if err != nil {
+			return fmt.Errorf("pinning the %s map again: %w", name, err)
+		}
+		err = errors.Join(again.Pin(path), again.Close())
+		if err != nil {
+			return fmt.Errorf("pinning the %s map again: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // moveEntries copies what is alike in key and value. What does not fit or cannot
 // be read is left out.
 func moveEntries(from, to *ebpf.Map, how ebpf.MapUpdateFlags) {
