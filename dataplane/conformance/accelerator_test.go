@@ -22,7 +22,6 @@ func acceleratorCases() []testCase {
 		{"sockets", "a mesh's redirect in a pod sees the Service's address: nftables", func(r *run) { meshed(r, nftMesh()) }},
 		{"sockets", "a mesh's redirect in a pod sees the Service's address: legacy iptables", func(r *run) { meshed(r, legacyMesh()) }},
 		{"sockets", "a pod whose rules are older than the agent's start is left alone from the start", meshedBefore},
-		{"sockets", "a cache on the node that has a Service's address itself answers there (NodeLocal DNSCache)", nodeLocalCache},
 		{"clause 5", "connections go on as sockets are translated on top of a backend, and as that ends", accelerated},
 	}
 }
@@ -199,34 +198,6 @@ func meshedBefore(r *run) {
 	time.Sleep(netlab.Patient(time.Second))
 	r.redirected(p, seen)
 	r.check(from("a4").to(clusterIP, "web").in(dataplane.TCP).reaches("b1"))
-}
-
-// nodeLocalCache gives a Service's address to node-a, with a server of its own
-// there and rules that keep conntrack away from it.
-func nodeLocalCache(r *run) {
-	n := r.node("node-a")
-	w := world{services: []service{serving("web", "b1")}}
-	r.sync(w)
-	for _, family := range families {
-		vip := r.frontendAddr(r.service("web"), clusterIP, family)
-		bits := vip.Addr().BitLen()
-		w.bound = append(w.bound, netip.PrefixFrom(vip.Addr(), bits))
-		table := map[dataplane.Family]string{dataplane.IPv4: "ip", dataplane.IPv6: "ip6"}[family]
-		r.must(n.AddAddress("lo", netip.PrefixFrom(vip.Addr(), bits)))
-		r.Cleanup(func() { _ = n.RemoveAddress("lo", netip.PrefixFrom(vip.Addr(), bits)) })
-		r.in(n.Host, fmt.Sprintf("nft 'add table %s cache; add chain %[1]s cache pre { type filter hook prerouting priority -300; }; add chain %[1]s cache out { type filter hook output priority -300; }; "+
-			"add rule %[1]s cache pre %[1]s daddr %s notrack; add rule %[1]s cache out %[1]s saddr %[2]s notrack; add rule %[1]s cache out %[1]s daddr %[2]s notrack'", table, vip.Addr()))
-		defer r.in(n.Host, "nft delete table "+table+" cache")
-		for _, protocol := range []string{netlab.TCP, netlab.UDP} {
-			s, err := n.Serve(protocol, vip.Port(), vip.Addr())
-			r.must(err)
-			r.Cleanup(func() { _ = s.Stop() })
-		}
-	}
-	r.sync(w)
-	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
-	r.check(from("a3").to(clusterIP, "web").in(both...).reaches("node-a"), from("node-a").to(clusterIP, "web").in(both...).reaches("node-a"),
-		from("a3").toNodePort("web", "node-a").in(both...).reaches("b1"), from("a3").to(loadBalancer, "web").in(both...).reaches("b1"))
 }
 
 // accelerated puts sockets on top of a backend and takes them away again.

@@ -79,6 +79,7 @@ func addressOnLo(r *run) {
 // boundAddresses has servers on node-a at a ClusterIP and at an address that
 // no Service has (antrea-io/antrea#2137).
 func boundAddresses(r *run) {
+	r.known("ipvs", "it rejects other ports of its addresses, whether or not the node has bound them")
 	r.sync(wideWorld())
 	const port = 9153
 	a := r.node("node-a")
@@ -93,8 +94,10 @@ func boundAddresses(r *run) {
 		for _, at := range []netip.AddrPort{free(family), ours(family)} {
 			r.bind(a, at.Addr())
 			r.serveAt(a.Host, at)
+			r.world.bound = append(r.world.bound, singles(at.Addr())...)
 		}
 	}
+	r.sync(r.world) // as the watcher would
 	var probes []probe
 	for _, client := range []string{"a3", "node-a", "outside"} {
 		probes = append(probes,

@@ -259,9 +259,11 @@ func otherProxy() neighbour {
 // packets are not tracked, as NodeLocal DNSCache does it (kubernetes/dns#682).
 func nodeCache() neighbour {
 	return neighbour{
-		name: "a cache on each node that has bound a ClusterIP, its packets untracked, answers there", setUp: func(r *run, n *netlab.Node) {
+		name: "a cache on each node that has bound a ClusterIP, its packets untracked, answers there (NodeLocal DNSCache)", setUp: func(r *run, n *netlab.Node) {
+			var own []netip.Addr
 			for _, family := range families {
 				at := r.frontendAddr(r.service("there"), clusterIP, family)
+				own = append(own, at.Addr())
 				table := map[dataplane.Family]string{dataplane.IPv4: "ip", dataplane.IPv6: "ip6"}[family]
 				r.bind(n, at.Addr())
 				r.nft(n.Host, table, fmt.Sprintf(`
@@ -269,13 +271,15 @@ func nodeCache() neighbour {
 					chain out { type filter hook output priority -300; %[1]s saddr %[2]s notrack; %[1]s daddr %[2]s notrack; }`, table, at.Addr()))
 				r.serveAt(n.Host, at)
 			}
+			r.world.bound = singles(own...)
+			r.sync(r.world) // as the watcher would
 		},
 		holds: func(*run) []probe {
-			return once([]probe{
+			return once(append(toEach(externalKinds, "there", from("a3").reaches("b1")),
 				from("a3").to(clusterIP, "there").reaches("node-a").seenAs("a3"), from("b3").to(clusterIP, "there").reaches("node-b").seenAs("b3"),
 				from("node-a").to(clusterIP, "there").reaches("node-a"), from("outside").toNodePort("there", "node-a").reaches("b1"),
 				from("a3").to(clusterIP, "here").reaches("a1"),
-			})
+			))
 		},
 		cannot: map[string]string{"ipvs": "IPVS serves its addresses to tracked and untracked packets, as in kube-proxy's mode"},
 	}
