@@ -3,7 +3,6 @@ package ipvs
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -29,8 +28,6 @@ import (
 // TestRoutesOrDevice adds; the figures in README.md and docs/adr/0006 are of
 // 10,000, which takes an emulated machine some minutes.
 var servicesFlag = flag.Int("services", 1000, "how many Services there are in what is measured")
-
-func native(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
 
 // inNetns runs a test in a process and network namespace of its own: the
 // backend programs its process's namespace and uses several threads.

@@ -74,7 +74,7 @@ func tryTable(f dataplane.Family) error {
 		prefixes: []netip.Prefix{netip.PrefixFrom(addr, 28)}, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"},
 	}
 	t := nft.NewTable(f, spec(f), &nft.Counts{})
-	defer t.Close()
+	defer func() { _ = t.Close() }()
 	d, err := whole(t, rulesFor(&all), &nft.State{}, noteFor(localnet.Off))
 	if err != nil {
 		return err

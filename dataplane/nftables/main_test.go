@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if err := cmd.Run(); err != nil {
-		if _, ended := err.(*exec.ExitError); !ended {
+		if ended := (*exec.ExitError)(nil); !errors.As(err, &ended) {
 			fmt.Fprintln(os.Stderr, "running the tests in a network namespace:", err)
 		}
 		os.Exit(1)
