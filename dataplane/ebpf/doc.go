@@ -1,4 +1,4 @@
-// Package ebpf is the backend that forwards by eBPF: sockets are translated as they connect, packets as they come in.
+// Package ebpf accelerates a packet backend: it translates sockets as they connect or send.
 //
-// README.md draws the maps and tells how an update is atomic.
+// README.md draws the maps and says how an update is atomic.
 package ebpf
