@@ -200,3 +200,45 @@ func TestAccelerateTakesTheFirstThatWorks(t *testing.T) {
 		}
 	}
 }
+
+// watched is a packet backend that says when somebody changed what it wrote.
+type watched struct {
+	memory
+	disturbed   chan struct{}
+	undisturbed bool
+}
+
+// Disturbed implements dataplane.Watched.
+func (w *watched) Disturbed() <-chan struct{} { return w.disturbed }
+
+// Undisturbed implements dataplane.Watched.
+func (w *watched) Undisturbed() bool { return w.undisturbed }
+
+// What a packet backend can tell of changes, the accelerated one tells as well,
+// and no audit is left out while the socket maps differ.
+func TestDisturbancesOfThePacketBackendAreTold(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	if b.Disturbed() != nil || b.Undisturbed() {
+		t.Error("it tells of changes that its packet backend knows nothing of")
+	}
+	w := &watched{disturbed: make(chan struct{}, 1), undisturbed: true}
+	b.Backend = w
+	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, want)
+	w.disturbed <- struct{}{}
+	<-b.Disturbed()
+	if !b.Undisturbed() {
+		t.Error("it is disturbed, and nothing was changed")
+	}
+	if err := b.sockets.maps.frontends.Delete(keysIn(t, b.sockets.maps.frontends)[0]); err != nil {
+		t.Fatal(err)
+	}
+	if b.Undisturbed() {
+		t.Error("an element of the socket maps is missing, and no audit would find it")
+	}
+	mustSync(t, b, nil, want)
+	w.undisturbed = false
+	if b.Undisturbed() {
+		t.Error("the packet backend is disturbed, and it says nothing")
+	}
+}

@@ -132,3 +132,26 @@ func TestTCPClientsLearnThatTheirPodIsGone(t *testing.T) {
 		}
 	}
 }
+
+// If no socket was ever connected to an endpoint that is gone, nobody looks for
+// one: that would cost a walk over all sockets in each network namespace.
+func TestNobodyLooksForSocketsThatNeverWere(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	mustSync(t, b, nil, snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")))
+	id := b.sockets.records[portOf("a", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:80", nil)).ID].master.Id
+	gone := func() []terminate.Endpoint {
+		return []terminate.Endpoint{{Service: id, Protocol: dataplane.TCP, Addr: netip.MustParseAddrPort("10.40.1.1:80")}}
+	}
+	blind := &ender{connected: b.sockets.all[sockMapConnected]} // it would fall over a nil Terminator
+	if n, err := blind.terminate(gone()); n != 0 || err != nil {
+		t.Errorf("ended %d sockets, %v", n, err)
+	}
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	seeing := &ender{end: b.sockets.ender.end, connected: blind.connected}
+	if _, err := seeing.terminate(gone()); err != nil {
+		t.Error(err)
+	}
+	if n, err := blind.terminate(gone()); n != 0 || err != nil { // and it is forgotten
+		t.Errorf("ended %d sockets, %v", n, err)
+	}
+}
