@@ -78,10 +78,13 @@ func natted(p *Proxy) (float64, error) {
 	return float64(n), nil
 }
 
+// forwardedByEBPF counts what sockets were translated to, and what was left to
+// the packet backend.
 func forwardedByEBPF(p *Proxy) (float64, error) {
 	all, err := p.Metrics()
 	if err != nil {
 		return 0, err
 	}
-	return all.Sum("switchyard_ebpf_events_total", `event="forwarded"`), nil
+	packets, err := natted(p)
+	return packets + all.Sum("switchyard_ebpf_events_total", `event="forwarded"`), err
 }

@@ -62,8 +62,8 @@ const driverIPVS = "ipvs"
 // address. A socket that was translated as it connected does not know that. Those
 // of the node itself are not left: IPVS would refuse them.
 func (a *agent) holdPodSockets() *atomic.Bool {
-	if !a.config.Switchyard.TakeOver {
-		return nil
+	if !a.config.Switchyard.TakeOver || a.config.Backend() == driverIPVS {
+		return nil // IPVS does not go
 	}
 	serves, err := ipvs.Serves()
 	if err != nil {

@@ -51,6 +51,16 @@ func (b *sockets) counts() ([]dataplane.Count, error) {
 			dataplane.Count{Name: "switchyard_map_entries", Help: "Entries of an eBPF map in use.", Labels: labels, Value: float64(m.have)},
 			dataplane.Count{Name: "switchyard_map_capacity", Help: "Entries that an eBPF map can hold.", Labels: labels, Value: float64(m.max)})
 	}
+	if w := b.watching.Load(); w != nil {
+		translated, left := w.Status()
+		left["translated"] = translated
+		for _, way := range slices.Sorted(maps.Keys(left)) {
+			out = append(out, dataplane.Count{
+				Name: "switchyard_sockets_pod_namespaces", Help: "Network namespaces of pods whose sockets are translated, or why they are left to packets.",
+				Labels: []dataplane.Label{{Name: "way", Value: way}}, Value: float64(left[way]),
+			})
+		}
+	}
 	for _, why := range slices.Sorted(maps.Keys(t.aside)) {
 		out = append(out, dataplane.Count{
 			Name: "switchyard_sockets_left_service_ports", Help: "Service ports that sockets leave to the packet backend, in part or wholly, by reason.",
