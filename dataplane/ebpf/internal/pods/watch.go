@@ -49,6 +49,7 @@ type Watcher struct {
 
 	mu     sync.Mutex
 	spaces map[string]*space // by name
+	closed bool
 }
 
 // space is a network namespace of a pod.
@@ -82,6 +83,7 @@ func Start(cgroup string, namespaces, strangers *ebpf.Map, log *slog.Logger) *Wa
 func (w *Watcher) Close() {
 	close(w.stop)
 	w.mu.Lock()
+	w.closed = true
 	for _, s := range w.spaces {
 		s.close()
 	}
@@ -241,11 +243,14 @@ func (w *Watcher) add(name, pid string) {
 		w.log.Warn("sockets of some pods stay with packets", "error", s.err)
 	}
 	w.mu.Lock()
+	if w.closed {
+		s.close()
+	}
 	w.spaces[name] = s
 	w.mu.Unlock()
 	w.write(s)
 	if s.events != nil {
-		w.done.Go(func() { w.follow(s) })
+		w.done.Go(func() { w.follow(s) }) // it ends at once if that is closed
 	}
 }
 
