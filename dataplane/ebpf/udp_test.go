@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -151,7 +152,42 @@ func TestFlowGoesOnBesideOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.expect(vipA, endpointUDP, vipA)
-	newUDPClient(t, "udp4", ":0").expect(vipA, "", "")
+	early := newUDPClient(t, "udp4", ":0")
+	early.expect(vipA, "", "")
+	if err := b.sockets.writeSettings(0); err != nil {
+		t.Fatal(err)
+	}
+	early.expect(vipA, "", "") // conntrack may have its flow
+	newUDPClient(t, "udp4", ":0").expect(vipA, endpointUDP, vipA)
+}
+
+// A socket that is connected to somebody else hears nobody else: what it sends to
+// a Service is left to packets.
+func TestConnectedSocketThatSendsToAService(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	udpEcho(t, endpointUDP)
+	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}))
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	vip := &unix.SockaddrInet4{Port: 53, Addr: [4]byte{10, 96, 0, 1}}
+	flows := func() int { return len(keysIn(t, b.sockets.all[sockMapUdpFlows])) }
+	before := flows()
+	if err := unix.Connect(fd, vip); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Sendto(fd, []byte("?"), 0, vip); err != nil || flows() != before {
+		t.Errorf("a connected socket that sends to the Service by its address: %v, %d new flows", err, flows()-before)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4); errno != 0 {
+		t.Fatal(errno)
+	}
+	before = flows()
+	if err := unix.Sendto(fd, []byte("?"), 0, vip); err != nil || flows() == before {
+		t.Errorf("after connect(AF_UNSPEC): %v, %d new flows; want one", err, flows()-before)
+	}
 }
 
 // A socket whose program chose its port or address is left to packets; one that
