@@ -49,6 +49,7 @@ func crashCases() []testCase {
 				r.must(r.restart("node-a").cleanup())
 				r.sameState(fmt.Sprintf("Cleanup after a crash at step %d", point), empty, r.col.state(r, a))
 			}
+			r.restart("node-a") // one that was open before Cleanup has nothing to go on from
 		}},
 	}
 }
