@@ -128,8 +128,27 @@ func (c *commands) restore(ctx context.Context, input []byte) error {
 			return err
 		case <-time.After(tryPause):
 		}
+		input = uncommitted(input, err)
 	}
 }
+
+// uncommitted returns the tables of a transaction that are still to be written
+// after a table could not be had. Legacy has committed the ones before it, and to
+// write them again would insert their rules twice.
+func uncommitted(input []byte, err error) []byte {
+	var no *refusal
+	if !errors.As(err, &no) {
+		return input
+	}
+	_, rest, _ := strings.Cut(no.text, noTable+" '")
+	table, _, ok := strings.Cut(rest, "'")
+	if i := bytes.Index(input, []byte("\n*"+table+"\n")); ok && i > 0 {
+		return input[i+1:]
+	}
+	return input
+}
+
+const noTable = "unable to initialize table"
 
 // mayPass tells that the next try may succeed: when another program has left the
 // lock, or when the module of a legacy table has been loaded. While that goes on
@@ -137,7 +156,7 @@ func (c *commands) restore(ctx context.Context, input []byte) error {
 // (xt_find_table_lock, seen on Linux 6.12).
 func mayPass(err error) bool {
 	var no *refusal
-	if errors.As(err, &no) && strings.Contains(no.text, "unable to initialize table") {
+	if errors.As(err, &no) && strings.Contains(no.text, noTable) {
 		return true
 	}
 	return errors.Is(err, errLocked)

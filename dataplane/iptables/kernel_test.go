@@ -276,6 +276,11 @@ func mixed() *dataplane.Snapshot {
 func TestReadBack(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		want := mixed()
+		node := *want.Node // with local routes to prefixes
+		for _, p := range []string{"10.77.0.0/25", "10.77.0.9/32", "2001:db8:77::/63"} {
+			node.NodePorts = append(node.NodePorts, netip.MustParsePrefix(p))
+		}
+		want.Node = &node
 		want.Ports = want.Ports.With(services(300, 3)[100:], nil)
 		b := k.open()
 		k.mustSync(b, nil, want)
@@ -549,6 +554,34 @@ func TestOneWriter(t *testing.T) {
 	})
 }
 
+// TestTryAgain: where the first table was written, and the second one could not be
+// had at first, no rule is there twice.
+func TestTryAgain(t *testing.T) {
+	eachVariant(t, func(t *testing.T, k *kernel) {
+		if k.variant == NFT {
+			return // writes all tables or none
+		}
+		want := mixed()
+		b := k.open()
+		k.mustSync(b, nil, want)
+		if err := cleanup(context.Background(), Options{LockDir: lockDir()}, config(t)); err != nil {
+			t.Fatal(err)
+		}
+		before := k.dump()
+		k.refuse(`^\*nat`, `awk '/^\*nat/ {exit} {print}' %[1]s/$$ | PATH=${PATH#*:} $(basename $0) "$@"; rm %[1]s/refuse; echo "can't initialize iptables table: unable to initialize table 'nat'" >&2`)
+		k.mustSync(b, nil, want)
+		k.mustHold(b, want)
+		for line := range strings.Lines(k.dump()) {
+			if strings.Contains(line, "switchyard: ") && strings.Count(k.dump(), line) > 2 { // one in each family
+				t.Errorf("written more than once: %s", line)
+			}
+		}
+		if before == k.dump() {
+			t.Error("nothing was written")
+		}
+	})
+}
+
 // TestLocalnet follows route_localnet through its life.
 func TestLocalnet(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
@@ -722,7 +755,7 @@ func snapshot(ports ...*dataplane.ServicePort) *dataplane.Snapshot {
 		Revision: 1,
 		Node: &dataplane.Node{
 			Name:      "node-1",
-			NodePorts: prefixes("127.0.0.0/8", "192.0.2.1/32", "10.77.0.0/25", "10.77.0.9/32", "2001:db8:77::/63", "2001:db8::1/128"),
+			NodePorts: prefixes("127.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128"),
 			LocalPods: dataplane.LocalPods{CIDRs: prefixes("10.128.0.0/16", "fd00:128::/64")},
 		},
 		ServiceCIDRs: prefixes("10.96.0.0/12", "fd00:96::/108"),
