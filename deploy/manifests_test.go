@@ -32,7 +32,7 @@ import (
 	"github.com/switchyard-io/switchyard/config"
 )
 
-var backends = []string{"auto", "ebpf", "iptables", "ipvs"}
+var backends = []string{"auto", "ebpf", "nftables", "iptables", "ipvs"}
 
 // program is the file of helm or kustomize, at the versions of
 // tools/deploy/go.mod. The first call compiles it.
@@ -194,6 +194,7 @@ func TestHelmIsKustomize(t *testing.T) {
 	}{
 		"auto":                 {backend: "auto"},
 		"ebpf":                 {backend: "ebpf"},
+		"nftables":             {backend: "nftables"},
 		"iptables":             {backend: "iptables"},
 		"ipvs":                 {backend: "ipvs"},
 		"labels of kube-proxy": {"iptables", []string{"kubeProxyLabels=true"}, []string{"../components/kube-proxy-labels"}},
