@@ -19,9 +19,10 @@ func TestWrongInput(t *testing.T) {
 		args string
 		want string // in stderr
 	}{
-		{"run --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables, ipvs`},
-		{"run --proxy-mode userspace", `--proxy-mode is "userspace"; it can be auto, ebpf, iptables, ipvs`},
-		{"cleanup --backend nftables", `--backend is "nftables"; it can be auto, ebpf, iptables, ipvs`},
+		{"run --backend magic", `--backend is "magic"; it can be auto, ebpf, nftables, iptables, ipvs`},
+		{"run --proxy-mode userspace", `--proxy-mode is "userspace"; it can be auto, ebpf, nftables, iptables, ipvs`},
+		{"cleanup --backend magic", `--backend is "magic"; it can be auto, ebpf, nftables, iptables, ipvs`},
+		{"run --socket-lb pods", `--socket-lb is "pods"; it can be auto, all, tcp, node, off`},
 		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
 		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
 		{"run --ebpf-max-endpoints 0", `--ebpf-max-endpoints is "0"; it can be 1 to 134217728`},
@@ -42,13 +43,12 @@ func TestWrongInput(t *testing.T) {
 		{"run --apiserver 192.0.2.1", `it must be a host and a port`},
 		{"run --manifests . --kubeconfig x", "--manifests excludes --kubeconfig, --master and --apiserver"},
 		{"run --kubeconfig /nowhere/kubeconfig", "/nowhere/kubeconfig"},
-		{"run --backend nftables --verify-interval 0s", "--verify-interval"}, // the second fault is told too
+		{"run --backend magic --verify-interval 0s", "--verify-interval"}, // the second fault is told too
 		{"run --config /nowhere/config.conf", "/nowhere/config.conf: no such file or directory"},
 		{"run --config " + file, "there is no document; it must have a KubeProxyConfiguration or a SwitchyardConfiguration"},
 		{"run --config .", "read .: is a directory"},
 		{"run --feature-gates Frob=true", "--feature-gates: unrecognized feature gate: Frob"},
 		{"run --feature-gates Frob", `"Frob" must be NAME=true or NAME=false`},
-		{"run --proxy-mode nftables", `--proxy-mode is "nftables"; this mode of kube-proxy has no backend here yet`},
 		{"run --bind-address node-1", `--bind-address is "node-1"; it must be an IP address`},
 		{"run --write-config-to /nowhere/x", "/nowhere/x: no such file or directory"},
 		{"run --frob", "unknown flag: --frob"},
