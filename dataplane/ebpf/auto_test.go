@@ -46,7 +46,7 @@ func (p podProcess) run(command string) {
 }
 
 // connect is connectHere in the pod.
-func (p podProcess) connect(b *accelerated, to string) (endpoint string) {
+func (p podProcess) connect(b *accelerated) (endpoint string) {
 	p.t.Helper()
 	done := make(chan error)
 	go func() {
@@ -57,7 +57,7 @@ func (p podProcess) connect(b *accelerated, to string) (endpoint string) {
 			_ = ns.Close()
 		}
 		if err == nil {
-			endpoint, err = connectHere(b, netip.MustParseAddrPort(to))
+			endpoint, err = connectHere(b, netip.MustParseAddrPort(autoVIP))
 		}
 		done <- err
 	}()
@@ -67,16 +67,22 @@ func (p podProcess) connect(b *accelerated, to string) (endpoint string) {
 	return endpoint
 }
 
+// autoVIP is the Service of these tests, and autoLong how long a change may take.
+const (
+	autoVIP  = "10.96.0.1:80"
+	autoLong = 30 * time.Second
+)
+
 // becomes waits until a connection gets an endpoint; "": it is left to packets.
-func (p podProcess) becomes(b *accelerated, to, endpoint string, within time.Duration) {
+func (p podProcess) becomes(b *accelerated, endpoint string) {
 	p.t.Helper()
-	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
-		got := p.connect(b, to)
+	for deadline := time.Now().Add(autoLong); ; time.Sleep(20 * time.Millisecond) {
+		got := p.connect(b)
 		if got == endpoint {
 			return
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("after %s a connection to %s gets %q, want %q", within, to, got, endpoint)
+			p.t.Fatalf("after %s a connection gets %q, want %q", autoLong, got, endpoint)
 		}
 	}
 }
@@ -87,16 +93,16 @@ func TestModeAuto(t *testing.T) {
 	o := testOptions(t)
 	o.SocketLB = Auto
 	b := openBackend(t, o)
-	const vip, endpoint, long = "10.96.0.1:80", "10.40.1.1:80", 30 * time.Second
+	const endpoint = "10.40.1.1:80"
 	pod := startPod(t)
 	pod.run("ip link set lo up; ip addr add 10.40.0.7/32 dev lo; ip route add default dev lo")
 	client := netip.MustParseAddr("10.40.0.7")
 	if w := b.SocketsOf(client); w.AtSocket {
 		t.Errorf("before the first Sync: %s", w.Why)
 	}
-	mustSync(t, b, nil, snapshot(web("a", vip, endpoint)))
-	leadsTo(t, b, vip, endpoint)
-	pod.becomes(b, vip, endpoint, long)
+	mustSync(t, b, nil, snapshot(web("a", autoVIP, endpoint)))
+	leadsTo(t, b, autoVIP, endpoint)
+	pod.becomes(b, endpoint)
 	if w := b.SocketsOf(client); !w.AtSocket {
 		t.Errorf("its connections are said to be left: %s", w.Why)
 	}
@@ -110,20 +116,20 @@ func TestModeAuto(t *testing.T) {
 		{"ip6tables-legacy -t nat -A OUTPUT -p tcp -j REDIRECT --to-ports 15001", "ip6tables-legacy -t nat -F OUTPUT"},
 	} {
 		pod.run(m[0])
-		pod.becomes(b, vip, "", long)
+		pod.becomes(b, "")
 		time.Sleep(3 * time.Second)
-		if got := pod.connect(b, vip); got != "" {
+		if got := pod.connect(b); got != "" {
 			t.Errorf("with %s a connection gets %s", m[0], got)
 		}
 		if w := b.SocketsOf(client); w.AtSocket || !strings.Contains(w.Why, "OUTPUT") {
 			t.Errorf("with %s its connections are said to be translated: %s", m[0], w.Why)
 		}
 		pod.run(m[1])
-		pod.becomes(b, vip, endpoint, long)
+		pod.becomes(b, endpoint)
 	}
 	// What is not in the way of what goes out changes nothing for long.
 	pod.run("nft 'add table ip other; add chain ip other pre { type nat hook prerouting priority -100; }; add rule ip other pre counter; add chain ip other out { type filter hook output priority 0; }; add rule ip other out counter'")
-	pod.becomes(b, vip, endpoint, long)
+	pod.becomes(b, endpoint)
 	if s := b.Sockets(); s.Namespaces < 1 || s.Mode != string(Auto) || s.Base != "memory" {
 		t.Errorf("it says %+v", s)
 	}
@@ -134,11 +140,11 @@ func TestModeAutoAfterARestart(t *testing.T) {
 	o := testOptions(t)
 	o.SocketLB = Auto
 	b := openBackend(t, o)
-	const vip, endpoint, long = "10.96.0.1:80", "10.40.1.1:80", 30 * time.Second
-	want := snapshot(web("a", vip, endpoint))
+	const endpoint = "10.40.1.1:80"
+	want := snapshot(web("a", autoVIP, endpoint))
 	pod, gone := startPod(t), uint64(4711)
 	mustSync(t, b, nil, want)
-	pod.becomes(b, vip, endpoint, long)
+	pod.becomes(b, endpoint)
 	if err := b.sockets.all[sockMapNamespaces].Put(gone, uint32(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -146,14 +152,14 @@ func TestModeAutoAfterARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = openBackend(t, o)
-	if got := pod.connect(b, vip); got != endpoint {
+	if got := pod.connect(b); got != endpoint {
 		t.Errorf("while no agent looks a connection gets %q", got)
 	}
 	pod.run("nft 'add table ip mesh; add chain ip mesh out { type nat hook output priority -100; }; add rule ip mesh out tcp dport 80 redirect to :15001'")
 	mustSync(t, b, nil, want)
-	pod.becomes(b, vip, "", long)
+	pod.becomes(b, "")
 	var value uint32
-	for deadline := time.Now().Add(long); b.sockets.all[sockMapNamespaces].Lookup(gone, &value) == nil; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(autoLong); b.sockets.all[sockMapNamespaces].Lookup(gone, &value) == nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("a namespace that is gone is still known")
 		}

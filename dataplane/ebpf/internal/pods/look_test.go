@@ -64,6 +64,8 @@ func TestScanChainsOfNoise(t *testing.T) {
 				data[random.IntN(len(data))] = byte(random.Uint32())
 			}
 		}
-		_, _, _ = scanChains(data)
+		if found, _, err := scanChains(data); found && err != nil {
+			t.Fatalf("%x: a rule is found, and %v", data, err)
+		}
 	}
 }
