@@ -33,11 +33,28 @@ const (
 
 // findings is what one look into a namespace found.
 type findings struct {
-	cookie uint64
-	addrs  []netip.Addr
-	why    string // "": nothing translates there
-	err    error  // of unseen
-	events int    // netlink socket that hears of changes to nftables; -1: none
+	cookie   uint64
+	addrs    []netip.Addr
+	nft      bool // nftables translates there
+	legacy   bool // legacy iptables does
+	changing bool // nftables has changed since
+	err      error
+	events   int // netlink socket that hears of changes to nftables; -1: none
+}
+
+// why is why the namespace is left to packets; "": it is not.
+func (f *findings) why() string {
+	switch {
+	case f.err != nil:
+		return unseen
+	case f.changing:
+		return changing
+	case f.nft:
+		return byNFTables
+	case f.legacy:
+		return byLegacy
+	}
+	return ""
 }
 
 // inside calls f on a thread of its own in a network namespace. The thread is
@@ -71,12 +88,12 @@ func look(ns *os.File, first bool) findings {
 				return err
 			}
 		}
-		out.why, err = translator()
+		if out.nft, err = nftTranslates(); err != nil {
+			return err
+		}
+		out.legacy, err = legacyTranslates("/proc/thread-self")
 		return err
 	})
-	if out.err != nil {
-		out.why = unseen
-	}
 	return out
 }
 
@@ -97,32 +114,13 @@ func Survey(cgroup string) (translated int, left map[string]int, err error) {
 		}
 		f := look(file, false)
 		_ = file.Close()
-		if f.why == "" {
+		if why := f.why(); why == "" {
 			translated++
 		} else {
-			left[f.why]++
+			left[why]++
 		}
 	}
 	return translated, left, nil
-}
-
-// translator tells what translates outgoing connections in this thread's
-// namespace; "": nothing.
-func translator() (string, error) {
-	found, err := nftTranslates()
-	if err != nil {
-		return "", err
-	}
-	if found {
-		return byNFTables, nil
-	}
-	if found, err = legacyTranslates("/proc/thread-self"); err != nil {
-		return "", err
-	}
-	if found {
-		return byLegacy, nil
-	}
-	return "", nil
 }
 
 // Not in package unix.

@@ -24,6 +24,8 @@ const (
 	interval     = time.Second            // between two passes
 	walkEvery    = 2 * time.Second        // between two walks over all processes
 	settle       = 300 * time.Millisecond // without a change before a namespace is looked into again
+	mostSettle   = 30 * time.Second       // the same while changes go on
+	quietAgain   = 5 * time.Second        // after a look: then a change is a first one
 	forget       = 30 * time.Second       // before one that was not found is searched again
 	mostFresh    = 64                     // namespaces that one pass looks into
 	mostSpaces   = 4096                   // MAX_NAMESPACES of bpf/limits.h
@@ -156,15 +158,33 @@ func (w *Watcher) checkKnown() (lost bool) {
 		var tables [2]bool
 		tables[0], tables[1] = hasLegacyNAT("/proc/" + s.pid)
 		// A rule in a table that is there is seen by asking for the table.
-		w.mu.Lock()
-		again := s.why == unseen && time.Since(s.looked) > quietUnseen
-		w.mu.Unlock()
-		if again || tables != s.tables || tables[0] || tables[1] {
+		if tables != s.tables || tables[0] || tables[1] {
 			s.tables = tables
+			w.lookAtLegacy(s)
+		}
+		w.mu.Lock()
+		again := s.err != nil && time.Since(s.looked) > quietUnseen
+		w.mu.Unlock()
+		if again {
 			w.look(s)
 		}
 	}
 	return lost
+}
+
+// lookAtLegacy looks at legacy iptables alone: nobody hears of its changes.
+func (w *Watcher) lookAtLegacy(s *space) {
+	found := false
+	err := inside(s.file, func() (err error) {
+		found, err = legacyTranslates("/proc/thread-self")
+		return err
+	})
+	w.mu.Lock()
+	if s.legacy = found; err != nil {
+		s.err, s.looked = err, time.Now()
+	}
+	w.mu.Unlock()
+	w.write(s)
 }
 
 // all are the namespaces that are known.
@@ -282,7 +302,7 @@ func (w *Watcher) write(s *space) {
 		return
 	}
 	value := valueLeft
-	if s.why == "" {
+	if s.why() == "" {
 		value = valueTranslated
 	}
 	var have uint32
@@ -296,23 +316,27 @@ func (w *Watcher) write(s *space) {
 
 // follow waits for changes of a namespace's nftables. With the first its sockets
 // are left to packets; they are translated again if nothing changed for a moment
-// and no rule is in the way. So a namespace whose rules change all the time costs
-// a look now and then.
+// and no rule is in the way. The moment grows if changes go on, so that a
+// namespace whose rules change all the time costs a look now and then.
 func (w *Watcher) follow(s *space) {
 	buffer := make([]byte, 32<<10)
-	for {
+	var looked time.Time
+	for pause := settle; ; looked = time.Now() {
 		if _, err := s.events.Read(buffer); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return // closed
 		}
 		w.mu.Lock()
-		s.why = changing
+		s.changing = true
 		s.changes++
 		w.mu.Unlock()
 		w.write(s)
+		if pause = min(2*pause, mostSettle); time.Since(looked) > quietAgain {
+			pause = settle
+		}
 		select {
 		case <-w.stop:
 			return
-		case <-time.After(settle):
+		case <-time.After(pause):
 		}
 		if err := drain(s.events, buffer); err != nil {
 			return
@@ -364,10 +388,10 @@ func (w *Watcher) Status() (translated int, left map[string]int) {
 	defer w.mu.Unlock()
 	left = map[string]int{}
 	for _, s := range w.spaces {
-		if s.why == "" {
+		if why := s.why(); why == "" {
 			translated++
 		} else {
-			left[s.why]++
+			left[why]++
 		}
 	}
 	return translated, left
@@ -380,7 +404,7 @@ func (w *Watcher) Of(addr netip.Addr) (why string, ok bool) {
 	defer w.mu.Unlock()
 	for _, s := range w.spaces {
 		if slices.Contains(s.addrs, addr) {
-			return s.why, true
+			return s.why(), true
 		}
 	}
 	return "", false
