@@ -58,7 +58,7 @@ func (r *rules) serveLocalhost() bool { return r.localhost && r.Family == datapl
 func (r *rules) constants() map[string][]nft.Rule {
 	chains := map[string][]nft.Rule{
 		chainPrerouting:  {{nft.Jump(chainServices)}},
-		chainOutput:      {r.Source(0).In(setVIPs).Then(nft.Jump(chainMark)), nft.Rule{nft.Jump(chainServices)}},
+		chainOutput:      {resets(), r.Source(0).In(setVIPs).Then(nft.Jump(chainMark)), nft.Rule{nft.Jump(chainServices)}},
 		chainPostrouting: r.postrouting(),
 		chainLocalIn:     {r.learnBy()},
 		chainPicked:      {r.picked().Then(r.learnBy()...)},
@@ -82,6 +82,13 @@ func (r *rules) constants() map[string][]nft.Rule {
 	// Nobody but the node itself may use NodePorts on loopback.
 	chains[chainOutput] = slices.Insert(chains[chainOutput], 0, r.Loopback(r.Destination(0)).Then(nft.Jump(chainLocalhost)))
 	return chains
+}
+
+// resets lets the kernel's own answers pass. Where the node has no address to
+// connect from, a client of its own connects from the Service address itself, and
+// the reset that it gets would be rejected as well.
+func resets() nft.Rule {
+	return nft.CtState().AnyBit(expr.CtStateBitRELATED).Then(nft.Verdict(expr.VerdictReturn, ""))
 }
 
 // services finds the frontend of a connection's first packet.
