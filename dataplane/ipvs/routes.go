@@ -119,7 +119,8 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 // kubeProxyDevice holds Service addresses for kube-proxy, as long as it is there.
 const kubeProxyDevice = "kube-ipvs0"
 
-// taken are the addresses on devices of this node.
+// taken returns the addresses that are on devices of this node, or that somebody
+// else routes to it.
 func (r *routes) taken() (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
 	links, err := r.netlink.LinkList()
@@ -139,7 +140,28 @@ func (r *routes) taken() (map[netip.Addr]bool, error) {
 			out[a.Unmap()] = true
 		}
 	}
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		routes, err := r.netlink.RouteListFiltered(netlinkFamily(f), &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, fmt.Errorf("listing the local %s routes: %w", f, err)
+		}
+		for _, route := range routes {
+			if route.Type == unix.RTN_LOCAL && route.Protocol != dataplane.RouteProtocol && names[route.LinkIndex] != kubeProxyDevice {
+				takeSingle(out, route.Dst)
+			}
+		}
+	}
 	return out, nil
+}
+
+func takeSingle(out map[netip.Addr]bool, to *net.IPNet) {
+	if to == nil {
+		return
+	}
+	a, ok := netip.AddrFromSlice(to.IP)
+	if bits, of := to.Mask.Size(); ok && bits == of {
+		out[a.Unmap()] = true
+	}
 }
 
 func netlinkFamily(f dataplane.Family) int {

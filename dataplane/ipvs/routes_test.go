@@ -68,6 +68,35 @@ func TestRouteAfterItsSourceIsGone(t *testing.T) {
 	})
 }
 
+// TestTaken: an address that a cloud's agent routes to the node is the node's, and
+// what else is reached there is not ours to reject.
+func TestTaken(t *testing.T) {
+	inNetns(t, func() {
+		n := newNode(t)
+		out, err := exec.Command("sh", "-c", "ip link add kube-ipvs0 type veth peer name far; ip link set kube-ipvs0 up; ip addr add 10.96.0.2/32 dev kube-ipvs0; "+
+			"ip route add local 203.0.113.7/32 dev out proto 66; ip route add local 10.77.0.0/24 dev out; ip -6 route add local 2001:db8:7::7/128 dev out proto 66").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, vip := range []string{"10.96.0.1", "fd96::1"} {
+			if err := n.routes.add(netip.MustParseAddr(vip)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		taken, err := n.routes.taken()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for a, want := range map[string]bool{
+			"198.51.100.1": true, "203.0.113.7": true, "2001:db8:7::7": true, "10.96.0.1": false, "fd96::1": false, "10.96.0.2": false, "10.77.0.0": false,
+		} {
+			if taken[netip.MustParseAddr(a)] != want {
+				t.Errorf("%s: taken is %v", a, !want)
+			}
+		}
+	})
+}
+
 // localRoutes are the local routes, but for those of link-local addresses, which
 // devices get in their own time.
 func localRoutes(t *testing.T) string {
