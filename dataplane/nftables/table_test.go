@@ -107,6 +107,24 @@ func TestRefused(t *testing.T) {
 	served(good, other, &mended)
 }
 
+// TestNothingToDo: an agent that starts where all is as it is wanted writes
+// nothing, and neither does a Sync without a change.
+func TestNothingToDo(t *testing.T) {
+	b := opened(t, dataplane.IPv4, dataplane.IPv6)
+	want := snapshot(append(services(20, 3), example(dataplane.IPv4, netip.MustParseAddr("192.0.2.1")), example(dataplane.IPv6, netip.MustParseAddr("2001:db8::1")))...)
+	mustSync(t, b, nil, want)
+	before := b.counts
+	mustSync(t, b, nil, want)
+	mustSync(t, b, want, want)
+	if b.counts != before {
+		t.Errorf("written: %+v, and after Syncs with nothing to do %+v", before, b.counts)
+	}
+	have, err := b.Observe(t.Context())
+	if err != nil || len(have.Other) > 0 {
+		t.Errorf("Observe finds %q, %v", have.Other, err)
+	}
+}
+
 // TestChangeSize: one endpoint of one Service is as many elements and
 // transactions with 10 Services as with 2,000, and no rule.
 func TestChangeSize(t *testing.T) {
