@@ -92,6 +92,8 @@ type Syncer struct {
 	audited  time.Time
 	// clean: the last comparison found nothing, and no repair was made since.
 	clean bool
+	// disturbed: somebody else may have changed what the Backend wrote since.
+	disturbed bool
 }
 
 // refusal is a ServicePort that the Backend could not program.
@@ -203,7 +205,7 @@ func (s *Syncer) afterDisturbance(due time.Time) time.Time {
 	if again := s.audited.Add(disturbedPause); again.After(soonest) {
 		soonest = again
 	}
-	s.clean, s.audited = false, time.Time{}
+	s.clean, s.disturbed = false, true
 	if due.IsZero() || soonest.Before(due) {
 		return soonest
 	}
@@ -225,6 +227,9 @@ func (s *Syncer) nextDue(now time.Time) time.Time {
 	var due time.Time
 	if s.cfg.AuditInterval > 0 {
 		due = s.audited.Add(s.cfg.AuditInterval)
+	}
+	if s.disturbed {
+		due = s.audited.Add(disturbedPause)
 	}
 	for _, r := range s.refused {
 		if due.IsZero() || r.again.Before(due) {
@@ -248,7 +253,7 @@ func backOff(failures int) time.Duration {
 func (s *Syncer) syncOnce(ctx context.Context) error {
 	want := s.newest()
 	start := time.Now()
-	audit := s.inForce == nil || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
+	audit := s.inForce == nil || s.disturbed && start.Sub(s.audited) >= disturbedPause || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
 	prev := s.inForce
 	var found Verification
 	if audit && prev != nil && s.undisturbed() {
@@ -261,6 +266,7 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 		}
 	}
 	s.clean = s.clean && prev != nil
+	s.disturbed = s.disturbed && !audit
 	held := s.heldBack(want, start)
 	target := s.without(want, held)
 	err := s.backend.Sync(ctx, prev, target)

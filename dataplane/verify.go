@@ -71,6 +71,7 @@ func (s *Syncer) Observe(ctx context.Context) (have *Observation, want *Snapshot
 		if want = s.settled(ctx); want == nil {
 			return errNothingYet
 		}
+		s.clean = false // nobody compares what is read
 		have, err = s.backend.Observe(ctx)
 		return err
 	})

@@ -22,6 +22,8 @@ func nftablesColumn() column {
 			shellAct("nft flush map ip switchyard frontends; nft flush map ip6 switchyard ways; nft flush map ip6 switchyard endpoints; true"),
 			shellAct("nft insert rule ip switchyard prerouting accept; nft add rule ip6 switchyard do-reject accept; true"),
 			shellAct("nft 'add element ip switchyard sources { 192.0.2.1 . tcp . 80 . 0.0.0.0/0 }'; true"),
+			shellAct("nft 'add table ip switchyard { flags dormant; }'; nft 'add chain ip6 switchyard prerouting { policy drop; }'; true"),
+			shellAct("nft 'add chain ip switchyard theirs; add chain ip switchyard more; add rule ip switchyard more jump theirs; add set ip6 switchyard strange { type mark; }'; true"),
 			shellAct("nft delete chain ip switchyard postrouting; nft 'flush chain ip6 switchyard postrouting; delete chain ip6 switchyard postrouting'; true"),
 			shellAct("nft delete table ip switchyard; nft delete table ip6 switchyard; true"),
 		},

@@ -93,7 +93,7 @@ func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all
 		}
 	}
 	w := tableWrites{table: t, rules: r}
-	if !state.Whole {
+	if !state.Whole() || missesHook(state) {
 		w.first = nft.Change{Remake: true, Present: state.Present, Chains: chains, Put: elements}
 		c.writes.tables = append(c.writes.tables, w)
 		return nil
@@ -116,4 +116,14 @@ func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all
 	w.compareElements(state.Elements, elements)
 	c.writes.tables = append(c.writes.tables, w)
 	return nil
+}
+
+// missesHook reports whether a base chain is not there.
+func missesHook(state *nft.State) bool {
+	for name := range baseChains() {
+		if _, ok := state.Chains[name]; !ok {
+			return true
+		}
+	}
+	return false
 }

@@ -177,8 +177,20 @@ func (c *tableWrites) compareElements(have, want map[nft.Element]string) {
 		c.first.Put[e] = data
 		c.first.Replaced[e] = ok
 	}
+	renewed := map[string]bool{} // places that get source ranges
+	for e := range c.first.Put {
+		if e.Set == setSources {
+			renewed[e.Key[:nft.PlaceLen(e.Family)]] = true
+		}
+	}
 	for e := range have {
-		if _, ok := want[e]; !ok {
+		if _, ok := want[e]; ok {
+			continue
+		}
+		// The kernel refuses ranges that overlap: the old ones make room.
+		if e.Set == setSources && renewed[e.Key[:nft.PlaceLen(e.Family)]] {
+			c.first.Remove = append(c.first.Remove, e)
+		} else {
 			c.last.Remove = append(c.last.Remove, e)
 		}
 	}

@@ -20,8 +20,8 @@ func TestRules(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !state.Whole || len(state.Chains) < 20 || len(state.Elements) != 4 {
-				t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.Whole, len(state.Chains), state.Elements)
+			if !state.Whole() || len(state.Chains) < 20 || len(state.Elements) != 4 {
+				t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.Whole(), len(state.Chains), state.Elements)
 			}
 		}
 		if _, err := exec.LookPath("nft"); err != nil {

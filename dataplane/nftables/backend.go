@@ -22,6 +22,8 @@ type backend struct {
 	// refused are ServicePorts that the kernel did not take, and why. They are tried
 	// again when they change.
 	refused map[*dataplane.ServicePort]error
+	// accepted is what the kernel held after the last Sync that succeeded; nil: there was none.
+	accepted *dataplane.Snapshot
 }
 
 // Sync makes the kernel forward exactly what want describes.
@@ -32,9 +34,17 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		accepted, failed = b.refuse(prev, want)
 		err = b.program(ctx, nil, accepted)
 	}
+	if isRefusal(err) { // something that we do not know of is in the way
+		for _, h := range b.halves {
+			h.remake = h.held == nil
+		}
+		b.log.Warn("the kernel does not take a change to our nftables table; making the table anew", "error", err)
+		err = b.program(ctx, nil, accepted)
+	}
 	if err != nil {
 		return err
 	}
+	b.accepted = accepted
 	if len(failed) > 0 {
 		return &dataplane.PartialError{Failed: failed}
 	}
@@ -54,8 +64,11 @@ func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) e
 // refuse takes out of want what cannot be programmed; that stays as it was.
 func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, []dataplane.PortError) {
 	var before dataplane.Ports
-	if prev != nil {
+	switch {
+	case prev != nil:
 		before = prev.Ports
+	case b.accepted != nil: // what is refused now and was not then stays as it was
+		before = b.accepted.Ports
 	}
 	var failed []dataplane.PortError
 	var keep []*dataplane.ServicePort
@@ -90,6 +103,12 @@ func (b *backend) refusal(port *dataplane.ServicePort) error {
 	}
 	if why := b.refused[port]; why != nil {
 		return why
+	}
+	const mostRanges = 4096 // each one costs the kernel more than the one before
+	for _, f := range port.Frontends {
+		if len(f.Sources) > mostRanges {
+			return fmt.Errorf("%s has %d source ranges; nftables takes %d at most", f.Addr, len(f.Sources), mostRanges)
+		}
 	}
 	for _, f := range port.Frontends {
 		for _, pool := range []*dataplane.Pool{f.Pool, f.Inside} {

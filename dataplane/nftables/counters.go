@@ -10,7 +10,7 @@ import (
 // counter reads what the rules count, by connections of its own.
 type counter struct {
 	mu     sync.Mutex
-	tables []*nft.Table
+	tables []*nft.Table // nil after close
 }
 
 func newCounter(families []dataplane.Family) *counter {
@@ -54,5 +54,6 @@ func (c *counter) close() error {
 	for _, t := range c.tables {
 		_ = t.Close()
 	}
+	c.tables = nil
 	return nil
 }

@@ -12,16 +12,52 @@ import (
 // with what the ServicePorts that changed had.
 type diff struct {
 	rules *rules
+	ids   *ids
 	held  map[nft.Element]string // what nobody has wanted so far
-	refs  map[nft.Element]int    // how many ServicePorts want each shared element
+	// ranges are the source ranges of held by set and place. The kernel refuses
+	// ranges that overlap, so those that go make room for those that come.
+	ranges map[nft.Element][]nft.Element
+	refs   map[nft.Element]int // how many ServicePorts want each shared element
 	// first is written in one transaction, and leads connections to what is wanted.
 	// last removes what nothing leads to any more: a packet on its way through the
 	// rules may have read an older number of endpoints.
 	first, last nft.Change
 }
 
-func newDiff(r *rules, held map[nft.Element]string, refs map[nft.Element]int) *diff {
-	return &diff{rules: r, held: held, refs: refs, first: nft.NewChange(), last: nft.NewChange()}
+func newDiff(r *rules, ids *ids, held map[nft.Element]string, refs map[nft.Element]int) *diff {
+	if held == nil {
+		held = map[nft.Element]string{}
+	}
+	d := &diff{rules: r, ids: ids, held: held, refs: refs, ranges: map[nft.Element][]nft.Element{}, first: nft.NewChange(), last: nft.NewChange()}
+	for e := range held {
+		d.noteRange(e)
+	}
+	return d
+}
+
+// hold notes an element that the kernel holds.
+func (d *diff) hold(e nft.Element, data string) {
+	d.held[e] = data
+	d.noteRange(e)
+}
+
+func (d *diff) noteRange(e nft.Element) {
+	if place, ok := rangeOf(e); ok {
+		d.ranges[place] = append(d.ranges[place], e)
+	}
+}
+
+// rangeOf returns the set and place of a source range; ok is false for other elements.
+func rangeOf(e nft.Element) (place nft.Element, ok bool) {
+	switch e.Set {
+	case setSources:
+		e.Key = e.Key[:min(len(e.Key), nft.PlaceLen(e.Family))]
+	case on(true, setSources):
+		e.Key = e.Key[:min(len(e.Key), nft.NodePlaceLen)]
+	default:
+		return e, false
+	}
+	return e, true
 }
 
 // want takes an element from held and has it written if it is not there or has other data.
@@ -48,6 +84,23 @@ func (d *diff) port(p *plan) {
 			d.want(e, data)
 		}
 	}
+	for e := range p.own {
+		if place, ok := rangeOf(e); ok {
+			d.makeRoom(place)
+		}
+	}
+}
+
+// makeRoom removes the source ranges that a place has no more in the step that
+// adds its new ones.
+func (d *diff) makeRoom(place nft.Element) {
+	for _, e := range d.ranges[place] {
+		if _, held := d.held[e]; held {
+			delete(d.held, e)
+			d.first.Remove = append(d.first.Remove, e)
+		}
+	}
+	delete(d.ranges, place)
 }
 
 // rest removes what nobody wanted.
@@ -63,41 +116,44 @@ func (d *diff) rest() {
 }
 
 // change compares the ServicePorts of a family that differ between two
-// Snapshots. refs are taken over.
-func change(r *rules, refs map[nft.Element]int, prev, want dataplane.Ports) *diff {
-	d := newDiff(r, map[nft.Element]string{}, refs)
-	var next []*plan
+// Snapshots. refs and ids are taken over. After each ServicePort it calls each.
+func change(d *diff, prev, want dataplane.Ports, each func() error) error {
+	var next []*dataplane.ServicePort
 	for old, cur := range dataplane.Diff(prev, want) {
-		if old != nil && old.ID.Family == r.Family {
-			d.had(planFor(old))
+		if old != nil && old.ID.Family == d.rules.Family {
+			d.had(planFor(old, d.ids.of(old)))
+			d.ids.forget(old, cur)
 		}
-		if cur != nil && cur.ID.Family == r.Family {
-			next = append(next, planFor(cur))
+		if cur != nil && cur.ID.Family == d.rules.Family {
+			next = append(next, cur)
 		}
 	}
-	for _, p := range next {
-		d.port(p)
+	for _, port := range next {
+		d.port(planFor(port, d.ids.of(port)))
+		if err := each(); err != nil {
+			return err
+		}
 	}
 	d.rest()
-	return d
+	return nil
 }
 
 // had is what a ServicePort had before a change. What it shared with others stays
 // theirs.
 func (d *diff) had(p *plan) {
 	for e, data := range p.own {
-		d.held[e] = data
+		d.hold(e, data)
 	}
 	for e, data := range p.shared {
 		if d.refs[e]--; d.refs[e] <= 0 {
 			delete(d.refs, e)
-			d.held[e] = data
+			d.hold(e, data)
 		}
 	}
 }
 
 // changeNode compares what depends on the node alone.
-func (d *diff) changeNode(t *nft.Table, old, cur *node) error {
+func (d *diff) changeNode(t *nft.Table, old, cur *node, sameNotes bool) error {
 	for _, e := range cur.elements() {
 		if !slices.Contains(old.elements(), e) {
 			d.first.Put[e] = ""
@@ -107,6 +163,9 @@ func (d *diff) changeNode(t *nft.Table, old, cur *node) error {
 		if !slices.Contains(cur.elements(), e) {
 			d.last.Remove = append(d.last.Remove, e)
 		}
+	}
+	if !sameNotes { // who switched route_localnet on is in the comment of its guard
+		d.first.Chains[chainInput] = d.rules.constants()[chainInput]
 	}
 	if cur.sameRules(old) {
 		return nil
@@ -130,14 +189,20 @@ func (d *diff) changeNode(t *nft.Table, old, cur *node) error {
 
 // whole begins a comparison with all that the kernel holds. What depends on the
 // node alone is compared at once; ServicePorts follow, and rest ends it.
-func whole(t *nft.Table, r *rules, state *nft.State, note func(string) string) (*diff, error) {
-	d := newDiff(r, state.Elements, map[nft.Element]int{})
+//
+// A table that is missing or strange is made anew.
+func whole(t *nft.Table, r *rules, ids *ids, state *nft.State, note func(string) string) (*diff, error) {
 	constants := r.constants()
-	if !state.Whole {
-		d.held = map[nft.Element]string{}
+	var d *diff
+	if !state.Present || state.Strange {
+		d = newDiff(r, ids, nil, map[nft.Element]int{})
 		d.first.Remake, d.first.Present, d.first.Chains = true, state.Present, constants
-	} else if err := d.chains(t, state, constants, note); err != nil {
-		return nil, err
+	} else {
+		d = newDiff(r, ids, state.Elements, map[nft.Element]int{})
+		d.first.Present, d.first.Sets = true, state.Missing
+		if err := d.chains(t, state, constants, note); err != nil {
+			return nil, err
+		}
 	}
 	for _, e := range r.node.elements() {
 		d.want(e, "")

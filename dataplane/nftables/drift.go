@@ -14,7 +14,7 @@ import (
 func (h *half) drift(state *nft.State) ([]string, error) {
 	held := *state
 	held.Elements = maps.Clone(state.Elements)
-	d, err := whole(h.table, rulesFor(&h.node), &held, h.note)
+	d, err := whole(h.table, rulesFor(&h.node), h.ids, &held, h.note)
 	if err != nil {
 		return nil, err
 	}
@@ -25,11 +25,11 @@ func (h *half) drift(state *nft.State) ([]string, error) {
 		}
 	}
 	if d.first.Remake {
-		return append(out, h.table.String()+": it, a set or a base chain is missing"), nil
+		return append(out, h.table.String()+": it is missing, or its flags, a set or a base chain are not as written"), nil
 	}
 	for port := range h.held.Ports.All() {
 		if port.ID.Family == h.table.Family {
-			d.port(planFor(port))
+			d.port(planFor(port, h.ids.of(port)))
 		}
 	}
 	d.rest()
@@ -41,6 +41,9 @@ func (h *half) drift(state *nft.State) ([]string, error) {
 func (h *half) differences(d *diff) []string {
 	var out []string
 	say := func(what, where string) { out = append(out, fmt.Sprintf("%s: %s %s", h.table, what, where)) }
+	for _, set := range d.first.Sets {
+		say("missing: set", set)
+	}
 	for chain := range d.first.Chains {
 		say("not as written: chain", chain)
 	}

@@ -75,11 +75,11 @@ func tryTable(f dataplane.Family) error {
 	}
 	t := nft.NewTable(f, spec(f), &nft.Counts{})
 	defer func() { _ = t.Close() }()
-	d, err := whole(t, rulesFor(&all), &nft.State{}, noteFor(localnet.Off))
+	d, err := whole(t, rulesFor(&all), readIDs(f, nil), &nft.State{}, noteFor(localnet.Off))
 	if err != nil {
 		return err
 	}
-	d.port(planFor(example(f, addr)))
+	d.port(planFor(example(f, addr), 1))
 	err = t.Write(&d.first, nil)
 	if errors.Is(err, unix.EPERM) {
 		return err

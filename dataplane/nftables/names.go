@@ -63,6 +63,7 @@ const (
 	chainForward        = "forward"
 	chainInput          = "input"
 	chainLearn          = "learn-prerouting" // while a ServicePort has affinity
+	chainLearnOut       = "learn-output"     // the same
 
 	chainServices    = "services"
 	chainFound       = "frontend"
@@ -152,7 +153,8 @@ func hooks() map[string]nft.Hook {
 		chainLastOutput:     {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(last), Type: nat},
 		chainForward:        {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Type: filter},
 		chainInput:          {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: filter},
-		chainLearn:          {Hook: nftables.ChainHookPrerouting, Priority: translated, Type: filter, Optional: true},
+		chainLearn:          {Hook: nftables.ChainHookPrerouting, Priority: translated, Type: filter},
+		chainLearnOut:       {Hook: nftables.ChainHookOutput, Priority: translated, Type: filter},
 	}
 }
 
@@ -237,7 +239,7 @@ func isOptional(chain string) bool {
 			return true
 		}
 	}
-	return chain == chainLearn
+	return chain == chainLearn || chain == chainLearnOut
 }
 
 // bytes is a way as keys and data have it.

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"hash/fnv"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -21,11 +20,12 @@ type plan struct {
 type planner struct {
 	plan
 	port *dataplane.ServicePort
+	id   uint32
 }
 
-// planFor is what a ServicePort wants of the kernel.
-func planFor(port *dataplane.ServicePort) *plan {
-	p := &planner{plan: plan{own: map[nft.Element]string{}, shared: map[nft.Element]string{}}, port: port}
+// planFor is what a ServicePort wants of the kernel. id is its number if it has affinity.
+func planFor(port *dataplane.ServicePort, id uint32) *plan {
+	p := &planner{plan: plan{own: map[nft.Element]string{}, shared: map[nft.Element]string{}}, port: port, id: id}
 	for _, f := range port.Frontends {
 		p.frontend(f)
 	}
@@ -34,9 +34,9 @@ func planFor(port *dataplane.ServicePort) *plan {
 
 // frontend lists what one frontend wants.
 func (p *planner) frontend(f dataplane.Frontend) {
-	at := placed{planner: p, place: nft.PlaceBytes(f.Addr.Addr(), p.port.ID.Protocol, f.Addr.Port())}
-	if f.Kind == dataplane.NodePort {
-		at.node, at.flag, at.place = true, wayNode, nft.NodePlaceBytes(p.port.ID.Protocol, f.Addr.Port())
+	at := placed{planner: p}
+	if at.place, at.node = placeOf(p.port, f); at.node {
+		at.flag = wayNode
 	}
 	if f.Kind == dataplane.ClusterIP {
 		p.share(setClusterIPs, nft.AddrBytes(f.Addr.Addr()), "")
@@ -60,6 +60,14 @@ func (p *planner) frontend(f dataplane.Frontend) {
 	if p.port.Affinity > 0 {
 		at.affinity(f)
 	}
+}
+
+// placeOf is where a frontend is, and whether that is a NodePort's place.
+func placeOf(port *dataplane.ServicePort, f dataplane.Frontend) (place string, node bool) {
+	if f.Kind == dataplane.NodePort {
+		return nft.NodePlaceBytes(port.ID.Protocol, f.Addr.Port()), true
+	}
+	return nft.PlaceBytes(f.Addr.Addr(), port.ID.Protocol, f.Addr.Port()), false
 }
 
 // placed is a planner at one frontend's place.
@@ -99,12 +107,13 @@ func (p *placed) lead(places, ways string, w, only way) {
 // affinity lists what keeps clients with their endpoints.
 func (p *placed) affinity(f dataplane.Frontend) {
 	w := waySticky | p.flag | way(p.port.Affinity/time.Second)
-	id := nft.NumberBytes(affinityID(p.port.ID))
+	id := nft.NumberBytes(p.id)
 	p.put(setSticky, "", w.bytes())
 	p.put(setIDs, "", id)
 	p.chain(setStickyWays, w.bytes(), w.chain())
 	p.chain(setLearn, id, (w & wayCount).numbered(prefixLearn))
 	p.share(setChains, chainLearn, "")
+	p.share(setChains, chainLearnOut, "")
 	p.members(setMembers, f.Pool)
 	if f.Inside != nil {
 		p.chain(setStickyIn, w.bytes(), (w | wayIn).chain())
@@ -138,13 +147,4 @@ func (p *planner) put(set, key, data string) {
 
 func (p *planner) share(set, key, data string) {
 	p.shared[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
-}
-
-// affinityID is a ServicePort's number in the memory of its clients: the same in
-// each process, so that it outlives a restart. Where two have the same one, by a
-// chance of one in four billion, a client that uses both may lose its endpoint.
-func affinityID(id dataplane.PortID) uint32 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(id.String())) // never fails
-	return h.Sum32()
 }

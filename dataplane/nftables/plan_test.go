@@ -83,11 +83,11 @@ func TestPlan(t *testing.T) {
 			"frontends 10.96.0.10/6/80 = special none", "ways → special", "cluster-ips 10.96.0.10",
 			"outside 10.96.0.10/6/80 = pick-1 none", "pools → pick-1", "(chains) pick-1", "endpoints 10.96.0.10/6/80/0 = 10.244.1.5:80",
 			"sticky 10.96.0.10/6/80 = sticky-3600 none", "sticky-ways → sticky-3600", "(chains) sticky-3600", "affinity-ids 10.96.0.10/6/80 = ID",
-			"learn ID → learn-3600", "(chains) learn-3600", "(chains) learn-prerouting", "affinity-pool 10.96.0.10/6/80/NUMBER = 10.244.1.5:80",
+			"learn ID → learn-3600", "(chains) learn-3600", "(chains) learn-prerouting", "(chains) learn-output", "affinity-pool 10.96.0.10/6/80/NUMBER = 10.244.1.5:80",
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := describe(planFor(tc.port), affinityID(tc.port.ID))
+			got := describe(planFor(tc.port, 7), 7)
 			slices.Sort(tc.want)
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("got\n\t%s\nwanted\n\t%s", strings.Join(got, "\n\t"), strings.Join(tc.want, "\n\t"))
@@ -155,17 +155,20 @@ func describeElement(set, key, data string, id uint32) string {
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
 	rules := rulesFor(&node{family: dataplane.IPv4})
-	refs, held := map[nft.Element]int{}, map[nft.Element]string{}
+	refs, held, numbers := map[nft.Element]int{}, map[nft.Element]string{}, readIDs(dataplane.IPv4, nil)
 	var prev dataplane.Ports
 	for step := range 300 {
 		want := randomPorts(random, prev)
-		d := change(rules, refs, prev, want)
+		d := newDiff(rules, numbers, nil, refs)
+		if err := change(d, prev, want, func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
 		for _, c := range []nft.Change{d.first, d.last} {
 			apply(t, held, &c)
 		}
-		fresh := newDiff(rules, map[nft.Element]string{}, map[nft.Element]int{})
+		fresh := newDiff(rules, numbers, nil, map[nft.Element]int{})
 		for port := range want.All() {
-			fresh.port(planFor(port))
+			fresh.port(planFor(port, numbers.of(port)))
 		}
 		all := map[nft.Element]string{}
 		apply(t, all, &fresh.first)

@@ -9,7 +9,7 @@ import (
 
 // observe makes frontends of what a family's table holds.
 func observe(f dataplane.Family, state *nft.State) []dataplane.ObservedFrontend {
-	if !state.Whole {
+	if !state.Whole() {
 		return nil // something of what every connection needs is missing
 	}
 	o := &observer{family: f, elements: state.Elements}

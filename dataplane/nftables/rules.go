@@ -64,7 +64,7 @@ func (r *rules) constants() map[string][]nft.Rule {
 
 // optional are the rules of a chain that exists while something needs it.
 func (r *rules) optional(chain string) []nft.Rule {
-	if chain == chainLearn {
+	if chain == chainLearn || chain == chainLearnOut {
 		return []nft.Rule{
 			nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).AnyBit(nft.StatusDNAT).Then(nft.Priority(0)...).Go(setLearn),
 		}
@@ -249,12 +249,11 @@ func (r *rules) remember(at int, w way) expr.Any {
 	return &expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(at), SetName: setAffinity, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: keep}
 }
 
-// postrouting masquerades, and notes the endpoints of clients on the node. What
-// was not translated is none of ours, whatever its mark says.
+// postrouting masquerades. What was not translated is none of ours, whatever its
+// mark says.
 func (r *rules) postrouting() []nft.Rule {
 	out := []nft.Rule{
 		nft.CtStatus().BitsAre(nft.StatusDNAT, 0).Then(nft.Verdict(expr.VerdictReturn, "")),
-		follow(setLearn),
 		r.Source(0).Then(r.Destination(r.AddrSize())...).In(setHairpin).Then(nft.Masquerade()),
 	}
 	if r.node.localhost {

@@ -28,8 +28,8 @@ func TestRules(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = table.Close()
-		if !state.Whole || len(state.Chains) < 25 || len(state.Elements) < 20 {
-			t.Errorf("%s: read back whole %t, %d chains, elements %v", f, state.Whole, len(state.Chains), state.Elements)
+		if !state.Whole() || len(state.Chains) < 25 || len(state.Elements) < 20 {
+			t.Errorf("%s: read back strange %t, %d chains, elements %v", f, state.Strange, len(state.Chains), state.Elements)
 		}
 	}
 	out := list(t)
@@ -122,6 +122,75 @@ func TestNothingToDo(t *testing.T) {
 	have, err := b.Observe(t.Context())
 	if err != nil || len(have.Other) > 0 {
 		t.Errorf("Observe finds %q, %v", have.Other, err)
+	}
+}
+
+// TestRangesThatOverlap: source ranges become narrower and wider, and an address
+// goes from one Service to another, while other Services change as well.
+func TestRangesThatOverlap(t *testing.T) {
+	b := opened(t, dataplane.IPv4)
+	limited := func(name, endpoint string, ranges ...string) *dataplane.ServicePort {
+		p := port(name, frontend(dataplane.LoadBalancer, "10.97.0.1:80", pool(endpoint), dataplane.SNATNone))
+		for _, r := range ranges {
+			p.Frontends[0].Sources = append(p.Frontends[0].Sources, netip.MustParsePrefix(r))
+		}
+		return p
+	}
+	other := func(endpoint string) *dataplane.ServicePort {
+		return port("other", frontend(dataplane.ClusterIP, "10.96.0.1:80", pool(endpoint), dataplane.SNATNone))
+	}
+	var prev *dataplane.Snapshot
+	for i, want := range []*dataplane.Snapshot{
+		snapshot(limited("lb", "10.244.1.5:80", "10.0.0.0/8"), other("10.244.1.1:80")),
+		snapshot(limited("lb", "10.244.1.5:80", "10.0.0.0/16"), other("10.244.1.2:80")),
+		snapshot(limited("lb", "10.244.1.5:80", "10.0.0.0/8", "192.0.2.0/24"), other("10.244.1.3:80")),
+		snapshot(limited("heir", "10.244.1.6:80", "10.0.0.0/9", "192.0.2.0/25"), other("10.244.1.4:80")),
+		snapshot(limited("heir", "10.244.1.6:80"), other("10.244.1.4:80")),
+	} {
+		for _, before := range []*dataplane.Snapshot{prev, nil} {
+			if prev != nil {
+				mustSync(t, b, nil, prev)
+			}
+			mustSync(t, b, before, want)
+			have, err := b.Observe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diffs := have.Differences(dataplane.Expect(want)); len(diffs) > 0 {
+				t.Errorf("step %d: the kernel is not as wanted: %v", i, diffs)
+			}
+		}
+		prev = want
+	}
+}
+
+// TestLeftovers: whatever somebody put into our table, a Sync makes it as it is
+// wanted.
+func TestLeftovers(t *testing.T) {
+	want := snapshot(services(3, 2)...)
+	for _, act := range []string{
+		"add chain ip switchyard aaa; add chain ip switchyard bbb; add rule ip switchyard bbb jump aaa",
+		"add chain ip switchyard aaa; add map ip switchyard theirs { type mark : verdict; elements = { 1 : jump pick-2 } }",
+		"delete table ip switchyard; add table ip switchyard; add set ip switchyard cluster-ips { type mark; }",
+		"add table ip switchyard { flags dormant; }",
+		"add chain ip switchyard prerouting { policy drop; }",
+		"flush ruleset",
+	} {
+		b := opened(t, dataplane.IPv4)
+		mustSync(t, b, nil, want)
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(act + "\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft %s: %v\n%s", act, err, out)
+		}
+		have, err := b.Observe(t.Context())
+		if err != nil || len(have.Differences(dataplane.Expect(want))) == 0 {
+			t.Errorf("%s: Observe finds nothing, %v", act, err)
+		}
+		mustSync(t, b, nil, want)
+		if have, err = b.Observe(t.Context()); err != nil || len(have.Differences(dataplane.Expect(want))) > 0 {
+			t.Errorf("%s: after a repair Observe finds %q, %v", act, have.Differences(dataplane.Expect(want)), err)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -23,6 +24,7 @@ type watch struct {
 	tables    []*nft.Table
 	disturbed chan struct{} // one slot
 	unsure    atomic.Bool   // somebody may have changed our tables since they were last read
+	localhost atomic.Bool   // NodePorts answer on 127.0.0.0/8
 	closing   atomic.Bool
 	done      sync.WaitGroup
 }
@@ -80,8 +82,16 @@ func (w *watch) paused(do func() error) error {
 // Disturbed implements dataplane.Watched.
 func (b *backend) Disturbed() <-chan struct{} { return b.watch.disturbed }
 
-// Undisturbed implements dataplane.Watched.
-func (b *backend) Undisturbed() bool { return !b.watch.unsure.Load() }
+// Undisturbed implements dataplane.Watched. The kernel says nothing of its
+// settings, so that one is read.
+func (b *backend) Undisturbed() bool {
+	if b.watch.localhost.Load() {
+		if on, err := localnet.IsOn(); err != nil || !on {
+			return false
+		}
+	}
+	return !b.watch.unsure.Load()
+}
 
 // close ends the goroutine.
 func (w *watch) close() error {

@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 
@@ -31,6 +30,9 @@ type half struct {
 	node     node
 	localnet localnet.State
 	refs     map[nft.Element]int
+	ids      *ids
+	// remake: the kernel did not take a change, so the next one makes the table anew.
+	remake bool
 }
 
 // sync makes the table as want describes.
@@ -60,8 +62,11 @@ func (h *half) change(prev, want *dataplane.Snapshot) error {
 			return err
 		}
 	}
-	d := change(rulesFor(&next), h.refs, prev.Ports, want.Ports)
-	if err := d.changeNode(h.table, &h.node, &next); err != nil {
+	d := newDiff(rulesFor(&next), h.ids, nil, h.refs)
+	if err := d.changeNode(h.table, &h.node, &next, state == h.localnet); err != nil {
+		return err
+	}
+	if err := change(d, prev.Ports, want.Ports, func() error { return h.writePart(d, state) }); err != nil {
 		return err
 	}
 	if err := h.writeFirst(&d.first, state); err != nil {
@@ -71,19 +76,23 @@ func (h *half) change(prev, want *dataplane.Snapshot) error {
 	return h.table.Write(&d.last, h.note)
 }
 
-// full reads the table back and writes what differs, in parts.
+// full reads the table back and writes what differs.
 func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 	have, err := h.table.Read()
 	if err != nil {
 		return err
 	}
 	next := h.nodeFor(want)
-	h.localnet = localnet.FromComments(have.Chains[chainInput])
+	if guards := have.Chains[chainInput]; len(guards) > 0 || h.localnet != localnet.Switched {
+		h.localnet = localnet.FromComments(guards)
+	} // else somebody removed the guard, and we know better
 	state, err := next.localnet(h.localnet)
 	if err != nil {
 		return err
 	}
-	d, err := whole(h.table, rulesFor(&next), have, noteFor(state))
+	have.Strange = have.Strange || h.remake
+	h.ids = readIDs(h.table.Family, have.Elements)
+	d, err := whole(h.table, rulesFor(&next), h.ids, have, noteFor(state))
 	if err != nil {
 		return err
 	}
@@ -91,21 +100,31 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 		if port.ID.Family != h.table.Family {
 			continue
 		}
-		d.port(planFor(port))
-		if d.first.Len() < elementsAWrite {
-			continue
-		}
-		if err := errors.Join(ctx.Err(), h.writeFirst(&d.first, state)); err != nil {
+		d.port(planFor(port, h.ids.of(port)))
+		if err := h.writePart(d, state); err != nil {
 			return err
 		}
-		d.first = nft.NewChange()
+		if err := ctx.Err(); err != nil && have.Present {
+			return err
+		}
 	}
 	d.rest()
 	if err := h.writeFirst(&d.first, state); err != nil {
 		return err
 	}
-	h.node, h.refs = next, d.refs
+	h.node, h.refs, h.remake = next, d.refs, false
 	return h.table.Write(&d.last, h.note)
+}
+
+// writePart writes what a diff has so far, if it is much. A table that is made
+// anew in place of an old one is written in one transaction.
+func (h *half) writePart(d *diff, state localnet.State) error {
+	if d.first.Len() < elementsAWrite || d.first.Remake && d.first.Present {
+		return nil
+	}
+	err := h.writeFirst(&d.first, state)
+	d.first = nft.NewChange()
+	return err
 }
 
 // writeFirst writes what leads connections to what is wanted. The rule that
@@ -120,6 +139,9 @@ func (h *half) writeFirst(c *nft.Change, state localnet.State) error {
 		return err
 	}
 	h.localnet = state
+	if h.table.Family == dataplane.IPv4 {
+		h.watch.localhost.Store(state != localnet.Off)
+	}
 	if state != localnet.Switched {
 		return nil
 	}

@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 
 	"github.com/google/nftables"
@@ -15,11 +14,17 @@ import (
 
 // State is what the kernel holds of a table.
 type State struct {
-	Whole    bool                // all sets and base chains are there
-	Present  bool                // the table is
+	Present bool // the table is there
+	// Strange says that something of the table cannot be made right in place: its
+	// flags, a base chain's hook, a set's type, a set that is not ours.
+	Strange  bool
+	Missing  []string            // sets
 	Chains   map[string][]string // the comments of each chain's rules
 	Elements map[Element]string  // with their data; of a map to verdicts, the chain
 }
+
+// Whole reports whether all sets and base chains are there as they must be.
+func (s *State) Whole() bool { return s.Present && !s.Strange && len(s.Missing) == 0 }
 
 // mostReads is how often a table is read again because somebody changed
 // nftables meanwhile. A dump that a change ran into may lack elements.
@@ -51,54 +56,81 @@ func (t *Table) Read() (*State, error) {
 
 func (t *Table) read() (*State, error) {
 	s := &State{Chains: map[string][]string{}, Elements: map[Element]string{}}
-	var err error
-	if s.Present, err = t.exists(); err != nil || !s.Present {
+	found, err := t.find()
+	if err != nil || found == nil {
 		return s, err
 	}
-	if s.Whole, err = t.readChains(s); err != nil {
+	s.Present, s.Strange = true, found.Flags != 0 // dormant: no chain of it runs
+	if err := t.readChains(s); err != nil {
 		return nil, err
 	}
+	return s, t.readSets(s)
+}
+
+// readSets reads the elements, and notes which sets are missing or of another type.
+func (t *Table) readSets(s *State) error {
 	have, err := t.conn.GetSets(t.nft)
 	if err != nil {
-		return nil, fmt.Errorf("reading the sets of the %s: %w", t, err)
+		return fmt.Errorf("reading the sets of the %s: %w", t, err)
 	}
 	found := map[string]bool{}
 	for _, set := range have {
 		found[set.Name] = true
+		want := t.sets[set.Name]
+		s.Strange = s.Strange || want == nil || !fits(set, want)
+	}
+	if s.Strange {
+		return nil
 	}
 	for _, kind := range t.spec.Sets {
 		if !found[kind.Name] {
-			s.Whole = false
+			s.Missing = append(s.Missing, kind.Name)
 			continue
 		}
 		if kind.Clients == 0 {
 			if err := t.readSet(kind.Name, s.Elements); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return s, nil
+	return nil
 }
 
-// readChains reads the chains and reports whether the base chains are as they must be.
-func (t *Table) readChains(s *State) (bool, error) {
+// fits reports whether elements for want fit into a set. Of maps to verdicts the
+// library reads no types.
+func fits(have, want *nftables.Set) bool {
+	if have.IsMap != want.IsMap || have.Interval != want.Interval || have.HasTimeout != want.HasTimeout {
+		return false
+	}
+	return want.DataType == nftables.TypeVerdict ||
+		have.KeyType.Bytes == want.KeyType.Bytes && (!want.IsMap || have.DataType.Bytes == want.DataType.Bytes)
+}
+
+// notAccepted is the comment that stands for a base chain's policy, should it
+// not be to accept.
+const notAccepted = "policy"
+
+// readChains reads the chains, and notes whether a base chain has another hook.
+func (t *Table) readChains(s *State) error {
 	chains, err := t.conn.ListChainsOfTableFamily(t.nft.Family)
 	if err != nil {
-		return false, fmt.Errorf("listing the chains of the %s: %w", t, err)
+		return fmt.Errorf("listing the chains of the %s: %w", t, err)
 	}
-	missing := maps.Clone(t.spec.Hooks)
-	maps.DeleteFunc(missing, func(_ string, h Hook) bool { return h.Optional })
 	for _, chain := range chains {
 		if chain.Table.Name != t.spec.Name {
 			continue
 		}
 		s.Chains[chain.Name] = t.comments(chain)
-		if want, ok := missing[chain.Name]; ok && chain.Hooknum != nil && *chain.Hooknum == *want.Hook &&
-			*chain.Priority == *want.Priority && chain.Type == want.Type {
-			delete(missing, chain.Name)
+		want, hooked := t.spec.Hooks[chain.Name]
+		if hooked != (chain.Hooknum != nil) ||
+			hooked && (*chain.Hooknum != *want.Hook || *chain.Priority != *want.Priority || chain.Type != want.Type) {
+			s.Strange = true
+		}
+		if hooked && chain.Policy != nil && *chain.Policy != nftables.ChainPolicyAccept {
+			s.Chains[chain.Name] = append(s.Chains[chain.Name], notAccepted)
 		}
 	}
-	return len(missing) == 0, nil
+	return nil
 }
 
 // comments returns the comments of a chain's rules. A chain whose rules cannot

@@ -38,7 +38,6 @@ type Hook struct {
 	Hook     *nftables.ChainHook
 	Priority *nftables.ChainPriority
 	Type     nftables.ChainType
-	Optional bool // the table is whole without it
 }
 
 // Element is one element of a set or map.
@@ -97,8 +96,8 @@ func (t *Table) String() string {
 // IsVerdictMap reports whether a set leads to chains.
 func (t *Table) IsVerdictMap(set string) bool { return t.kinds[set].Data == nftables.TypeVerdict }
 
-// socketBuffer is in bytes: a write must fit into the socket's buffer.
-const socketBuffer = 8 << 20
+// socketBuffer is the most bytes that wait in a socket: a transaction must fit.
+const socketBuffer = 128 << 20
 
 // open connects to nftables, once.
 func (t *Table) open() error {
@@ -160,14 +159,20 @@ func notHere(err error) bool {
 
 // exists asks for the table by its name, so that no other table is looked at.
 func (t *Table) exists() (bool, error) {
-	_, err := t.conn.ListTableOfFamily(t.spec.Name, t.nft.Family)
+	found, err := t.find()
+	return found != nil, err
+}
+
+// find returns the table as the kernel has it, nil if it is not there.
+func (t *Table) find() (*nftables.Table, error) {
+	found, err := t.conn.ListTableOfFamily(t.spec.Name, t.nft.Family)
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("looking for the %s: %w", t, err)
+		return nil, fmt.Errorf("looking for the %s: %w", t, err)
 	}
-	return true, nil
+	return found, nil
 }
 
 // flush sends what is pending as one transaction.

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,11 +17,13 @@ const (
 	elementsAWrite   = 50_000 // some 5 MB of socketBuffer
 )
 
-// Change is what to write. It happens in this order, in one transaction unless
-// it has more than 50,000 elements.
+// Change is what to write. It happens in this order, in one transaction. If it
+// has more than 50,000 elements and no Remake, it is several, and each element
+// is replaced in one of them.
 type Change struct {
-	Remake    bool // remove the table, if it is Present, and make it anew
-	Present   bool
+	Remake    bool               // remove the table, if it is Present, and make it anew
+	Present   bool               // the table is there
+	Sets      []string           // to make
 	Chains    map[string][]Rule  // to make or to write anew
 	Put       map[Element]string // with their data; of a map to verdicts, the chain
 	Replaced  map[Element]bool   // those of Put that are there with other data
@@ -35,7 +38,7 @@ func NewChange() Change {
 
 // Empty reports whether there is nothing to write.
 func (c *Change) Empty() bool {
-	return !c.Remake && len(c.Chains) == 0 && len(c.Put) == 0 && len(c.Remove) == 0 && len(c.OldChains) == 0
+	return !c.Remake && len(c.Sets) == 0 && len(c.Chains) == 0 && len(c.Put) == 0 && len(c.Remove) == 0 && len(c.OldChains) == 0
 }
 
 // Len returns how many elements it writes.
@@ -63,16 +66,17 @@ func (t *Table) Write(change *Change, note func(chain string) string) error {
 	if note == nil {
 		note = func(string) string { return "" }
 	}
-	if change.Remake {
-		if err := t.remake(change.Present); err != nil {
-			return err
-		}
+	if err := t.makeSets(change); err != nil {
+		return err
 	}
 	if err := t.writeChains(change.Chains, note); err != nil {
 		return err
 	}
 	if err := t.writeElements(change); err != nil {
 		return err
+	}
+	for _, name := range change.OldChains { // one may lead to another
+		t.conn.FlushChain(&nftables.Chain{Table: t.nft, Name: name})
 	}
 	for _, name := range change.OldChains {
 		t.conn.DelChain(&nftables.Chain{Table: t.nft, Name: name})
@@ -81,14 +85,22 @@ func (t *Table) Write(change *Change, note func(chain string) string) error {
 	return t.flush()
 }
 
-func (t *Table) remake(present bool) error {
-	if present {
-		t.conn.DelTable(t.nft)
+// makeSets makes sets, and the table if it is to be made.
+func (t *Table) makeSets(change *Change) error {
+	names := change.Sets
+	if change.Remake {
+		if change.Present {
+			t.conn.DelTable(t.nft)
+		}
+		t.conn.AddTable(t.nft)
+		names = nil
+		for _, kind := range t.spec.Sets {
+			names = append(names, kind.Name)
+		}
 	}
-	t.conn.AddTable(t.nft)
-	for _, kind := range t.spec.Sets {
-		if err := t.conn.AddSet(t.sets[kind.Name], nil); err != nil {
-			return fmt.Errorf("making the set %s of the %s: %w", kind.Name, t, err)
+	for _, name := range names {
+		if err := t.conn.AddSet(t.sets[name], nil); err != nil {
+			return fmt.Errorf("making the set %s of the %s: %w", name, t, err)
 		}
 	}
 	return nil
@@ -100,7 +112,8 @@ func (t *Table) writeChains(chains map[string][]Rule, note func(string) string) 
 	for _, name := range names {
 		chain := &nftables.Chain{Table: t.nft, Name: name}
 		if h, ok := t.spec.Hooks[name]; ok {
-			chain.Hooknum, chain.Priority, chain.Type = h.Hook, h.Priority, h.Type
+			accept := nftables.ChainPolicyAccept
+			chain.Hooknum, chain.Priority, chain.Type, chain.Policy = h.Hook, h.Priority, h.Type, &accept
 		}
 		t.conn.AddChain(chain)
 		t.conn.FlushChain(chain)
@@ -135,41 +148,60 @@ func (t *Table) Comments(chain []Rule, note string) ([]string, error) {
 }
 
 // writeElements writes the elements set by set, in the order of the Spec.
-// Elements that get other data are replaced in one transaction.
 func (t *Table) writeElements(change *Change) error {
-	put, replaced, removed := map[string][]nftables.SetElement{}, map[string][]nftables.SetElement{}, map[string][]nftables.SetElement{}
-	for e, data := range change.Put {
-		put[e.Set] = append(put[e.Set], t.element(e, data))
-		if change.Replaced[e] {
-			replaced[e.Set] = append(replaced[e.Set], t.element(e, ""))
-		}
+	put, removed := map[string][]Element{}, map[string][]Element{}
+	for e := range change.Put {
+		put[e.Set] = append(put[e.Set], e)
 	}
 	for _, e := range change.Remove {
-		removed[e.Set] = append(removed[e.Set], t.element(e, ""))
+		removed[e.Set] = append(removed[e.Set], e)
 	}
 	pending := 0
 	for _, kind := range t.spec.Sets {
-		for _, step := range []struct {
-			elements []nftables.SetElement
-			do       func(*nftables.Set, []nftables.SetElement) error
-		}{
-			{replaced[kind.Name], t.conn.SetDeleteElements},
-			{removed[kind.Name], t.conn.SetDeleteElements},
-			{put[kind.Name], t.conn.SetAddElements},
-		} {
-			for chunk := range slices.Chunk(step.elements, elementsAMessage) {
-				if err := step.do(t.sets[kind.Name], chunk); err != nil {
-					return fmt.Errorf("writing the set %s of the %s: %w", kind.Name, t, err)
-				}
-				t.counts.Elements += len(chunk)
-				if pending += len(chunk); pending > elementsAWrite {
-					pending = 0
-					if err := t.flush(); err != nil {
-						return err
-					}
+		set := t.sets[kind.Name]
+		for chunk := range slices.Chunk(removed[kind.Name], elementsAMessage) {
+			if err := t.send(set, t.elements(chunk, nil), nil, &pending); err != nil {
+				return err
+			}
+		}
+		for chunk := range slices.Chunk(put[kind.Name], elementsAMessage) {
+			replaced := slices.DeleteFunc(slices.Clone(chunk), func(e Element) bool { return !change.Replaced[e] })
+			if err := t.send(set, t.elements(replaced, nil), t.elements(chunk, change.Put), &pending); err != nil {
+				return err
+			}
+			if pending > elementsAWrite && !change.Remake {
+				pending = 0
+				if err := t.flush(); err != nil {
+					return err
 				}
 			}
 		}
+	}
+	return nil
+}
+
+// elements are some as the library takes them, with their data if there is any.
+func (t *Table) elements(some []Element, data map[Element]string) []nftables.SetElement {
+	out := make([]nftables.SetElement, 0, len(some))
+	for _, e := range some {
+		out = append(out, t.element(e, data[e]))
+	}
+	return out
+}
+
+// send adds to the transaction that elements of a set go, and then that others come.
+func (t *Table) send(set *nftables.Set, gone, come []nftables.SetElement, pending *int) error {
+	t.counts.Elements += len(gone) + len(come)
+	*pending += len(gone) + len(come)
+	var errs []error
+	if len(gone) > 0 {
+		errs = append(errs, t.conn.SetDeleteElements(set, gone))
+	}
+	if len(come) > 0 {
+		errs = append(errs, t.conn.SetAddElements(set, come))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("writing the set %s of the %s: %w", set.Name, t, err)
 	}
 	return nil
 }
