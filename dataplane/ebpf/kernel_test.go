@@ -77,6 +77,7 @@ func connectHere(b *accelerated, to netip.AddrPort) (string, error) {
 }
 
 func TestSocketConnect(t *testing.T) {
+	needCookie(t)
 	o := testOptions(t)
 	b := openBackend(t, o)
 	node := frontendAt(dataplane.NodePort, "0.0.0.0:30000", poolOf("10.40.1.1:8080"))
@@ -136,6 +137,7 @@ func TestSocketConnect(t *testing.T) {
 // TestHoldPodSockets: for as long as is said sockets of pods are left alone, those of
 // the node are not; then Observe tells, and a repair ends it.
 func TestHoldPodSockets(t *testing.T) {
+	needCookie(t)
 	var hold atomic.Bool
 	hold.Store(true)
 	o := testOptions(t)

@@ -107,6 +107,16 @@ func needKernel(t testing.TB) {
 	}
 }
 
+// needCookie skips a test in which the node's own namespace must be known: before
+// Linux 5.14 it is taken to be the first one, and these tests run in another.
+func needCookie(t *testing.T) {
+	t.Helper()
+	needKernel(t)
+	if cookie, err := netnsCookie(); err != nil || cookie == 0 {
+		t.Skipf("this kernel does not tell which network namespace a process is in: %v", err)
+	}
+}
+
 // testOptions are for a backend of this test alone.
 func testOptions(t testing.TB) Options {
 	t.Helper()

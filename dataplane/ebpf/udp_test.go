@@ -244,6 +244,7 @@ func TestModeTCP(t *testing.T) {
 
 // In mode node sockets of pods are left to packets.
 func TestModeNode(t *testing.T) {
+	needCookie(t)
 	o := testOptions(t)
 	o.SocketLB = Node
 	b := openBackend(t, o)
