@@ -92,8 +92,14 @@ func (p olderPins) connection(t *testing.T, ago time.Duration) {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		t.Fatal(err)
 	}
+	if now.Nano() <= int64(ago) { // the machine has not run for so long: it ended
+		if err := p.connections.Delete(make([]byte, 40)); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	value := make([]byte, 64)
-	binary.NativeEndian.PutUint64(value[olderSeen:], uint64(max(now.Nano()-int64(ago), 1)))
+	binary.NativeEndian.PutUint64(value[olderSeen:], uint64(now.Nano()-int64(ago)))
 	if err := p.connections.Put(make([]byte, 40), value); err != nil {
 		t.Fatal(err)
 	}
