@@ -75,7 +75,7 @@ func tryTable(f dataplane.Family) error {
 	}
 	t := nft.NewTable(f, spec(f), &nft.Counts{})
 	defer func() { _ = t.Close() }()
-	d, err := whole(t, rulesFor(&all), readIDs(f, nil), &nft.State{}, noteFor(localnet.Off))
+	d, err := whole(t, rulesFor(&all), newIDs(), &nft.State{}, noteFor(localnet.Off))
 	if err != nil {
 		return err
 	}

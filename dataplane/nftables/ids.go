@@ -1,38 +1,24 @@
 package nftables
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // ids numbers the ServicePorts with affinity, for the memory of their clients. A
-// number is given to one ServicePort alone, and is not 0. The kernel holds them,
-// so that affinity outlives a restart.
+// number follows from the ServicePort's name, so that affinity outlives a
+// restart. If two names give the same one, as somebody may choose them to, the
+// later ServicePort gets the next free number.
 type ids struct {
-	family dataplane.Family
 	byPort map[dataplane.PortID]uint32
-	held   map[string]uint32 // what the kernel held, by place
 	taken  map[uint32]bool
-	last   uint32
 }
 
-// readIDs takes the numbers from what the kernel holds.
-func readIDs(f dataplane.Family, elements map[nft.Element]string) *ids {
-	i := &ids{family: f, byPort: map[dataplane.PortID]uint32{}, held: map[string]uint32{}, taken: map[uint32]bool{0: true}}
-	for e, data := range elements {
-		for _, node := range []bool{false, true} {
-			if e.Set == on(node, setIDs) {
-				id := nft.NumberOf(data)
-				i.held[e.Set+e.Key] = id
-				i.last = max(i.last, id+1)
-			}
-		}
-	}
-	return i
-}
+func newIDs() *ids { return &ids{byPort: map[dataplane.PortID]uint32{}, taken: map[uint32]bool{}} }
 
-// of returns a ServicePort's number: the one that it has, that the kernel holds
-// for one of its places, or a new one.
+// of returns a ServicePort's number, which is 0 if it has no affinity.
 func (i *ids) of(port *dataplane.ServicePort) uint32 {
 	if port.Affinity == 0 {
 		return 0
@@ -40,28 +26,22 @@ func (i *ids) of(port *dataplane.ServicePort) uint32 {
 	if id, ok := i.byPort[port.ID]; ok {
 		return id
 	}
-	for _, f := range port.Frontends {
-		place, node := placeOf(port, f)
-		if id := i.held[on(node, setIDs)+place]; !i.taken[id] {
-			return i.take(port.ID, id)
-		}
+	sum := sha256.Sum256([]byte(port.ID.String()))
+	id := binary.BigEndian.Uint32(sum[:])
+	for id == 0 || i.taken[id] {
+		id++
 	}
-	for i.taken[i.last] {
-		i.last++
-	}
-	return i.take(port.ID, i.last)
-}
-
-func (i *ids) take(port dataplane.PortID, id uint32) uint32 {
-	i.byPort[port], i.taken[id] = id, true
+	i.byPort[port.ID], i.taken[id] = id, true
 	return id
 }
 
 // forget gives up the number of a ServicePort that has no affinity any more.
 func (i *ids) forget(old, cur *dataplane.ServicePort) {
-	if cur == nil || cur.Affinity == 0 {
-		delete(i.taken, i.byPort[old.ID])
+	if cur != nil && cur.Affinity > 0 {
+		return
+	}
+	if id, ok := i.byPort[old.ID]; ok {
+		delete(i.taken, id)
 		delete(i.byPort, old.ID)
-		i.taken[0] = true
 	}
 }

@@ -155,7 +155,7 @@ func describeElement(set, key, data string, id uint32) string {
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
 	rules := rulesFor(&node{family: dataplane.IPv4})
-	refs, held, numbers := map[nft.Element]int{}, map[nft.Element]string{}, readIDs(dataplane.IPv4, nil)
+	refs, held, numbers := map[nft.Element]int{}, map[nft.Element]string{}, newIDs()
 	var prev dataplane.Ports
 	for step := range 300 {
 		want := randomPorts(random, prev)

@@ -42,7 +42,7 @@ func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 		for _, h := range b.halves {
 			t := nft.NewTable(h.table.Family, spec(h.table.Family), &nft.Counts{})
 			defer func() { _ = t.Close() }()
-			d, err := whole(t, rulesFor(&node{family: h.table.Family}), readIDs(t.Family, nil), &nft.State{}, noteFor(localnet.Off))
+			d, err := whole(t, rulesFor(&node{family: h.table.Family}), newIDs(), &nft.State{}, noteFor(localnet.Off))
 			if err == nil {
 				err = t.Write(&d.first, nil)
 			}
@@ -69,7 +69,7 @@ func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 
 // tryPort writes one ServicePort as if there was no other.
 func tryPort(t *nft.Table, port *dataplane.ServicePort) error {
-	d := newDiff(rulesFor(&node{family: t.Family}), readIDs(t.Family, nil), nil, map[nft.Element]int{})
+	d := newDiff(rulesFor(&node{family: t.Family}), newIDs(), nil, map[nft.Element]int{})
 	d.port(planFor(port, 1))
 	return t.Write(&d.first, nil)
 }

@@ -91,7 +91,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 		return err
 	}
 	have.Strange = have.Strange || h.remake
-	h.ids = readIDs(h.table.Family, have.Elements)
+	h.ids = newIDs()
 	d, err := whole(h.table, rulesFor(&next), h.ids, have, noteFor(state))
 	if err != nil {
 		return err

@@ -1,0 +1,39 @@
+package nftables
+
+import (
+	"testing"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// TestIDs: no two ServicePorts have one number, whatever their names give, and
+// one that goes frees its own alone.
+func TestIDs(t *testing.T) {
+	named := func(name string) *dataplane.ServicePort {
+		return &dataplane.ServicePort{ID: dataplane.PortID{Service: name}, Affinity: time.Hour}
+	}
+	a, b := named("a"), named("b")
+	i := newIDs()
+	first := i.of(a)
+	if first == 0 || i.of(a) != first || newIDs().of(a) != first {
+		t.Errorf("a's number is %d, then %d, and %d after a restart", first, i.of(a), newIDs().of(a))
+	}
+	i = newIDs()
+	i.taken[first] = true // by somebody whose name gives the same
+	second := i.of(a)
+	if second != first+1 {
+		t.Errorf("where its number is taken, a has %d; want %d", second, first+1)
+	}
+	i.forget(b, nil)
+	i.forget(a, a)
+	if !i.taken[first] || !i.taken[second] {
+		t.Error("a number that is in use was given up")
+	}
+	if i.forget(a, nil); !i.taken[first] || i.taken[second] {
+		t.Error("a's number is not given up, or another one")
+	}
+	if none := (&dataplane.ServicePort{}); i.of(none) != 0 {
+		t.Error("a ServicePort without affinity has a number")
+	}
+}
