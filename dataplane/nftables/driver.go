@@ -51,46 +51,34 @@ func open(cfg dataplane.Config) (*backend, error) {
 	return b, nil
 }
 
-// probe makes what the backend makes, in a network namespace of its own.
+// probe has the kernel check a table with a chain and an element of each kind.
 func probe(cfg dataplane.Config) error {
-	return netns.InScratch(func() error {
-		for _, f := range cfg.Families {
-			if err := tryTable(f); err != nil {
-				return err
-			}
+	for _, f := range cfg.Families {
+		n, port := sample(f)
+		err := try(n, port)
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("%w (CAP_NET_ADMIN is needed)", err)
 		}
-		return nil
-	})
-}
-
-// tryTable makes our table with a chain and an element of each kind.
-func tryTable(f dataplane.Family) error {
-	addr := netip.MustParseAddr("192.0.2.1")
-	if f == dataplane.IPv6 {
-		addr = netip.MustParseAddr("2001:db8::1")
-	}
-	all := node{
-		family: f, mark: 1, localhost: f == dataplane.IPv4, addresses: []netip.Addr{addr}, ranges: []netip.Prefix{netip.PrefixFrom(addr, 24)},
-		prefixes: []netip.Prefix{netip.PrefixFrom(addr, 28)}, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"},
-	}
-	t := nft.NewTable(f, spec(f), &nft.Counts{})
-	defer func() { _ = t.Close() }()
-	d, err := whole(t, rulesFor(&all), newIDs(), &nft.State{}, noteFor(localnet.Off))
-	if err != nil {
-		return err
-	}
-	d.port(planFor(example(f, addr), 1))
-	err = t.Write(&d.first, nil)
-	if errors.Is(err, unix.EPERM) {
-		return err
-	}
-	if err != nil {
-		return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
+		if err != nil {
+			return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
+		}
 	}
 	return nil
 }
 
-// example is a ServicePort that needs something of each kind.
+// sample is a node and a ServicePort that need something of each kind.
+func sample(f dataplane.Family) (*node, *dataplane.ServicePort) {
+	addr := netip.MustParseAddr("192.0.2.1")
+	if f == dataplane.IPv6 {
+		addr = netip.MustParseAddr("2001:db8::1")
+	}
+	n := &node{
+		family: f, mark: 1, localhost: f == dataplane.IPv4, addresses: []netip.Addr{addr}, ranges: []netip.Prefix{netip.PrefixFrom(addr, 24)},
+		prefixes: []netip.Prefix{netip.PrefixFrom(addr, 28)}, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"},
+	}
+	return n, example(f, addr)
+}
+
 func example(f dataplane.Family, addr netip.Addr) *dataplane.ServicePort {
 	pool := &dataplane.Pool{Endpoints: []dataplane.Endpoint{{Addr: netip.AddrPortFrom(addr, 8080), Local: true}}}
 	return &dataplane.ServicePort{

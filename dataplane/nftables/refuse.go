@@ -8,7 +8,6 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
-	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -23,9 +22,9 @@ func isRefusal(err error) bool {
 	return false
 }
 
-// findRefused tries the ServicePorts of want that are not in prev, each by
-// itself, in a network namespace of its own, so that the others need not wait
-// for one that the kernel does not take. It reports whether it found one.
+// findRefused finds the ServicePorts of want that are not in prev and that the
+// kernel does not take, so that the others need not wait for them. It reports
+// whether it found one.
 func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 	var before dataplane.Ports
 	if prev != nil {
@@ -37,39 +36,50 @@ func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 		}
 	}
 	known := len(b.refused)
-	err := netns.InScratch(func() error {
-		tables := map[dataplane.Family]*nft.Table{}
-		for _, h := range b.halves {
-			t := nft.NewTable(h.table.Family, spec(h.table.Family), &nft.Counts{})
-			defer func() { _ = t.Close() }()
-			d, err := whole(t, rulesFor(&node{family: h.table.Family}), newIDs(), &nft.State{}, noteFor(localnet.Off))
-			if err == nil {
-				err = t.Write(&d.first, nil)
-			}
-			if err != nil {
-				return err
-			}
-			tables[t.Family] = t
-		}
+	for _, f := range b.cfg.Families {
+		var ports []*dataplane.ServicePort
 		for _, port := range dataplane.Diff(before, want.Ports) {
-			if port == nil {
-				continue
-			}
-			if err := tryPort(tables[port.ID.Family], port); isRefusal(err) {
-				b.refused[port] = fmt.Errorf("the kernel's nftables do not take it: %w", err)
+			if port != nil && port.ID.Family == f {
+				ports = append(ports, port)
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		b.log.Warn("cannot find out which Service the kernel does not take", "error", err)
+		b.refuseAmong(f, ports)
 	}
 	return len(b.refused) > known
 }
 
-// tryPort writes one ServicePort as if there was no other.
-func tryPort(t *nft.Table, port *dataplane.ServicePort) error {
-	d := newDiff(rulesFor(&node{family: t.Family}), newIDs(), nil, map[nft.Element]int{})
-	d.port(planFor(port, 1))
-	return t.Write(&d.first, nil)
+// refuseAmong finds the ServicePorts that the kernel does not take by trying
+// halves of them.
+func (b *backend) refuseAmong(f dataplane.Family, ports []*dataplane.ServicePort) {
+	if len(ports) == 0 {
+		return
+	}
+	err := try(&node{family: f}, ports...)
+	switch {
+	case err == nil:
+	case !isRefusal(err):
+		b.log.Warn("cannot find out which Service the kernel does not take", "family", f, "error", err)
+	case len(ports) == 1:
+		b.refused[ports[0]] = fmt.Errorf("the kernel's nftables do not take it: %w", err)
+	default:
+		b.refuseAmong(f, ports[:len(ports)/2])
+		b.refuseAmong(f, ports[len(ports)/2:])
+	}
+}
+
+// try returns the error that the kernel would answer a table of these
+// ServicePorts with. It makes none.
+func try(n *node, ports ...*dataplane.ServicePort) error {
+	probing := spec(n.family)
+	probing.Name += "-probe"
+	t := nft.NewTable(n.family, probing, &nft.Counts{})
+	defer func() { _ = t.Close() }()
+	d, err := whole(t, rulesFor(n), newIDs(), &nft.State{}, noteFor(localnet.Off))
+	if err != nil {
+		return err
+	}
+	for _, port := range ports {
+		d.port(planFor(port, d.ids.of(port)))
+	}
+	return t.Try(&d.first)
 }

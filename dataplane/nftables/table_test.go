@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -19,10 +20,22 @@ func TestRules(t *testing.T) {
 	needsRoot(t)
 	t.Cleanup(func() { _ = cleanup() })
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-		if err := tryTable(f); err != nil {
+		n, port := sample(f)
+		if err := try(n, port); err != nil {
 			t.Fatal(err)
 		}
 		table := nft.NewTable(f, spec(f), &nft.Counts{})
+		if state, err := table.Read(); err != nil || state.Present {
+			t.Fatalf("a try left a table, or %v", err)
+		}
+		d, err := whole(table, rulesFor(n), newIDs(), &nft.State{}, noteFor(localnet.Off))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.port(planFor(port, 1))
+		if err := table.Write(&d.first, nil); err != nil {
+			t.Fatal(err)
+		}
 		state, err := table.Read()
 		if err != nil {
 			t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
 // Sizes of what goes to the kernel at once.
@@ -60,6 +61,51 @@ func (t *Table) Write(change *Change, note func(chain string) string) error {
 	if change.Empty() {
 		return nil
 	}
+	if err := t.prepare(change, note); err != nil {
+		return err
+	}
+	return t.flush()
+}
+
+// Try returns the error that the kernel would answer a change with, and changes
+// nothing: the last step of the transaction is one that must fail, so that the
+// kernel undoes all of it. It needs no other network namespace, and so no
+// capability but CAP_NET_ADMIN. change must be one transaction (Remake).
+func (t *Table) Try(change *Change) error {
+	if err := t.prepare(change, nil); err != nil {
+		return err
+	}
+	t.conn.DelTable(&nftables.Table{Family: t.nft.Family, Name: t.spec.Name + "-nowhere"})
+	err := t.flush()
+	if err == nil {
+		return fmt.Errorf("trying a change to the %s: the kernel made it", t)
+	}
+	causes := leaves(err)
+	if len(causes) == 1 && errors.Is(causes[0], unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// leaves returns the errors at the ends of a tree of errors.
+func leaves(err error) []error {
+	switch e := err.(type) { //nolint:errorlint // the tree is walked here
+	case interface{ Unwrap() []error }:
+		var out []error
+		for _, one := range e.Unwrap() {
+			out = append(out, leaves(one)...)
+		}
+		return out
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return leaves(inner)
+		}
+	}
+	return []error{err}
+}
+
+// prepare puts the steps of a change into the transaction to come.
+func (t *Table) prepare(change *Change, note func(chain string) string) error {
 	if err := t.open(); err != nil {
 		return err
 	}
@@ -82,7 +128,7 @@ func (t *Table) Write(change *Change, note func(chain string) string) error {
 		t.conn.DelChain(&nftables.Chain{Table: t.nft, Name: name})
 		t.counts.Rules++
 	}
-	return t.flush()
+	return nil
 }
 
 // makeSets makes sets, and the table if it is to be made.
