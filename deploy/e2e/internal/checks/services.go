@@ -227,9 +227,10 @@ func (s *suite) externalIPs(ctx context.Context) ([]load.Report, error) {
 	return exchange(ctx, each(s.ext, externalAddresses(), count))
 }
 
-// externalName wants no agent to have complained of it or ended for it.
+// externalName wants no agent to have complained of it or ended for it. The API
+// server warns of Services, too. Agents report under the name of kube-proxy.
 func (s *suite) externalName(ctx context.Context) ([]load.Report, error) {
-	out, err := s.lab.Kubectl(ctx, nil, "get", "events", "-n", namespace, "--field-selector=type=Warning,involvedObject.kind=Service",
+	out, err := s.lab.Kubectl(ctx, nil, "get", "events", "-n", namespace, "--field-selector=type=Warning,involvedObject.kind=Service,reportingComponent=kube-proxy",
 		"-o", "jsonpath={range .items[*]}{.involvedObject.name}: {.message}{'\\n'}{end}")
 	if err != nil {
 		return nil, err
