@@ -31,6 +31,31 @@ func (t *Table) generation() (uint32, error) {
 	return 0, errors.New("nftables does not say its generation")
 }
 
+// enlargeDumps has the kernel send dumps in messages of 32 KiB. It makes them as
+// large as the largest buffer that a socket was read with, and begins to walk a
+// set from the start for each: with the library's 4 KiB a set of 100,000 elements
+// takes eight times as long.
+func enlargeDumps(c *netlink.Conn) error {
+	ask := netlink.Message{
+		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
+		Data:   make([]byte, headerLen),
+	}
+	if _, err := c.Send(ask); err != nil {
+		return err
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buffer := make([]byte, 64<<10)
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, failed = unix.Recvfrom(int(fd), buffer, 0)
+		return !errors.Is(failed, unix.EAGAIN)
+	})
+	return errors.Join(err, failed)
+}
+
 // headerLen is the length of what precedes the attributes of a netfilter message.
 const headerLen = 4
 

@@ -117,6 +117,10 @@ func (t *Table) open() error {
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
+	if err := enlargeDumps(t.socket); err != nil {
+		_ = c.CloseLasting()
+		return fmt.Errorf("opening nftables: %w", err)
+	}
 	t.conn = c
 	return nil
 }
