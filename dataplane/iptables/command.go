@@ -150,16 +150,18 @@ func uncommitted(input []byte, err error) []byte {
 
 const noTable = "unable to initialize table"
 
+// withoutTable reports whether a table could not be had.
+func withoutTable(err error) bool {
+	var no *refusal
+	return errors.As(err, &no) && strings.Contains(no.text, noTable)
+}
+
 // mayPass tells that the next try may succeed: when another program has left the
 // lock, or when the module of a legacy table has been loaded. While that goes on
 // for one program, the kernel tells others that there is no such table
 // (xt_find_table_lock, seen on Linux 6.12).
 func mayPass(err error) bool {
-	var no *refusal
-	if errors.As(err, &no) && strings.Contains(no.text, noTable) {
-		return true
-	}
-	return errors.Is(err, errLocked)
+	return withoutTable(err) || errors.Is(err, errLocked)
 }
 
 // test has iptables-restore read a transaction without a commit.

@@ -35,6 +35,20 @@ type attempt func([]change) (tx *transaction, undo func())
 // full makes the tables hold what want says, whatever they hold now. held is
 // what a ServicePort that is refused falls back to, if anything.
 func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
+	for try := 1; ; try++ {
+		bad, err := h.fullOnce(ctx, want, ports, held)
+		// Legacy has committed the tables before the one that it could not have, so
+		// what there is must be read again.
+		if try == fullTries || !withoutTable(err) || ctx.Err() != nil {
+			return bad, err
+		}
+	}
+}
+
+// fullTries is how often a table that the kernel does not have yet is tried with all.
+const fullTries = 3
+
+func (h *half) fullOnce(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
 	h.model, h.stale = nil, nil
 	h.tally.partial = false
 	have, err := h.commands.read(ctx)
@@ -100,7 +114,7 @@ func (h *half) program(ctx context.Context, m *model, next env, changes []change
 	tx, undo := plan(changes)
 	err := h.commit(ctx, tx, &next)
 	var no *refusal
-	if errors.As(err, &no) {
+	if errors.As(err, &no) && !withoutTable(err) {
 		undo()
 		var why refused
 		if why, err = h.try(ctx, changes, &next); err != nil {
