@@ -10,25 +10,51 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InScratch runs f in a network namespace that ends with it.
-func InScratch(f func() error) error {
+// OnThread runs f on a thread that ends with it. f may take that thread to any
+// network namespace.
+func OnThread(f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with its namespace
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread does not end, and its namespace counts as the process's.
 			// While it waits here, the next goroutine gets another one.
-			done <- InScratch(f)
+			done <- OnThread(f)
 			runtime.UnlockOSThread()
-			return
-		}
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("making a network namespace: %w", err)
 			return
 		}
 		done <- f()
 	}()
 	return <-done
+}
+
+// InScratch runs f in a network namespace that ends with it.
+func InScratch(f func() error) error {
+	return OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("making a network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// Inside runs f in the network namespace that an open file stands for.
+func Inside(ns *os.File, f func() error) error {
+	return OnThread(func() error {
+		if err := Enter(ns); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// Enter moves this thread to the network namespace that an open file stands for.
+// Call it in OnThread only.
+func Enter(ns *os.File) error {
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering network namespace %s: %w", ns.Name(), err)
+	}
+	return nil
 }
 
 // CheckThread refuses a thread that is in another network namespace than its

@@ -7,13 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // Why a namespace is left to packets.
@@ -57,26 +58,11 @@ func (f *findings) why() string {
 	return ""
 }
 
-// inside calls f on a thread of its own in a network namespace. The thread is
-// never handed back.
-func inside(ns *os.File, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("entering network namespace %s: %w", ns.Name(), err)
-			return
-		}
-		result <- f()
-	}()
-	return <-result
-}
-
 // look looks into a namespace. first: it subscribes to changes before it looks,
 // so that none is missed.
 func look(ns *os.File, first bool) findings {
 	out := findings{events: -1}
-	out.err = inside(ns, func() (err error) {
+	out.err = netns.Inside(ns, func() (err error) {
 		if out.cookie, err = netnsCookie(); err != nil {
 			return err
 		}

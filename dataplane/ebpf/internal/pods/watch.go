@@ -12,6 +12,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // What the programs read of a namespace (bpf/types.h).
@@ -175,7 +177,7 @@ func (w *Watcher) checkKnown() (lost bool) {
 // lookAtLegacy looks at legacy iptables alone: nobody hears of its changes.
 func (w *Watcher) lookAtLegacy(s *space) {
 	found := false
-	err := inside(s.file, func() (err error) {
+	err := netns.Inside(s.file, func() (err error) {
 		found, err = legacyTranslates("/proc/thread-self")
 		return err
 	})

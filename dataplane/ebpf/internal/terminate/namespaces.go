@@ -6,10 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // mostNamespaces bounds how many network namespaces one pass visits.
@@ -51,12 +50,9 @@ func namespaces(cgroup string) ([]string, error) {
 	return files, err
 }
 
-// inEach calls f in this network namespace and in each of those given, on a
-// thread of its own that is never handed back.
+// inEach calls f in this network namespace and in each of those given.
 func inEach(files []string, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return netns.OnThread(func() error {
 		errs := []error{f()}
 		own, _ := os.Readlink("/proc/thread-self/ns/net")
 		for _, file := range files {
@@ -65,9 +61,8 @@ func inEach(files []string, f func() error) error {
 			}
 			errs = append(errs, in(file, f))
 		}
-		result <- errors.Join(errs...)
-	}()
-	return <-result
+		return errors.Join(errs...)
+	})
 }
 
 func in(file string, f func() error) error {
@@ -79,8 +74,8 @@ func in(file string, f func() error) error {
 		return fmt.Errorf("entering a network namespace: %w", err)
 	}
 	defer func() { _ = ns.Close() }()
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering network namespace %s: %w", file, err)
+	if err := netns.Enter(ns); err != nil {
+		return err
 	}
 	return f()
 }
