@@ -292,14 +292,21 @@ func isOutputNAT(attributes []byte) bool {
 	return kind == "nat" && hook == localOut && rules > 0
 }
 
-// hasLegacyNAT reports whether legacy iptables has a table nat, for IPv4 and for
-// IPv6, in the namespace of a process.
-func hasLegacyNAT(process string) (v4, v6 bool) {
-	has := func(file string) bool {
+// legacyTables reports whether legacy iptables has a table nat, for IPv4 and for
+// IPv6, in the namespace of a process. A kernel without legacy iptables has no
+// such file; any other error says nothing about the tables.
+func legacyTables(process string) (tables [2]bool, err error) {
+	for i, file := range []string{"ip_tables_names", "ip6_tables_names"} {
 		names, err := os.ReadFile(process + "/net/" + file)
-		return err == nil && slices.Contains(strings.Fields(string(names)), "nat")
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return tables, fmt.Errorf("listing the tables of legacy iptables: %w", err)
+		}
+		tables[i] = slices.Contains(strings.Fields(string(names)), "nat")
 	}
-	return has("ip_tables_names"), has("ip6_tables_names")
+	return tables, nil
 }
 
 // getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
@@ -319,12 +326,12 @@ type legacyInfo struct {
 // a rule in this thread's namespace. To ask for a table would make it, so only
 // those are asked for that are there.
 func legacyTranslates(process string) (bool, error) {
-	v4, v6 := hasLegacyNAT(process)
-	for _, f := range []struct {
-		there         bool
-		family, level int
-	}{{v4, unix.AF_INET, unix.SOL_IP}, {v6, unix.AF_INET6, unix.SOL_IPV6}} {
-		if !f.there {
+	tables, err := legacyTables(process)
+	if err != nil {
+		return false, err
+	}
+	for i, f := range []struct{ family, level int }{{unix.AF_INET, unix.SOL_IP}, {unix.AF_INET6, unix.SOL_IPV6}} {
+		if !tables[i] {
 			continue
 		}
 		info := legacyInfo{name: [32]byte{'n', 'a', 't'}}

@@ -3,6 +3,8 @@ package pods
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -67,5 +69,49 @@ func TestScanChainsOfNoise(t *testing.T) {
 		if found, _, err := scanChains(data); found && err != nil {
 			t.Fatalf("%x: a rule is found, and %v", data, err)
 		}
+	}
+}
+
+// Just a file that is not there says that legacy iptables has no table.
+func TestLegacyTables(t *testing.T) {
+	for name, c := range map[string]struct {
+		make   func(file string) error // nil: there is no such file
+		tables [2]bool
+		fails  bool
+	}{
+		"a kernel without legacy iptables": {nil, [2]bool{}, false},
+		"a table":                          {func(f string) error { return os.WriteFile(f, []byte("filter\nnat\n"), 0o600) }, [2]bool{false, true}, false},
+		"other tables":                     {func(f string) error { return os.WriteFile(f, []byte("filter\n"), 0o600) }, [2]bool{}, false},
+		"a file that cannot be read":       {func(f string) error { return os.Mkdir(f, 0o700) }, [2]bool{}, true},
+	} {
+		process := t.TempDir()
+		if err := os.Mkdir(filepath.Join(process, "net"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if c.make != nil {
+			if err := c.make(filepath.Join(process, "net", "ip6_tables_names")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tables, err := legacyTables(process)
+		if tables != c.tables || (err != nil) != c.fails {
+			t.Errorf("%s: tables %t, %v; want %t, an error %t", name, tables, err, c.tables, c.fails)
+		}
+		if _, err := legacyTranslates(process); c.fails && err == nil {
+			t.Errorf("%s: the namespace counts as looked into", name)
+		}
+	}
+}
+
+// A namespace whose legacy tables cannot be read is left to packets.
+func TestUnreadableTablesLeaveANamespaceToPackets(t *testing.T) {
+	w := &Watcher{}
+	s := &space{}
+	if s.why() != "" {
+		t.Fatalf("it is left to packets from the start: %s", s.why())
+	}
+	w.foundLegacy(s, false, os.ErrPermission)
+	if s.why() != unseen {
+		t.Errorf("it is left to packets by %q, want %q", s.why(), unseen)
 	}
 }

@@ -157,8 +157,11 @@ func (w *Watcher) checkKnown() (lost bool) {
 			lost = true
 			continue
 		}
-		var tables [2]bool
-		tables[0], tables[1] = hasLegacyNAT("/proc/" + s.pid)
+		tables, err := legacyTables("/proc/" + s.pid)
+		if err != nil {
+			w.foundLegacy(s, false, err)
+			continue
+		}
 		// A rule in a table that is there is seen by asking for the table.
 		if tables != s.tables || tables[0] || tables[1] {
 			s.tables = tables
@@ -181,6 +184,12 @@ func (w *Watcher) lookAtLegacy(s *space) {
 		found, err = legacyTranslates("/proc/thread-self")
 		return err
 	})
+	w.foundLegacy(s, found, err)
+}
+
+// foundLegacy notes what a look at legacy iptables found. After an error the
+// namespace is left to packets until it was looked into again.
+func (w *Watcher) foundLegacy(s *space, found bool, err error) {
 	w.mu.Lock()
 	if s.legacy = found; err != nil {
 		s.err, s.looked = err, time.Now()
@@ -255,7 +264,7 @@ func (w *Watcher) add(name, pid string) {
 		return // its process has ended
 	}
 	s := &space{name: name, file: file, pid: pid, looked: time.Now()}
-	s.tables[0], s.tables[1] = hasLegacyNAT("/proc/" + pid)
+	s.tables, _ = legacyTables("/proc/" + pid) // look reports what keeps it from reading them
 	s.findings = look(file, true)
 	if s.findings.events >= 0 {
 		s.events = os.NewFile(uintptr(s.findings.events), "nftables of "+name)
