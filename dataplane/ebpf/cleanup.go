@@ -1,10 +1,14 @@
 package ebpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,13 +33,25 @@ func cleanup(o Options) error {
 	return nil
 }
 
-// schemasIn are the directories of all schemas that are pinned, the newest last.
+// schemasIn returns the directories of all schemas that are pinned, the newest
+// last. Whatever else is there is not ours.
 func schemasIn(pinDir string) ([]string, error) {
-	found, err := filepath.Glob(filepath.Join(pinDir, "v*"))
-	if err != nil {
+	entries, err := os.ReadDir(pinDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("looking for pins: %w", err)
 	}
-	return found, nil
+	dirs, numbers := []string{}, map[string]uint64{}
+	for _, e := range entries {
+		digits, ok := strings.CutPrefix(e.Name(), "v")
+		number, err := strconv.ParseUint(digits, 10, 32)
+		if !ok || err != nil || !e.IsDir() {
+			continue
+		}
+		dir := filepath.Join(pinDir, e.Name())
+		dirs, numbers[dir] = append(dirs, dir), number
+	}
+	slices.SortFunc(dirs, func(a, b string) int { return cmp.Compare(numbers[a], numbers[b]) })
+	return dirs, nil
 }
 
 // removeSchema detaches the links that are pinned below a directory and removes
