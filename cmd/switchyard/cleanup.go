@@ -14,6 +14,7 @@ import (
 	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
@@ -32,7 +33,8 @@ Stop the agent first. While it runs, cleanup removes nothing and says which
 process it is; there is no way around that, because the agent would put
 everything back. Once the agent's process has ended, in whatever way, nothing is
 left that keeps cleanup from running. Without --backend, what any backend left is
-removed.
+removed. The translation of sockets, which may be on top of any backend, is always
+removed, and first.
 
 Connections through Services end, but for those that another proxy on this node
 goes on with: kube-proxy does with what the kernel's NAT translates, and sockets
@@ -89,13 +91,15 @@ func lockForCleanup(ctx context.Context, c *config.Config) (*lock.Lock, error) {
 	return l, err
 }
 
-// layersOf are what a backend may put into the kernel, or all backends (auto).
+// layersOf returns what a backend may put into the kernel, or all backends
+// (auto), in the order of removal. The translation of sockets may be on top of any
+// backend and comes first: it must not go on by itself.
 func layersOf(c *config.Config, backend string) []dataplane.Driver {
 	layers := catalog.Layers(c.Backends())
 	if backend == catalog.Auto {
 		return layers
 	}
-	names := []string{backend}
+	names := []string{backend, ebpf.LayerName}
 	for _, d := range catalog.Drivers(c.Backends()) {
 		if d.Name == backend {
 			names = append(names, d.Layers...)
