@@ -28,10 +28,11 @@ const nameEBPF = "ebpf"
 func Drivers(o Options) []dataplane.Driver {
 	drivers := []dataplane.Driver{ebpf.Accelerate(nameEBPF, o.EBPF, bases(o)...)}
 	for _, d := range packetBackends(o) {
-		if o.EBPF.SocketLB != "" && o.EBPF.SocketLB != ebpf.Off {
-			d = ebpf.Accelerate(d.Name, o.EBPF, d)
+		if o.EBPF.SocketLB == "" || o.EBPF.SocketLB == ebpf.Off {
+			drivers = append(drivers, ebpf.WithoutSockets(o.EBPF, d))
+			continue
 		}
-		drivers = append(drivers, d)
+		drivers = append(drivers, ebpf.Accelerate(d.Name, o.EBPF, d))
 	}
 	return drivers
 }

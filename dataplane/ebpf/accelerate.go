@@ -38,6 +38,21 @@ func Accelerate(name string, o Options, bases ...dataplane.Driver) dataplane.Dri
 	return d
 }
 
+// WithoutSockets is a packet backend's Driver. Once its Backend serves, it removes
+// the sockets' layer that an earlier agent left: nobody would update it.
+func WithoutSockets(o Options, base dataplane.Driver) dataplane.Driver {
+	o = o.withDefaults()
+	open := base.Open
+	base.Open = func(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+		b, err := open(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		return &accelerated{Backend: b, name: base.Name, opts: o, log: cfg.Log}, nil
+	}
+	return base
+}
+
 // accelerator makes accelerated backends.
 type accelerator struct {
 	opts  Options
@@ -135,7 +150,12 @@ type accelerated struct {
 }
 
 // Layers implements dataplane.Layered.
-func (a *accelerated) Layers() []string { return []string{LayerName, a.name} }
+func (a *accelerated) Layers() []string {
+	if a.sockets == nil {
+		return []string{a.name}
+	}
+	return []string{LayerName, a.name}
+}
 
 // Sync implements dataplane.Backend. The sockets stop translating to what goes,
 // then the packet backend serves what is wanted, then the sockets translate to
@@ -174,17 +194,18 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 }
 
 // syncWithout is Sync where sockets are Off. What an earlier agent left of them
-// goes once the packet backend serves.
+// goes once the packet backend serves. As long as it cannot be removed, each Sync
+// tries again.
 func (a *accelerated) syncWithout(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	err := a.Backend.Sync(ctx, prev, want)
 	var partial *dataplane.PartialError
 	if a.removed || err != nil && !errors.As(err, &partial) {
 		return err
 	}
-	if cleanErr := cleanup(a.opts); cleanErr != nil {
+	cleanErr := removeLeft(a.opts)
+	if a.removed = cleanErr == nil; !a.removed {
 		return fmt.Errorf("removing the translation of sockets: %w", cleanErr)
 	}
-	a.removed = true
 	return err
 }
 

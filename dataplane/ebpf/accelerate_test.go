@@ -152,21 +152,45 @@ func TestBoundAddressesComeAndGo(t *testing.T) {
 	}
 }
 
-// Off is the packet backend, and removes what another agent's sockets left.
-func TestOffRemovesTheSocketsOfAnEarlierAgent(t *testing.T) {
+// Without sockets there is the packet backend alone, and what another agent's
+// sockets left is removed once it serves.
+func TestSocketsOfAnEarlierAgentAreRemoved(t *testing.T) {
 	o := testOptions(t)
-	b := openBackend(t, o)
-	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
-	mustSync(t, b, nil, want)
-	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
 	off := o
 	off.SocketLB = Off
-	plain := openBackend(t, off)
-	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80") // Open changes nothing
-	mustSync(t, plain, nil, want)
-	leadsTo(t, b, "10.96.0.1:80", "")
-	if plain.Sockets() != nil || plain.SocketsOf(netip.MustParseAddr("10.40.1.9")).AtSocket {
-		t.Error("it says that sockets are translated")
+	for name, d := range map[string]dataplane.Driver{"off": testDriver(off), "unset": WithoutSockets(Options{PinDir: o.PinDir}, inMemory())} {
+		b := openBackend(t, o)
+		want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
+		mustSync(t, b, nil, want)
+		leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+		opened, err := d.Open(t.Context(), testConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := opened.(*accelerated)
+		base := plain.Backend.(*memory)
+		base.fails = errors.New("the kernel is busy")
+		if err := plain.Sync(t.Context(), nil, want); !errors.Is(err, base.fails) {
+			t.Errorf("%s: Sync returned %v", name, err)
+		}
+		leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80") // nobody else serves yet
+		base.fails = &dataplane.PartialError{Failed: []dataplane.PortError{{ID: web("b", "10.96.0.2:80", "10.40.1.1:80").ID, Err: errors.New("no")}}}
+		if err := plain.Sync(t.Context(), nil, want); !errors.Is(err, base.fails) {
+			t.Errorf("%s: Sync returned %v", name, err)
+		}
+		leadsTo(t, b, "10.96.0.1:80", "")
+		if left, err := schemasIn(o.PinDir); err != nil || len(left) > 0 {
+			t.Errorf("%s: %q are left, %v", name, left, err)
+		}
+		if plain.Sockets() != nil || plain.SocketsOf(netip.MustParseAddr("10.40.1.9")).AtSocket {
+			t.Errorf("%s: it says that sockets are translated", name)
+		}
+		if got := fmt.Sprint(plain.Layers()); got != "[memory]" {
+			t.Errorf("%s: it uses %s", name, got)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -33,6 +33,15 @@ func cleanup(o Options) error {
 	return nil
 }
 
+// removeLeft is cleanup where an earlier agent left something. Every schema has a
+// directory of pins.
+func removeLeft(o Options) error {
+	if schemas, err := schemasIn(o.PinDir); err != nil || len(schemas) == 0 {
+		return err
+	}
+	return cleanup(o)
+}
+
 // schemasIn returns the directories of all schemas that are pinned, the newest
 // last. Whatever else is there is not ours.
 func schemasIn(pinDir string) ([]string, error) {
