@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -139,6 +140,9 @@ func (a accelerator) retire(ctx context.Context, cfg dataplane.Config, node *dat
 	return errors.Join(errs...)
 }
 
+// leftTrouble comes before the error that keeps sockets from being translated.
+const leftTrouble = "sockets are left to packets, because they cannot be translated: "
+
 // accelerated is a packet backend with sockets on top.
 type accelerated struct {
 	dataplane.Backend // the packet backend
@@ -146,7 +150,8 @@ type accelerated struct {
 	sockets           *sockets // nil: Off
 	opts              Options
 	log               *slog.Logger
-	removed           bool // the sockets' layer of an earlier agent, where ours is Off
+	trouble           atomic.Pointer[string] // what keeps sockets from being translated; nil: nothing
+	removed           bool                   // the sockets' layer of an earlier agent, where ours is Off
 }
 
 // Layers implements dataplane.Layered.
@@ -160,7 +165,8 @@ func (a *accelerated) Layers() []string {
 // Sync implements dataplane.Backend. The sockets stop translating to what goes,
 // then the packet backend serves what is wanted, then the sockets translate to
 // it. So sockets never translate to what the packet backend would not serve as
-// well, and may be left to it at any time.
+// well, and may be left to it at any time: if only the sockets fail, the Sync is
+// what the packet backend made of it.
 func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	if a.sockets == nil {
 		return a.syncWithout(ctx, prev, want)
@@ -169,8 +175,9 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 		return err
 	}
 	session, socketsErr := a.sockets.begin(prev, want)
+	var asideErr error
 	if socketsErr != nil {
-		a.sockets.stepAside()
+		asideErr = a.sockets.stepAside()
 	}
 	err := a.Backend.Sync(ctx, prev, want)
 	var partial *dataplane.PartialError
@@ -184,13 +191,25 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 			refused = partial.Failed
 		}
 		if socketsErr = session.finish(refused); socketsErr != nil {
-			a.sockets.stepAside()
+			asideErr = a.sockets.stepAside()
 		}
 	}
-	if socketsErr != nil {
-		return fmt.Errorf("translating sockets; until that succeeds backend %s serves them: %w", a.name, socketsErr)
+	a.note(socketsErr)
+	if asideErr != nil {
+		return fmt.Errorf("sockets go on by what the maps hold, which may be out of date: %w", errors.Join(socketsErr, asideErr))
 	}
 	return err
+}
+
+// note remembers what keeps sockets from being translated; nil: nothing.
+func (a *accelerated) note(err error) {
+	if err == nil {
+		a.trouble.Store(nil)
+		return
+	}
+	a.log.Warn("sockets are left to packets until a later Sync succeeds", "backend", a.name, "error", err)
+	what := err.Error()
+	a.trouble.Store(&what)
 }
 
 // syncWithout is Sync where sockets are Off. What an earlier agent left of them
@@ -219,6 +238,9 @@ func (a *accelerated) Observe(ctx context.Context) (*dataplane.Observation, erro
 	differs, whole, err := a.sockets.observe()
 	if err != nil {
 		return nil, err
+	}
+	if what := a.trouble.Load(); what != nil {
+		o.Other = append(o.Other, LayerName+": "+leftTrouble+*what)
 	}
 	for _, d := range differs {
 		o.Other = append(o.Other, LayerName+": "+d)
@@ -280,6 +302,13 @@ func (a *accelerated) Counts() ([]dataplane.Count, error) {
 	var errs []error
 	if a.sockets != nil {
 		counts, err := a.sockets.counts()
+		aside := 0.0
+		if a.trouble.Load() != nil {
+			aside = 1
+		}
+		counts = append(counts, dataplane.Count{
+			Name: "switchyard_sockets_aside", Help: "1 while all sockets are left to the packet backend, because their maps or hooks could not be written.", Value: aside,
+		})
 		out, errs = append(out, counts...), append(errs, err)
 	}
 	if b, ok := a.Backend.(interface {

@@ -112,11 +112,13 @@ func TestSocketsStepAsideWhenTheyFail(t *testing.T) {
 	}
 	defer func() { _ = small.Close() }()
 	b.sockets.maps.slots = small
-	err = b.Sync(t.Context(), before, after)
-	var partial *dataplane.PartialError
-	if err == nil || errors.As(err, &partial) || !strings.Contains(err.Error(), "backend memory serves") {
-		t.Errorf("Sync returned %v; want an error that says who serves", err)
+	for _, base.fails = range []error{nil, &dataplane.PartialError{Failed: []dataplane.PortError{{ID: after.Ports.Get(web("a", "10.96.0.1:80", "10.40.1.1:80").ID).ID, Err: errors.New("no")}}}} {
+		if err := b.Sync(t.Context(), before, after); err != base.fails { //nolint:errorlint // the very error
+			t.Errorf("Sync returned %v; want what the packet backend says: %v", err, base.fails)
+		}
 	}
+	base.fails = nil
+	checkTrouble(t, b, true)
 	if base.held != after {
 		t.Error("the packet backend was held up")
 	}
@@ -125,6 +127,52 @@ func TestSocketsStepAsideWhenTheyFail(t *testing.T) {
 	mustSync(t, b, nil, after)
 	leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
 	checkHolds(t, b, after)
+	checkTrouble(t, b, false)
+}
+
+// If sockets cannot even be left to packets, the Sync has failed.
+func TestSocketsThatGoOnAreAnError(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	before, after := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")), snapshot(web("a", "10.96.0.1:80", "10.40.1.2:80"))
+	mustSync(t, b, nil, before)
+	small, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 1, ValueSize: 1, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = small.Close() }()
+	slots, settings := b.sockets.maps.slots, b.sockets.maps.settings
+	b.sockets.maps.slots, b.sockets.maps.settings = small, small
+	if err := b.Sync(t.Context(), before, after); err == nil || !strings.Contains(err.Error(), "go on") {
+		t.Errorf("Sync returned %v; want an error that says that sockets go on", err)
+	}
+	b.sockets.maps.slots, b.sockets.maps.settings = slots, settings
+	mustSync(t, b, nil, after)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
+}
+
+// checkTrouble checks that everybody who asks hears whether sockets are left to
+// packets because they cannot be translated.
+func checkTrouble(t *testing.T, b *accelerated, want bool) {
+	t.Helper()
+	o, err := b.Observe(t.Context())
+	counts, countErr := b.Counts()
+	if err != nil || countErr != nil {
+		t.Fatal(err, countErr)
+	}
+	if got := strings.Contains(fmt.Sprint(o.Other), leftTrouble); got != want || want && b.Undisturbed() {
+		t.Errorf("Observe tells of trouble %t, want %t: %q", got, want, o.Other)
+	}
+	for _, c := range counts {
+		if c.Name == "switchyard_sockets_aside" && (c.Value == 1) != want {
+			t.Errorf("%s is %v", c.Name, c.Value)
+		}
+	}
+	if got := b.Sockets().Reason != ""; got != want {
+		t.Errorf("status says %q", b.Sockets().Reason)
+	}
+	if w := b.SocketsOf(netip.MustParseAddr("10.40.1.9")); w.AtSocket == want {
+		t.Errorf("explain says %+v", w)
+	}
 }
 
 // An address that becomes the node's own is left to packets, and translated again

@@ -32,7 +32,11 @@ func TestCounts(t *testing.T) {
 		}
 		out := map[string]float64{}
 		for _, c := range all {
-			out[c.Name+" "+c.Labels[0].Value] = c.Value
+			name := c.Name
+			for _, l := range c.Labels {
+				name += " " + l.Value
+			}
+			out[name] = c.Value
 		}
 		return out
 	}

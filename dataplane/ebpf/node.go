@@ -1,7 +1,9 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 
@@ -134,12 +136,21 @@ func (b *sockets) holdsPods() bool {
 }
 
 // stepAside leaves all sockets to packets until the next Sync that succeeds: the
-// maps may be out of date.
-func (b *sockets) stepAside() {
+// maps may be out of date. Programs of an earlier agent that still run on maps of
+// their own find no frontend there any more.
+func (b *sockets) stepAside() error {
 	b.records, b.node.node = nil, nil
-	if err := b.writeSettings(b.node.settings.Flags | standAside); err != nil {
-		b.cfg.Log.Error("sockets go on by what the maps hold, which may be out of date", "error", err)
+	errs := []error{b.writeSettings(b.node.settings.Flags | standAside)}
+	if b.attached {
+		return errs[0]
 	}
+	if m := b.toAdopt[sockMapFrontends]; m != nil {
+		errs = append(errs, empty(m))
+	}
+	for _, dir := range b.older.schemas {
+		errs = append(errs, emptyPinned(filepath.Join(dir, "maps", sockMapFrontends)))
+	}
+	return errors.Join(errs...)
 }
 
 // nodePortAddresses are the keys of node_addresses. 127.0.0.0/8 stands under

@@ -147,6 +147,11 @@ func emptyPinned(path string) error {
 		return fmt.Errorf("opening map %s: %w", path, err)
 	}
 	defer func() { _ = m.Close() }()
+	return empty(m)
+}
+
+// empty removes all elements of a map.
+func empty(m *ebpf.Map) error {
 	var keys [][]byte
 	var key, value []byte
 	all := m.Iterate()
@@ -154,7 +159,7 @@ func emptyPinned(path string) error {
 		keys = append(keys, slices.Clone(key))
 	}
 	if err := all.Err(); err != nil {
-		return fmt.Errorf("reading map %s: %w", path, err)
+		return fmt.Errorf("reading the %s map: %w", mapName(m), err)
 	}
 	return removeEach(m, keys)
 }

@@ -15,6 +15,9 @@ func (a *accelerated) Sockets() *dataplane.Sockets {
 		return nil
 	}
 	out := &dataplane.Sockets{Mode: string(b.opts.SocketLB), Base: a.name, Reason: b.reason}
+	if what := a.trouble.Load(); what != nil {
+		out.Reason = leftTrouble + *what
+	}
 	if t := b.told.Load(); t != nil {
 		out.LeftPorts = t.aside
 	}
@@ -34,6 +37,8 @@ func (a *accelerated) SocketsOf(client netip.Addr) dataplane.SocketWay {
 	switch {
 	case b == nil || b.opts.SocketLB == Off:
 		return left("--socket-lb=off")
+	case a.trouble.Load() != nil:
+		return left(a.Sockets().Reason)
 	case b.holdsPods():
 		return left("sockets of pods are left to packets while IPVS still has connections")
 	case b.modeFlags&nodeOnly != 0 && b.reason != "":
