@@ -138,7 +138,7 @@ func (w *Watcher) pass(first bool) {
 			continue
 		}
 		if fresh++; fresh > mostFresh || count >= mostSpaces {
-			break // the next pass goes on, if programs still meet one
+			return // the next pass goes on, as the strangers stay
 		}
 		w.add(name, pid)
 	}
@@ -375,9 +375,11 @@ func drain(f *os.File, buffer []byte) error {
 // prune removes what an earlier agent knew and is not there any more.
 func (w *Watcher) prune() {
 	here := map[uint64]bool{}
-	for _, s := range w.all() {
+	w.mu.Lock()
+	for _, s := range w.spaces {
 		here[s.cookie] = true
 	}
+	w.mu.Unlock()
 	var cookie uint64
 	var value uint32
 	var gone []uint64
