@@ -110,11 +110,13 @@ type sockets struct {
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
-	node    nodeState
-	used    usage
-	nextID  uint32
-	bound   bound                       // addresses of the node itself
-	aside   map[dataplane.PortID]string // what is left to the packet backend, and why
+	// finished is the Snapshot of the last Sync that succeeded; nil: there was none.
+	finished *dataplane.Snapshot
+	node     nodeState
+	used     usage
+	nextID   uint32
+	bound    bound                       // addresses of the node itself
+	aside    map[dataplane.PortID]string // what is left to the packet backend, and why
 }
 
 // told is what other goroutines may ask for.

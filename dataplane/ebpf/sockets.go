@@ -23,10 +23,7 @@ type lostEndpoint struct {
 // lostEndpoints are the endpoints whose connected sockets must learn that they
 // are gone, and those that are there again.
 func (b *sockets) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndpoint, back []terminate.Endpoint) {
-	users := b.ender.users
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
-		users.change(old, -1)
-		users.change(cur, 1)
 		if old == nil || b.records[old.ID] == nil {
 			continue
 		}
@@ -39,9 +36,6 @@ func (b *sockets) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 		if cur == nil {
 			continue
 		}
-		if cur == nil {
-			continue
-		}
 		for _, addr := range cur.Serving {
 			if !slices.Contains(old.Serving, addr) {
 				back = append(back, at(addr))
@@ -49,6 +43,14 @@ func (b *sockets) lostEndpoints(prev, want *dataplane.Snapshot) (lost []lostEndp
 		}
 	}
 	return lost, back
+}
+
+// countUsers counts the ServicePorts of endpoints as they change.
+func (b *sockets) countUsers(prev, want *dataplane.Snapshot) {
+	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
+		b.ender.users.change(old, -1)
+		b.ender.users.change(cur, 1)
+	}
 }
 
 // goneFrom are the endpoints whose TCP connections end. A connection ends by

@@ -67,6 +67,27 @@ func TestUsers(t *testing.T) {
 // A Service loses all of its endpoints but one. TCP clients learn what no other
 // would tell them, that their pod is gone, and nothing else.
 func TestTCPClientsLearnThatTheirPodIsGone(t *testing.T) {
+	t.Run("at once", func(t *testing.T) {
+		testPodsAreGone(t, mustSync)
+	})
+	t.Run("after Syncs that failed", func(t *testing.T) {
+		testPodsAreGone(t, func(t testing.TB, b *accelerated, prev, want *dataplane.Snapshot) {
+			t.Helper()
+			base := b.Backend.(*memory)
+			base.fails = errors.New("the kernel is busy")
+			for _, prev := range []*dataplane.Snapshot{prev, nil} {
+				if err := b.Sync(t.Context(), prev, want); !errors.Is(err, base.fails) {
+					t.Fatalf("Sync returned %v", err)
+				}
+			}
+			base.fails = nil
+			mustSync(t, b, nil, want)
+		})
+	})
+}
+
+func testPodsAreGone(t *testing.T, sync func(t testing.TB, b *accelerated, prev, want *dataplane.Snapshot)) {
+	t.Helper()
 	b := openBackend(t, testOptions(t))
 	service := func(name, frontend, endpoint string, ending ...string) *dataplane.ServicePort {
 		p := portOf(name, dataplane.TCP, frontendAt(dataplane.ClusterIP, frontend, poolOf(endpoint)))
@@ -117,7 +138,7 @@ func TestTCPClientsLearnThatTheirPodIsGone(t *testing.T) {
 		}
 		held[tc.name] = c
 	}
-	mustSync(t, b, before, after)
+	sync(t, b, before, after)
 	time.Sleep(enderDelay) // then those that learn it learn it soon
 	for name, want := range map[string]error{
 		"gone": unix.ECONNABORTED, "closed": nil, "left": os.ErrDeadlineExceeded, "ending": os.ErrDeadlineExceeded, "deleted": os.ErrDeadlineExceeded,

@@ -33,8 +33,13 @@ func (b *sockets) begin(prev, want *dataplane.Snapshot) (*session, error) {
 		b.bound = makeBound(want.Node.Bound)
 	}
 	if s.unknown {
-		return s, s.readHeld()
+		err := s.readHeld()
+		if b.finished != nil && err == nil { // no session since has ended a socket
+			s.lost, s.back = b.lostEndpoints(b.finished, want)
+		}
+		return s, err
 	}
+	b.countUsers(prev, want)
 	s.lost, s.back = b.lostEndpoints(prev, want)
 	wanted := map[sockFrontendKey]struct{}{}
 	for _, cur := range b.changes(prev, want) {
@@ -183,6 +188,7 @@ func (s *session) finish(refused []dataplane.PortError) error {
 		return err
 	}
 	b.endSockets(s.prev, s.want, s.lost, s.back, refused)
+	b.finished = s.want
 	b.tell()
 	return nil
 }
