@@ -184,7 +184,8 @@ func (b *sockets) attach(check bool) error {
 	return nil
 }
 
-// checkAttached is an error where a hook does not run our program.
+// checkAttached is an error where a hook does not run our program, or a map is not
+// pinned, by which the next agent finds it.
 func (b *sockets) checkAttached() error {
 	if !b.attached {
 		return nil
@@ -192,6 +193,11 @@ func (b *sockets) checkAttached() error {
 	var errs []error
 	for _, h := range hooks() {
 		errs = append(errs, b.checkHook(h))
+	}
+	for name := range b.all {
+		if b.toAdopt[name] == nil {
+			errs = append(errs, b.checkPin(name))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -545,6 +545,36 @@ func TestAuditPutsBackADetachedHook(t *testing.T) {
 	}
 }
 
+// A map whose pin was removed or replaced is found, and pinned again.
+func TestAuditPutsBackAPin(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, want)
+	path := filepath.Join(b.sockets.dirs.maps, sockMapSlots)
+	for _, replace := range []bool{false, true} {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if replace {
+			other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 1, ValueSize: 1, MaxEntries: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(other.Pin(path), other.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o, err := b.Observe(t.Context())
+		if err != nil || len(o.Other) != 1 || !strings.Contains(o.Other[0], sockMapSlots) {
+			t.Errorf("Observe says %q, %v", o.Other, err)
+		}
+		mustSync(t, b, nil, want)
+		if o, err := b.Observe(t.Context()); err != nil || len(o.Other) > 0 {
+			t.Errorf("after a repair Observe says %q, %v", o.Other, err)
+		}
+	}
+}
+
 func TestCleanupLeavesNothing(t *testing.T) {
 	o := testOptions(t)
 	b := openBackend(t, o)

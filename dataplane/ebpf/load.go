@@ -119,29 +119,61 @@ func (b *sockets) pinMaps() error {
 	return nil
 }
 
-// keepPins pins the maps again whose pins somebody has removed, directories and
-// all. An agent that starts later finds them by their pins.
+// keepPins pins the maps again whose pins somebody has removed or replaced,
+// directories and all. An agent that starts later finds them by their pins.
 func (b *sockets) keepPins() error {
 	for _, d := range []string{b.dirs.maps, b.dirs.links} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("making the directory of pins: %w", err)
 		}
 	}
-	for name, m := range b.all {
-		path := filepath.Join(b.dirs.maps, name)
-		if _, err := os.Stat(path); b.toAdopt[name] != nil || !errors.Is(err, os.ErrNotExist) {
+	for name := range b.all {
+		if b.toAdopt[name] != nil || b.checkPin(name) == nil {
 			continue
 		}
-		again, err := m.Clone() // m counts as pinned there, so that it would not do it again
-		if err != nil {
-			return fmt.Errorf("pinning the %s map again: %w", name, err)
-		}
-		err = errors.Join(again.Pin(path), again.Close())
-		if err != nil {
+		if err := b.pinAgain(name); err != nil {
 			return fmt.Errorf("pinning the %s map again: %w", name, err)
 		}
 	}
 	return nil
+}
+
+func (b *sockets) pinAgain(name string) error {
+	again, err := b.all[name].Clone() // the map counts as pinned there, so that it would not do it again
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(b.dirs.maps, name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errors.Join(err, again.Close())
+	}
+	return errors.Join(again.Pin(path), again.Close())
+}
+
+// checkPin is an error where our map of a name is not pinned.
+func (b *sockets) checkPin(name string) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, name), nil)
+	if err != nil {
+		return fmt.Errorf("the %s map is not pinned: %w", name, err)
+	}
+	have, err := mapID(m)
+	want, wantErr := mapID(b.all[name])
+	if err = errors.Join(err, wantErr, m.Close()); err != nil {
+		return fmt.Errorf("asking for the %s map: %w", name, err)
+	}
+	if have != want {
+		return fmt.Errorf("another map is pinned in place of the %s map", name)
+	}
+	return nil
+}
+
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, _ := info.ID() // kernels that tell none tell none of both
+	return id, nil
 }
 
 // moveEntries copies what is alike in key and value. What does not fit or cannot
