@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -117,6 +118,7 @@ type sockets struct {
 	nextID   uint32
 	bound    bound                       // addresses of the node itself
 	aside    map[dataplane.PortID]string // what is left to the packet backend, and why
+	asides   map[string]int              // how many are in aside, by reason
 }
 
 // told is what other goroutines may ask for.
@@ -126,11 +128,21 @@ type told struct {
 }
 
 func (b *sockets) tell() {
-	t := told{used: b.used, aside: map[string]int{}}
-	for _, why := range b.aside {
-		t.aside[why]++
+	b.told.Store(&told{used: b.used, aside: maps.Clone(b.asides)})
+}
+
+// setAside notes why a ServicePort is left to the packet backend; "": it is not.
+func (b *sockets) setAside(id dataplane.PortID, why string) {
+	if old := b.aside[id]; old != "" {
+		delete(b.aside, id)
+		if b.asides[old]--; b.asides[old] == 0 {
+			delete(b.asides, old)
+		}
 	}
-	b.told.Store(&t)
+	if why != "" {
+		b.aside[id] = why
+		b.asides[why]++
+	}
 }
 
 // probe loads all programs on small maps and pins nothing.
@@ -178,7 +190,7 @@ func prepare(o Options, cfg dataplane.Config) (*sockets, error) {
 	}
 	b := &sockets{
 		opts: o, cfg: cfg, dirs: makeDirs(o.PinDir), older: &older{},
-		all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}, aside: map[dataplane.PortID]string{},
+		all: map[string]*ebpf.Map{}, toAdopt: map[string]*ebpf.Map{}, aside: map[dataplane.PortID]string{}, asides: map[string]int{},
 	}
 	var err error
 	if b.opts.CgroupRoot, err = cgroupRoot(o.CgroupRoot); err != nil {

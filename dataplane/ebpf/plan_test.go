@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -137,6 +138,29 @@ func TestAddressesGoThereAndBack(t *testing.T) {
 		k := toFrontendKey(dataplane.Frontend{Addr: want}, dataplane.TCP)
 		if got := fromAddrPort(k.Addr, k.Port); got != want {
 			t.Errorf("%s became %s", want, got)
+		}
+	}
+}
+
+// The counts of what is left to packets follow each change.
+func TestAsideIsCountedByReason(t *testing.T) {
+	b := &sockets{aside: map[dataplane.PortID]string{}, asides: map[string]int{}}
+	one, two := dataplane.PortID{Service: "one"}, dataplane.PortID{Service: "two"}
+	for _, step := range []struct {
+		id   dataplane.PortID
+		why  string
+		want map[string]int
+	}{
+		{one, "", map[string]int{}},
+		{one, leftBound, map[string]int{leftBound: 1}},
+		{one, leftBound, map[string]int{leftBound: 1}},
+		{two, leftBound, map[string]int{leftBound: 2}},
+		{one, leftNoRoom, map[string]int{leftBound: 1, leftNoRoom: 1}},
+		{two, "", map[string]int{leftNoRoom: 1}},
+	} {
+		b.setAside(step.id, step.why)
+		if b.tell(); !maps.Equal(b.told.Load().aside, step.want) {
+			t.Errorf("%s %q: counted %v, want %v", step.id.Service, step.why, b.told.Load().aside, step.want)
 		}
 	}
 }

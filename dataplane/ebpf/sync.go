@@ -49,7 +49,7 @@ func (b *sockets) begin(prev, want *dataplane.Snapshot) (*session, error) {
 	for old, cur := range b.changes(prev, want) {
 		id := idOf(old, cur)
 		if cur == nil {
-			delete(b.aside, id)
+			b.setAside(id, "")
 		}
 		r := b.records[id]
 		if r == nil {
@@ -112,7 +112,7 @@ func (s *session) readHeld() error {
 		return err
 	}
 	b.records, b.used, b.nextID = make(map[dataplane.PortID]*record, want.Ports.Len()), usage{}, held.nextID
-	b.aside = map[dataplane.PortID]string{}
+	b.aside, b.asides = map[dataplane.PortID]string{}, map[string]int{}
 	wanted := map[sockFrontendKey]struct{}{}
 	for port := range want.Ports.All() {
 		s.addKeys(wanted, port)
@@ -241,11 +241,7 @@ func (s *session) put(port *dataplane.ServicePort) error {
 	if old == nil {
 		s.nextID++
 	}
-	if why != "" {
-		s.aside[port.ID] = why
-	} else {
-		delete(s.aside, port.ID)
-	}
+	s.setAside(port.ID, why)
 	s.batch.change(old, next)
 	s.records[port.ID] = next
 	for _, e := range next.frontends {
@@ -268,9 +264,7 @@ func (s *session) put(port *dataplane.ServicePort) error {
 
 // leave takes a ServicePort out of the maps: the packet backend serves it.
 func (s *session) leave(id dataplane.PortID, old *record, why string) {
-	if s.aside[id] = why; why == "" { // it has no frontend
-		delete(s.aside, id)
-	}
+	s.setAside(id, why) // "": it has no frontend
 	if old == nil {
 		return
 	}
