@@ -8,10 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // Options is what only this backend is told.
@@ -70,7 +70,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	if err != nil {
 		return nil, err
 	}
-	if err := checkThread(); err != nil {
+	if err := netns.CheckThread(); err != nil {
 		return nil, err
 	}
 	v, why, err := resolve(ctx, o.Mode, cfg.Families)
@@ -101,23 +101,6 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	return b, nil
 }
 
-// checkThread refuses a thread that is in another network namespace than its
-// process: other goroutines, which the backend uses, would not be in it.
-func checkThread() error {
-	thread, err := os.Readlink("/proc/thread-self/ns/net")
-	if err != nil {
-		return fmt.Errorf("finding the network namespace: %w", err)
-	}
-	process, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return fmt.Errorf("finding the network namespace: %w", err)
-	}
-	if thread != process {
-		return errors.New("the backend programs the network namespace of its process, and this thread is in another one")
-	}
-	return nil
-}
-
 // cleanup removes our rules of both variants and both families.
 func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
 	return everyVariant(ctx, o, cfg.Log, clean)
@@ -126,7 +109,7 @@ func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
 // everyVariant runs do for both variants and both families, as far as they are
 // installed, under the lock.
 func everyVariant(ctx context.Context, o Options, log *slog.Logger, do func(context.Context, *commands, dataplane.Family) error) error {
-	if err := checkThread(); err != nil {
+	if err := netns.CheckThread(); err != nil {
 		return err
 	}
 	lock, err := openLock(o.LockDir)
