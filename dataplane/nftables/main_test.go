@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -95,4 +98,55 @@ func withoutLast(s *dataplane.Snapshot) *dataplane.Snapshot {
 		return &next
 	}
 	return s
+}
+
+// serveUDP echoes datagrams on this namespace's loopback until the test ends, and
+// returns a Service's address that routes there, too.
+func serveUDP(t *testing.T) (server, service netip.AddrPort) {
+	t.Helper()
+	for _, args := range []string{"link set lo up", "address replace 10.0.0.1/32 dev lo", "route replace 10.96.0.0/16 dev lo"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v\n%s", args, err, out)
+		}
+	}
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = conn.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort(), netip.MustParseAddrPort("10.96.0.1:80")
+}
+
+// askUDP asks from a new socket each time, until it is stopped or has no answer.
+func askUDP(to netip.AddrPort, stop <-chan struct{}) error {
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1)}, net.UDPAddrFromAddrPort(to))
+		if err != nil {
+			return err
+		}
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_, err = conn.Write([]byte("x"))
+		if err == nil {
+			_, err = conn.Read(make([]byte, 8))
+		}
+		_ = conn.Close()
+		if err != nil {
+			return fmt.Errorf("request %d: %w", n, err)
+		}
+	}
 }

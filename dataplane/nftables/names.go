@@ -57,6 +57,8 @@ func on(node bool, set string) string {
 const (
 	chainPrerouting     = "prerouting"
 	chainOutput         = "output"
+	chainAgain          = "again-prerouting"
+	chainAgainOut       = "again-output"
 	chainPostrouting    = "postrouting"
 	chainLastPrerouting = "last-prerouting"
 	chainLastOutput     = "last-output"
@@ -94,6 +96,13 @@ const affinityClients = 1 << 18
 // last is the priority of the chains that judge what nobody translated: among
 // the chains of type nat at one hook they come after all others.
 const last = nftables.ChainPriority(math.MaxInt32)
+
+// again is the priority of the chains that look a second time. A packet on its
+// way through the rules may meet two states of the table: it reads a number in
+// one and what the number stands for in the next, where a chain that came with
+// it is still empty for this packet. Before Linux 6.17 even one lookup may miss
+// an element that is being replaced. The second look is in the new state.
+const again = nftables.ChainPriority(-99) // dstnat + 1
 
 // spec is the table of a family.
 func spec(f dataplane.Family) nft.Spec {
@@ -144,17 +153,19 @@ func spec(f dataplane.Family) nft.Spec {
 // packet of a connection only, and stops at the first that translates.
 func hooks() map[string]nft.Hook {
 	nat, filter := nftables.ChainTypeNAT, nftables.ChainTypeFilter
-	translated := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 1)
+	second := nftables.ChainPriorityRef(again)
 	return map[string]nft.Hook{
 		chainPrerouting:     {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nat},
 		chainOutput:         {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nat},
+		chainAgain:          {Hook: nftables.ChainHookPrerouting, Priority: second, Type: nat},
+		chainAgainOut:       {Hook: nftables.ChainHookOutput, Priority: second, Type: nat},
 		chainPostrouting:    {Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Type: nat},
 		chainLastPrerouting: {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(last), Type: nat},
 		chainLastOutput:     {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(last), Type: nat},
 		chainForward:        {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Type: filter},
 		chainInput:          {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: filter},
-		chainLearn:          {Hook: nftables.ChainHookPrerouting, Priority: translated, Type: filter},
-		chainLearnOut:       {Hook: nftables.ChainHookOutput, Priority: translated, Type: filter},
+		chainLearn:          {Hook: nftables.ChainHookPrerouting, Priority: second, Type: filter},
+		chainLearnOut:       {Hook: nftables.ChainHookOutput, Priority: second, Type: filter},
 	}
 }
 

@@ -29,6 +29,8 @@ func (r *rules) constants() map[string][]nft.Rule {
 	chains := map[string][]nft.Rule{
 		chainPrerouting:     {{nft.Jump(chainServices)}},
 		chainOutput:         {{nft.Jump(chainServices)}},
+		chainAgain:          {{nft.Jump(chainServices)}},
+		chainAgainOut:       {{nft.Jump(chainServices)}},
 		chainPostrouting:    r.postrouting(),
 		chainLastPrerouting: {{nft.Jump(chainUnserved)}},
 		chainLastOutput:     {{nft.Jump(chainUnserved)}},
@@ -55,7 +57,9 @@ func (r *rules) constants() map[string][]nft.Rule {
 	}
 	if r.node.localhost {
 		// Nobody but the node itself may use NodePorts on loopback.
-		chains[chainOutput] = slices.Insert(chains[chainOutput], 0, r.Loopback(r.Destination(0)).Then(nft.Goto(chainLocalhost)))
+		for _, name := range []string{chainOutput, chainAgainOut} {
+			chains[name] = slices.Insert(chains[name], 0, r.Loopback(r.Destination(0)).Then(nft.Goto(chainLocalhost)))
+		}
 		chains[chainLocalhost] = []nft.Rule{reset(), r.look(setFrontends, true), isFound(chainFoundNode)}
 		chains[chainInput] = []nft.Rule{r.GuardLocalhost()}
 	}

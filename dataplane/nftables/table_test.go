@@ -267,3 +267,31 @@ func TestDisturbed(t *testing.T) {
 		}
 	}
 }
+
+// TestSecondLook: no packet finds nothing while its frontend changes from one
+// size of pool to another, each with a chain of its own. Before there was a second
+// look, one flow in some thousands was rejected.
+func TestSecondLook(t *testing.T) {
+	b := opened(t, dataplane.IPv4)
+	server, to := serveUDP(t)
+	var sizes []*dataplane.Snapshot
+	for n := 1; n <= 3; n++ {
+		p := &dataplane.Pool{}
+		for range n {
+			p.Endpoints = append(p.Endpoints, dataplane.Endpoint{Addr: server})
+		}
+		web := port("web", frontend(dataplane.ClusterIP, to.String(), p, dataplane.SNATNone))
+		web.ID.Protocol = dataplane.UDP
+		sizes = append(sizes, snapshot(web))
+	}
+	mustSync(t, b, nil, sizes[0])
+	stop, asked := make(chan struct{}), make(chan error, 1)
+	go func() { asked <- askUDP(to, stop) }()
+	for i := range 3000 {
+		mustSync(t, b, sizes[i%3], sizes[(i+1)%3])
+	}
+	close(stop)
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+}

@@ -73,9 +73,12 @@ func NewTable(f dataplane.Family, spec Spec, c *Counts) *Table {
 		Family: f, spec: spec, nft: &nftables.Table{Family: TableFamily(f), Name: spec.Name}, counts: c,
 		sets: map[string]*nftables.Set{}, kinds: map[string]Set{},
 	}
-	for _, s := range spec.Sets {
+	for i, s := range spec.Sets {
 		t.kinds[s.Name] = s
 		t.sets[s.Name] = &nftables.Set{
+			// Numbers a set within its transaction. The library would count those of
+			// all tables, and two goroutines with a table each would race for its count.
+			ID:    uint32(i + 1),
 			Table: t.nft, Name: s.Name, KeyType: s.Key, DataType: s.Data, IsMap: s.Data != nftables.SetDatatype{},
 			Concatenation: strings.Contains(s.Key.Name, " . "), Interval: s.Intervals,
 			HasTimeout: s.Clients > 0, Dynamic: s.Clients > 0, Size: s.Clients,
