@@ -67,6 +67,11 @@ type Driver struct {
 	// OpenProbes says that Open itself fails as Probe does, and leaves nothing
 	// behind then, so that a start need not do both: each takes long.
 	OpenProbes bool
+	// OpensFirewall says that the Backend itself lets its connections through what
+	// iptables' rules on the host drop. For others package hostfirewall does.
+	OpensFirewall bool
+	// Local says that its connections come to INPUT before they are translated.
+	Local bool
 	// Cleanup removes all that Switchyard put into the kernel with this
 	// mechanism, and nothing else. It needs no Backend and succeeds where there
 	// is nothing to remove.

@@ -15,6 +15,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
@@ -99,7 +100,7 @@ func layersOf(c *config.Config, backend string) []dataplane.Driver {
 	if backend == catalog.Auto {
 		return layers
 	}
-	names := []string{backend, ebpf.LayerName}
+	names := []string{backend, ebpf.LayerName, hostfirewall.LayerName}
 	for _, d := range catalog.Drivers(c.Backends()) {
 		if d.Name == backend {
 			names = append(names, d.Layers...)

@@ -11,6 +11,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 	"github.com/switchyard-io/switchyard/inspect/doctor"
 	"github.com/switchyard-io/switchyard/inspect/show"
 )
@@ -41,6 +42,7 @@ The exit status is 1 where no backend works.`,
 		cfg := c.Dataplane(slog.New(slog.DiscardHandler), dataplane.HostFamilies())
 		host := doctor.Host()
 		host.Pods = func() (int, map[string]int, error) { return ebpf.SurveyPods(c.Switchyard.EBPF.CgroupRoot) }
+		host.Firewall = func() ([]string, error) { return hostfirewall.Closed(cfg.Families) }
 		r := doctor.Examine(cmd.Context(), host, catalog.Drivers(c.Backends()), cfg)
 		body, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {

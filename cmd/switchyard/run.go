@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 	"github.com/switchyard-io/switchyard/dataplane/healthcheck"
+	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/events"
 	"github.com/switchyard-io/switchyard/status"
@@ -195,6 +197,7 @@ type agent struct {
 	syncer      *dataplane.Syncer
 	conntrack   *conntrack.Cleaner
 	healthcheck *healthcheck.Server
+	firewall    *hostfirewall.Keeper // nil: the backend opens it itself
 	metrics     *status.Metrics
 
 	healthServer, metricsServer *status.Server
@@ -233,7 +236,24 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 		return nil, err
 	}
 	a.backend, a.choice = choice.Name, choice
+	a.keepFirewallOpen(cfg)
 	return choice.Backend, nil
+}
+
+// keepFirewallOpen readies the Keeper of the host's firewall, if the backend needs one.
+func (a *agent) keepFirewallOpen(cfg dataplane.Config) {
+	k := hostfirewall.Config{Log: a.log, Families: a.families, MasqueradeBit: cfg.MasqueradeBit}
+	for _, d := range catalog.Layers(a.config.Backends()) {
+		if !slices.Contains(a.choice.Layers, d.Name) {
+			continue
+		}
+		if d.OpensFirewall {
+			return
+		}
+		k.Local = k.Local || d.Local
+	}
+	a.firewall = hostfirewall.NewKeeper(k)
+	a.choice.Layers = append(a.choice.Layers, hostfirewall.LayerName)
 }
 
 // wire makes the parts that follow the Syncer.
@@ -301,6 +321,9 @@ func (a *agent) synced(r dataplane.SyncReport) {
 	if r.InForce != nil {
 		a.conntrack.Synced(r.InForce)
 		a.healthcheck.Synced(r.InForce)
+		if a.firewall != nil {
+			a.firewall.Synced(r.InForce)
+		}
 	}
 }
 
@@ -337,6 +360,9 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
 	g.Go(func() error { a.giveMemoryBack(ctx); return nil })
+	if a.firewall != nil {
+		g.Go(func() error { a.firewall.Run(ctx); return nil })
+	}
 	a.serveInspector(ctx, g)
 	if a.config.Switchyard.TakeOver {
 		g.Go(func() error { a.takeOver(ctx); return nil })

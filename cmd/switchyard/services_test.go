@@ -40,10 +40,11 @@ func TestGetServicesCountsConnections(t *testing.T) {
 	})
 }
 
-// writeWeb makes one pod of the node all of Service shop/web, which has a NodePort.
-func (s *site) writeWeb(pod *netlab.Host) {
+// writeWeb makes one pod of the node all of Service shop/web, which has a
+// NodePort. There are others beside it.
+func (s *site) writeWeb(pod *netlab.Host, others ...any) {
 	s.t.Helper()
-	s.write(serviceCIDR(), s.nodeObject(), &corev1.Service{
+	s.write(append(others, serviceCIDR(), s.nodeObject(), &corev1.Service{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80, NodePort: 30080}}},
@@ -53,8 +54,8 @@ func (s *site) writeWeb(pod *netlab.Host) {
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(podPort))}},
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{pod.Addrs[0].String()}, NodeName: new(s.node.Name), Zone: new("zone-a")}},
-	})
-	s.waitFor(1)
+	})...)
+	s.waitFor(1 + len(others))
 }
 
 func (s *site) webNodePort() netip.AddrPort { return netip.AddrPortFrom(s.node.Addrs[0], 30080) }

@@ -4,6 +4,7 @@ package catalog
 import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 	"github.com/switchyard-io/switchyard/dataplane/iptables"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/dataplane/nftables"
@@ -40,7 +41,7 @@ func Drivers(o Options) []dataplane.Driver {
 // Layers are all that this binary may put into a kernel, each to be cleaned up
 // by itself: a backend may consist of several.
 func Layers(o Options) []dataplane.Driver {
-	return append([]dataplane.Driver{ebpf.Layer(o.EBPF)}, packetBackends(o)...)
+	return append([]dataplane.Driver{ebpf.Layer(o.EBPF), hostfirewall.Layer()}, packetBackends(o)...)
 }
 
 // bases are the packet backends under ebpf, the most preferred first.

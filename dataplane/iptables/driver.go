@@ -38,8 +38,9 @@ func (o Options) lockWait() int {
 // Driver opens the backend. It programs the network namespace of this process.
 func Driver(o Options) dataplane.Driver {
 	return dataplane.Driver{
-		Name:  "iptables",
-		Probe: func(ctx context.Context, cfg dataplane.Config) error { return probe(ctx, o, cfg) },
+		Name:          "iptables",
+		OpensFirewall: true,
+		Probe:         func(ctx context.Context, cfg dataplane.Config) error { return probe(ctx, o, cfg) },
 		Open: func(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(ctx, o, cfg)
 		},

@@ -65,6 +65,7 @@ func (o Options) drainTimeout() time.Duration {
 func Driver(o Options) dataplane.Driver {
 	return dataplane.Driver{
 		Name:  "ipvs",
+		Local: true,
 		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(o, cfg) },
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(o, cfg)

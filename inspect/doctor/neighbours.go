@@ -36,7 +36,26 @@ func (s System) neighbours(ctx context.Context) []Check {
 	if len(out) == 0 {
 		found(OK, "other Service proxies", "none found", "")
 	}
-	return append(out, s.pods()...)
+	return slices.Concat(out, s.firewall(), s.pods())
+}
+
+// firewall tells what drops connections that nobody accepts.
+func (s System) firewall() []Check {
+	if s.Firewall == nil {
+		return nil
+	}
+	c := Check{Group: groupNeighbours, Name: "host firewall", State: OK, Found: "iptables' FORWARD and INPUT drop nothing by themselves"}
+	rules, err := s.Firewall()
+	switch {
+	case err != nil:
+		c.State, c.Found = Problem, err.Error()
+		c.Advice = "if FORWARD or INPUT drops what nobody accepts, connections from outside do not reach Services"
+	case len(rules) > 0:
+		c.State, c.Found = Note, strings.Join(rules, "; ")
+		c.Advice = "the agent lets through what is masqueraded (NodePorts, external IPs, load balancers) and health checks; " +
+			"accept pods' own addresses where the CNI does not: Services with policy Local and pods' connections need it"
+	}
+	return []Check{c}
 }
 
 // pods tells which way the connections of pods take.

@@ -28,6 +28,8 @@ type System struct {
 	// Pods tells how many pods have nothing in the way of the translation of their
 	// sockets, and how many have, by what; nil: nobody knows.
 	Pods func() (translated int, left map[string]int, err error)
+	// Firewall tells which rules drop what nobody accepts; nil: nobody knows.
+	Firewall func() ([]string, error)
 }
 
 // commandTime is how long a command may take.

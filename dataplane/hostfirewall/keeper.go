@@ -1,0 +1,216 @@
+package hostfirewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// period is the longest time from another program's change to the rules until a
+// Keeper follows. kube-proxy looks as often.
+const period = 30 * time.Second
+
+// Config is what a Keeper is told.
+type Config struct {
+	Log      *slog.Logger
+	Families []dataplane.Family
+	// MasqueradeBit is the bit of the packet mark that the backend sets for
+	// connections that it masquerades, which are those from outside.
+	MasqueradeBit int
+	// Local says that the backend takes connections on as if they were the
+	// node's own, so that INPUT decides about them (IPVS).
+	Local bool
+}
+
+// Keeper keeps a host's firewall open for Services' connections, and for their
+// health checks, while the firewall drops what nobody accepts.
+type Keeper struct {
+	cfg  Config
+	poke chan struct{} // one slot
+
+	mu     sync.Mutex
+	known  *dataplane.Snapshot
+	checks map[uint16]int // ports of health checks → how many ServicePorts have it
+	closed []string       // what drops, as the last look found it
+	err    error          // of the last look
+}
+
+// NewKeeper readies a Keeper; Run starts it.
+func NewKeeper(cfg Config) *Keeper {
+	return &Keeper{cfg: cfg, poke: make(chan struct{}, 1), checks: map[uint16]int{}}
+}
+
+// Synced says that the kernel forwards s now. It costs what changed.
+func (k *Keeper) Synced(s *dataplane.Snapshot) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var before dataplane.Ports
+	if k.known != nil {
+		before = k.known.Ports
+	}
+	changed := k.known == nil
+	k.known = s
+	for old, cur := range dataplane.Diff(before, s.Ports) {
+		changed = k.count(cur, 1) || changed
+		changed = k.count(old, -1) || changed
+	}
+	if changed {
+		select {
+		case k.poke <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// count adds a ServicePort's health check, or takes it away, and reports whether
+// the set of ports changed.
+func (k *Keeper) count(p *dataplane.ServicePort, by int) bool {
+	if p == nil || p.HealthCheck == nil {
+		return false
+	}
+	port := p.HealthCheck.Port
+	k.checks[port] += by
+	if k.checks[port] == 0 {
+		delete(k.checks, port)
+		return true
+	}
+	return by > 0 && k.checks[port] == 1
+}
+
+// Run looks after the rules until ctx ends. They stay, as forwarding does.
+func (k *Keeper) Run(ctx context.Context) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.poke:
+		case <-tick.C:
+		}
+		if k.ready() {
+			k.look()
+		}
+	}
+}
+
+func (k *Keeper) ready() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.known != nil
+}
+
+// State tells which rules drop what nobody accepts and are kept open for
+// Services, and why some could not be.
+func (k *Keeper) State() ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.closed), k.err
+}
+
+// look makes the rules as they must be, and logs what is news.
+func (k *Keeper) look() {
+	closed, err := k.keep()
+	k.mu.Lock()
+	news := !slices.Equal(closed, k.closed)
+	failed := err != nil && (k.err == nil || k.err.Error() != err.Error())
+	k.closed, k.err = closed, err
+	k.mu.Unlock()
+	if news {
+		k.cfg.Log.Info("the host's firewall drops what nobody accepts; it is kept open for Services' connections", "rules", closed)
+	}
+	if failed {
+		k.cfg.Log.Error("the host's firewall cannot be opened; connections from outside may not reach Services", "error", err)
+	}
+}
+
+// keep opens each chain that drops the rest, and takes back what was opened in
+// chains that do not any more.
+func (k *Keeper) keep() (closed []string, err error) {
+	found, err := tables(k.cfg.Families)
+	errs := []error{err}
+	for _, t := range found {
+		for _, c := range k.chains() {
+			drops, err := t.drops(c.chain)
+			switch {
+			case err != nil:
+			case drops == "":
+				err = t.close(c.chain, c.ours)
+			default:
+				closed = append(closed, t.Command+" "+drops)
+				err = t.open(c.chain, c.ours, c.rules)
+			}
+			errs = append(errs, err)
+		}
+	}
+	return closed, errors.Join(errs...)
+}
+
+// opening is what a chain must accept.
+type opening struct {
+	chain, ours string
+	rules       []string
+}
+
+func (k *Keeper) chains() []opening {
+	bit := uint32(1) << k.cfg.MasqueradeBit
+	ours := fmt.Sprintf("-m mark --mark %#x/%#x", bit, bit)
+	// Another program's mark may have our bit, so that the connection must have
+	// been translated, too. IPVS translates later.
+	first := ours + " -m conntrack --ctstate DNAT -j ACCEPT"
+	const rest = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+	var in []string
+	if k.cfg.Local {
+		first = ours + " -j ACCEPT"
+		in = []string{first, rest}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, port := range slices.Sorted(maps.Keys(k.checks)) {
+		in = append(in, acceptPort(port))
+	}
+	return []opening{{forward, openForward, []string{first, rest}}, {input, openInput, in}}
+}
+
+// Closed tells which rules of iptables drop what nobody accepts, in this
+// network namespace. It changes nothing.
+func Closed(families []dataplane.Family) ([]string, error) {
+	found, err := tables(families)
+	errs := []error{err}
+	var out []string
+	for _, t := range found {
+		for _, chain := range []string{forward, input} {
+			drops, err := t.drops(chain)
+			if drops != "" {
+				out = append(out, t.Command+" "+drops)
+			}
+			errs = append(errs, err)
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// LayerName is what cleanup and takeover call what a Keeper wrote.
+const LayerName = "hostfirewall"
+
+// Layer cleans up what a Keeper wrote.
+func Layer() dataplane.Driver {
+	return dataplane.Driver{Name: LayerName, Cleanup: func(_ context.Context, cfg dataplane.Config) error { return Remove(cfg.Families) }}
+}
+
+// Remove removes all that a Keeper wrote.
+func Remove(families []dataplane.Family) error {
+	found, err := tables(families)
+	errs := []error{err}
+	for _, t := range found {
+		errs = append(errs, t.close(forward, openForward), t.close(input, openInput))
+	}
+	return errors.Join(errs...)
+}

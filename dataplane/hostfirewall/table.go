@@ -1,0 +1,178 @@
+package hostfirewall
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+	"github.com/google/nftables"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+)
+
+// Chains of the table filter: iptables' own, and ours that they jump to.
+const (
+	filter       = "filter"
+	forward      = "FORWARD"
+	input        = "INPUT"
+	openForward  = "SWITCHYARD-OPEN-FORWARD"
+	openInput    = "SWITCHYARD-OPEN-INPUT"
+	lockSeconds  = 10 // the longest wait for the xtables lock
+	jumpFirst    = 1  // position of our jump: before whatever drops
+	legacySuffix = "-legacy"
+)
+
+// table is the filter table of one variant of iptables and one family.
+type table struct {
+	Command string // its program
+	ipt     *goiptables.IPTables
+}
+
+// tables returns those that are in use. To ask legacy's program for a table that
+// is not would load its module, and nft's would make the table.
+func tables(families []dataplane.Family) ([]table, error) {
+	var out []table
+	var errs []error
+	for _, f := range families {
+		command, proto := "iptables", goiptables.ProtocolIPv4
+		if f == dataplane.IPv6 {
+			command, proto = "ip6tables", goiptables.ProtocolIPv6
+		}
+		for _, variant := range []string{"-nft", legacySuffix} {
+			used, err := inUse(f, variant)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if !used {
+				continue
+			}
+			ipt, err := goiptables.New(goiptables.IPFamily(proto), goiptables.Path(command+variant), goiptables.Timeout(lockSeconds))
+			if errors.Is(err, exec.ErrNotFound) {
+				err = fmt.Errorf("its rules may drop Services' connections, and %s is not installed", command+variant)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("table %s of %s: %w", filter, command+variant, err))
+				continue
+			}
+			out = append(out, table{command + variant, ipt})
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// inUse reports whether a variant of iptables has a filter table.
+func inUse(f dataplane.Family, variant string) (bool, error) {
+	if variant == legacySuffix {
+		file := map[dataplane.Family]string{dataplane.IPv4: "/proc/net/ip_tables_names", dataplane.IPv6: "/proc/net/ip6_tables_names"}[f]
+		names, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return slices.Contains(strings.Fields(string(names)), filter), err
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("opening nftables: %w", err)
+	}
+	found, err := conn.ListTablesOfFamily(nft.TableFamily(f))
+	if err != nil {
+		return false, fmt.Errorf("listing nftables' tables: %w", err)
+	}
+	return slices.ContainsFunc(found, func(t *nftables.Table) bool { return t.Name == filter }), nil
+}
+
+// drops reports what drops the rest of what comes to a chain, in iptables'
+// words; empty: nothing does.
+func (t table) drops(chain string) (string, error) {
+	lines, err := t.ipt.List(filter, chain)
+	if err != nil {
+		return "", fmt.Errorf("listing chain %s of %s: %w", chain, t.Command, err)
+	}
+	return dropsRest(chain, lines), nil
+}
+
+// dropsRest looks for a policy, or for a rule that matches all.
+func dropsRest(chain string, lines []string) string {
+	for _, line := range lines {
+		rest, ok := strings.CutPrefix(line, "-A "+chain+" -j ")
+		if line == "-P "+chain+" DROP" || ok && (strings.HasPrefix(rest, "DROP") || strings.HasPrefix(rest, "REJECT")) {
+			return line
+		}
+	}
+	return ""
+}
+
+// open makes a chain of ours have these rules, and iptables' own jump to it.
+func (t table) open(chain, ours string, rules []string) error {
+	if exists, err := t.ipt.ChainExists(filter, ours); err != nil {
+		return fmt.Errorf("looking for chain %s of %s: %w", ours, t.Command, err)
+	} else if !exists {
+		if err := t.ipt.NewChain(filter, ours); err != nil {
+			return fmt.Errorf("making chain %s of %s: %w", ours, t.Command, err)
+		}
+	}
+	have, err := t.ipt.List(filter, ours)
+	if err != nil {
+		return fmt.Errorf("listing chain %s of %s: %w", ours, t.Command, err)
+	}
+	for _, rule := range rules {
+		if err := t.ipt.AppendUnique(filter, ours, strings.Fields(rule)...); err != nil {
+			return fmt.Errorf("adding %q to chain %s of %s: %w", rule, ours, t.Command, err)
+		}
+	}
+	for _, rule := range stale(ours, have, rules) {
+		if err := t.ipt.DeleteIfExists(filter, ours, strings.Fields(rule)...); err != nil {
+			return fmt.Errorf("removing %q from chain %s of %s: %w", rule, ours, t.Command, err)
+		}
+	}
+	if err := t.ipt.InsertUnique(filter, chain, jumpFirst, "-j", ours); err != nil {
+		return fmt.Errorf("making chain %s of %s jump to %s: %w", chain, t.Command, ours, err)
+	}
+	return nil
+}
+
+// stale are the rules for ports that are not wanted any more. The other rules
+// never change.
+func stale(chain string, have, want []string) []string {
+	var out []string
+	for _, line := range have {
+		port, ok := portOf(line)
+		if ok && !slices.Contains(want, acceptPort(port)) {
+			out = append(out, strings.TrimPrefix(line, "-A "+chain+" "))
+		}
+	}
+	return out
+}
+
+func acceptPort(port uint16) string { return fmt.Sprintf("-p tcp -m tcp --dport %d -j ACCEPT", port) }
+
+func portOf(line string) (uint16, bool) {
+	words := strings.Fields(line)
+	i := slices.Index(words, "--dport")
+	if i < 0 || i+1 == len(words) {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(words[i+1], 10, 16)
+	return uint16(n), err == nil
+}
+
+// close removes a chain of ours and the jump to it, if they are there.
+func (t table) close(chain, ours string) error {
+	exists, err := t.ipt.ChainExists(filter, ours)
+	if err != nil || !exists {
+		return err
+	}
+	if err := t.ipt.DeleteIfExists(filter, chain, "-j", ours); err != nil {
+		return fmt.Errorf("removing the jump from chain %s of %s to %s: %w", chain, t.Command, ours, err)
+	}
+	if err := t.ipt.ClearAndDeleteChain(filter, ours); err != nil {
+		return fmt.Errorf("removing chain %s of %s: %w", ours, t.Command, err)
+	}
+	return nil
+}
