@@ -170,6 +170,10 @@ func (c *commands) test(ctx context.Context, input []byte) error {
 }
 
 func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...string) error {
+	if c.variant == Legacy {
+		c.lock.xtables.Lock()
+		defer c.lock.xtables.Unlock()
+	}
 	// --noflush leaves alone what the input does not name.
 	flags = append([]string{"--noflush", "-w", strconv.Itoa(c.lockWait)}, flags...)
 	cmd := exec.CommandContext(ctx, c.restorePath, flags...)

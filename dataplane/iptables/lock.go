@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,6 +21,10 @@ import (
 // behind that one's back.
 type writeLock struct {
 	file *os.File
+	// xtables is whose turn it is to hold the xtables lock, which legacy takes for
+	// both families. iptables-restore asks for it once a second and gives up in the
+	// end, so that two of ours must not wait for each other there.
+	xtables sync.Mutex
 }
 
 // lockPoll and lockMost are how often and how long the lock is tried for. A
@@ -37,7 +42,7 @@ func openLock(dir string) (*writeLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &writeLock{f}, nil
+	return &writeLock{file: f}, nil
 }
 
 // lock waits for its turn; call the function that it returns when done.
