@@ -135,7 +135,7 @@ func firewalls() []neighbour {
 			chain forward { type filter hook forward priority 10; policy drop; ct state established,related accept; `+acceptPods("ip")+acceptPods("ip6")+`}`),
 		shellNeighbour("iptables' policies DROP, with pods accepted, change no answer",
 			dropPolicies("-A", "DROP"), dropPolicies("-D", "ACCEPT")).with(func(*run) []probe { return wideAnswers() }),
-		preRoutingDrops(), masquerades(), nativeChains(), otherProxy(), nodeCache(),
+		preRoutingDrops(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
 	}
 }
 
@@ -214,9 +214,21 @@ func nativeChains() neighbour {
 			fmt.Fprintf(&off, "delete chain %s %s own\n", family, table)
 		}
 	}
-	n := shellNeighbour("nftables' own chains in tables that have the names of iptables' change nothing", "nft '"+on.String()+"'", "nft '"+off.String()+"'")
-	n.known = map[string]string{"iptables": "it cannot read a table in which another program has chains"}
-	return n
+	return shellNeighbour("nftables' own chains in tables that have the names of iptables' change nothing", "nft '"+on.String()+"'", "nft '"+off.String()+"'")
+}
+
+// nativeRules has rules of nftables' own in iptables' chains, which iptables-save
+// then does not list.
+func nativeRules() neighbour {
+	var on, off strings.Builder
+	for _, family := range []string{"ip", "ip6"} {
+		for chain, priority := range map[string]string{"nat PREROUTING": "nat hook prerouting priority -100", "nat OUTPUT": "nat hook output priority -100", "filter INPUT": "filter hook input priority 0", "filter FORWARD": "filter hook forward priority 0"} {
+			table, name, _ := strings.Cut(chain, " ")
+			fmt.Fprintf(&on, "add table %s %s; add chain %[1]s %[2]s %s { type %s; }; add rule %[1]s %[2]s %[3]s ct mark 0x7777 counter\n", family, table, name, priority)
+			fmt.Fprintf(&off, "nft -a list chain %s %s %s | sed -n \"s/.*ct mark.*handle/delete rule %[1]s %[2]s %[3]s handle/p\" | nft -f -; ", family, table, name)
+		}
+	}
+	return shellNeighbour("nftables' own rules in iptables' chains change nothing", "nft '"+on.String()+"'", off.String())
 }
 
 // otherProxy serves Services of its own, whose ClusterIPs are of the same range

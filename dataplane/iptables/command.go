@@ -23,6 +23,7 @@ import (
 type commands struct {
 	path        string
 	variant     Variant
+	family      dataplane.Family
 	restorePath string
 	savePath    string
 	version     string
@@ -61,7 +62,7 @@ func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error
 			reasons = append(reasons, fmt.Sprintf("%s is %s (%s)", path, have, version))
 			continue
 		}
-		c := &commands{path: path, variant: v, version: version, lockWait: lockWait}
+		c := &commands{path: path, variant: v, family: f, version: version, lockWait: lockWait}
 		if c.restorePath, err = exec.LookPath(name + "-restore"); err != nil {
 			reasons = append(reasons, err.Error())
 			continue
@@ -269,15 +270,20 @@ func (c *commands) scan(ctx context.Context, line func(table string, line []byte
 // read reads back what is ours, by table.
 func (c *commands) read(ctx context.Context) (map[string]*saved, error) {
 	out := map[string]*saved{tableFilter: newSaved(), tableNAT: newSaved()}
-	return out, c.readInto(ctx, out)
+	err := c.readInto(ctx, out)
+	if filter := out[tableFilter]; err == nil && filter.unread != nil && filter.chains[chainInput] != "" {
+		// It says who switched route_localnet on.
+		filter.chains[chainInput], err = c.list(ctx, tableFilter, chainInput)
+	}
+	return out, err
 }
 
-// readInto reads tables back.
+// readInto reads tables back. What iptables cannot list, the kernel outlines: not
+// being able to read never stops writing.
 func (c *commands) readInto(ctx context.Context, out map[string]*saved) error {
-	var strange error
 	err := c.scan(ctx, func(table string, line []byte) {
-		if bytes.HasPrefix(line, []byte("# Table `")) && (bytes.Contains(line, []byte("`nat'")) || bytes.Contains(line, []byte("`filter'"))) {
-			strange = fmt.Errorf("reading rules with %s: another program keeps something there that iptables cannot read: %s", c.savePath, line)
+		if not := incompatible(line); out[not] != nil {
+			out[not].unread = errIncompatible
 		}
 		if s, ok := out[table]; ok {
 			s.line(line)
@@ -286,7 +292,33 @@ func (c *commands) readInto(ctx context.Context, out map[string]*saved) error {
 	for _, s := range out {
 		s.end()
 	}
-	return errors.Join(err, strange)
+	if err != nil && (c.variant != NFT || ctx.Err() != nil) {
+		return err
+	}
+	for table, s := range out {
+		if err != nil {
+			s.unread = err
+		}
+		if s.unread == nil {
+			continue
+		}
+		if failed := s.outline(c.family, table); failed != nil {
+			return errors.Join(err, failed)
+		}
+	}
+	return nil
+}
+
+// incompatible returns the table that a remark of iptables-nft-save says it cannot
+// list; "": another line. That a table also has base chains of others is no such
+// remark: iptables lists and writes its own alongside.
+func incompatible(line []byte) string {
+	rest, ok := bytes.CutPrefix(line, []byte("# Table `"))
+	table, what, _ := bytes.Cut(rest, []byte("' "))
+	if !ok || !bytes.HasPrefix(what, []byte("is incompatible")) {
+		return ""
+	}
+	return string(table)
 }
 
 // legacyTables are the tables that legacy iptables has in this network

@@ -87,8 +87,8 @@ func (t *tableText) drift(f dataplane.Family, table string, m *model) []string {
 func (m *model) ownerOf(chain string) string {
 	for _, prefix := range []string{prefixPool, prefixEntry, prefixSources} {
 		if n := len(prefix); len(chain) >= n+hashLen && chain[:n] == prefix {
-			if id, ok := m.owners[chain[n:n+hashLen]]; ok {
-				return fmt.Sprintf(" (%s)", id)
+			if p, ok := m.owners[chain[n:n+hashLen]]; ok {
+				return fmt.Sprintf(" (%s)", p.ID)
 			}
 		}
 	}

@@ -164,7 +164,7 @@ func clean(ctx context.Context, cmds *commands, f dataplane.Family) error {
 		}
 		tx := &transaction{}
 		have[table].removeAll(tx.table(table))
-		if err := cmds.restore(ctx, tx.text()); err != nil {
+		if err := cmds.write(ctx, tx); err != nil {
 			return err
 		}
 	}

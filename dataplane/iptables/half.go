@@ -23,6 +23,7 @@ type half struct {
 	localnet  localnet // before the Sync that goes on
 	warned    bool     // that route_localnet cannot be set
 	stale     []string // chains that are no longer needed and could not be removed
+	unread    []string // tables whose rules cannot be read, since it was reported
 	tally     tally
 }
 
@@ -49,9 +50,9 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot, ports []*data
 const fullTries = 3
 
 func (h *half) fullOnce(ctx context.Context, want *dataplane.Snapshot, ports []*dataplane.ServicePort, held func(dataplane.PortID) *dataplane.ServicePort) (refused, error) {
-	h.model, h.stale = nil, nil
 	h.tally.partial = false
-	have, err := h.commands.read(ctx)
+	have, err := h.read(ctx)
+	h.model, h.stale = nil, nil
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +202,7 @@ func (h *half) write(ctx context.Context, tx *transaction) error {
 		stages = tx.stages()
 	}
 	for _, stage := range stages {
-		if err := h.commands.restore(ctx, stage.text()); err != nil {
+		if err := h.commands.write(ctx, stage); err != nil {
 			h.tally.failed()
 			return err
 		}

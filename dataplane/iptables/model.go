@@ -32,7 +32,7 @@ type model struct {
 	addresses *tree
 	hairpin   *tree
 	health    *tree
-	owners    map[string]dataplane.PortID // by portHash, to find two of the same
+	owners    map[string]*dataplane.ServicePort // by portHash, to find two of the same
 }
 
 // Greatest depths of the trees. nft refuses a ruleset in which a chain is 16
@@ -57,7 +57,7 @@ func newModel(e env) *model {
 		addresses: newTree(tableNAT, layout{root: chainAddresses, prefix: prefixAddress, flag: "-d", addr: n}, depthAddresses),
 		hairpin:   newTree(tableNAT, layout{root: chainHairpin, prefix: prefixHairpin, flag: "-s", addr: n}, depthHairpin),
 		health:    newTree(tableFilter, layout{root: chainHealth, prefix: prefixHealth}, depthHealth),
-		owners:    map[string]dataplane.PortID{},
+		owners:    map[string]*dataplane.ServicePort{},
 	}
 	for _, a := range e.addresses {
 		m.addresses.Put(prefixKey(a), addressTarget(a))
@@ -164,7 +164,7 @@ func (m *model) applyPort(c change, before *env, d *delta, ed edits) {
 		delete(m.owners, portHash(c.old.ID))
 	}
 	if c.new != nil {
-		m.owners[portHash(c.new.ID)] = c.new.ID
+		m.owners[portHash(c.new.ID)] = c.new
 	}
 	for _, e := range old.entries {
 		ed.unshare(m.treeOf(e), e.key)
@@ -240,7 +240,7 @@ func (m *model) vet(changes []change) refused {
 			err = m.vetFrontends(c.new, freed, taken)
 		}
 		h := portHash(c.new.ID)
-		if owner, have := m.owners[h]; have && owner != c.new.ID || hashes[h] {
+		if owner, have := m.owners[h]; have && owner.ID != c.new.ID || hashes[h] {
 			err = fmt.Errorf("the names of its chains, %s: %w", h, errTaken)
 		}
 		if err != nil {

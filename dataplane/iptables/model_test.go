@@ -322,7 +322,7 @@ func inPorts(rule string, port uint16) bool {
 
 func checkObserved(t *rapid.T, nat map[string]string, f dataplane.Family, s *dataplane.Snapshot) {
 	w := walker{family: f, pools: map[string]way{}, saved: &saved{chains: nat, jumps: []builtinRule{
-		{"PREROUTING", "-j " + chainServices}, {"OUTPUT", "-j " + chainServices}}}}
+		{chain: "PREROUTING", rule: "-j " + chainServices}, {chain: "OUTPUT", rule: "-j " + chainServices}}}}
 	if err := w.walk(); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,10 @@ import (
 func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 	o := &dataplane.Observation{Whole: true}
 	for _, h := range b.halves {
-		have, err := h.commands.read(ctx)
+		have, err := h.read(ctx)
+		if err == nil && h.model == nil && len(h.unread) > 0 {
+			err = have[h.unread[0]].unread
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
@@ -28,7 +31,7 @@ func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 				return nil, fmt.Errorf("%s: %w", h.family, err)
 			}
 			o.Other = append(o.Other, drift...)
-			o.Whole = o.Whole && len(h.stale) == 0
+			o.Whole = o.Whole && len(h.stale) == 0 && len(h.unread) == 0
 		} else {
 			o.Whole = false
 		}

@@ -38,7 +38,7 @@ func RemoveChains(ctx context.Context, log *slog.Logger, owns func(chain string)
 		}
 		chains, _ := tx.size()
 		log.Info("removing chains", "chains", chains, "variant", string(cmds.variant), "family", f.String())
-		return cmds.restore(ctx, tx.text())
+		return cmds.write(ctx, tx)
 	})
 }
 

@@ -12,6 +12,7 @@ type saved struct {
 	owns   func(chain string) bool
 	chains map[string]string // our chains: their rules, as in chain
 	jumps  []builtinRule     // rules of other chains that lead to ours
+	unread error             // why only the outline is known, and not the rules; nil: all is
 
 	name string // while reading: the chain whose rules come, if it is ours
 	body bytes.Buffer
@@ -19,8 +20,9 @@ type saved struct {
 
 // builtinRule is a rule of a chain that is not ours.
 type builtinRule struct {
-	chain string
-	rule  string
+	chain  string
+	rule   string
+	handle uint64 // in the kernel, where the rule's text is not known; else 0
 }
 
 func newSaved() *saved { return &saved{owns: isOwn, chains: map[string]string{}} }
@@ -45,7 +47,7 @@ func (s *saved) line(line []byte) {
 			s.body.Write(rule)
 			s.body.WriteByte('\n')
 		} else if target := targetOf(string(rule)); s.owns(target) {
-			s.jumps = append(s.jumps, builtinRule{string(chain), string(rule)})
+			s.jumps = append(s.jumps, builtinRule{chain: string(chain), rule: string(rule)})
 		}
 	}
 }
@@ -108,21 +110,30 @@ func (s *saved) repair(table string, wanted map[string]bool, t *tableText) {
 	missing := map[builtinRule]bool{}
 	for _, j := range jumps() {
 		if j.table == table {
-			missing[builtinRule{j.from, j.rule()}] = true
+			missing[s.form(j.from, j.rule())] = true
 		}
 	}
 	for _, have := range s.jumps {
-		if missing[have] {
-			delete(missing, have)
+		if form := s.form(have.chain, have.rule); missing[form] {
+			delete(missing, form)
 		} else if isBuiltin(have.chain) {
 			t.deletes = append(t.deletes, have) // an older form, or a second one
 		}
 	}
 	for _, j := range jumps() {
-		if j.table == table && missing[builtinRule{j.from, j.rule()}] {
+		if j.table == table && missing[s.form(j.from, j.rule())] {
 			t.inserts = append(t.inserts, j)
 		}
 	}
+}
+
+// form is what tells one jump from another: its text or, where that is not known,
+// where it leads.
+func (s *saved) form(chain, rule string) builtinRule {
+	if s.unread != nil {
+		rule = "-j " + targetOf(rule)
+	}
+	return builtinRule{chain: chain, rule: rule}
 }
 
 // equalRules compares rules as we write them to rules as they were read back.

@@ -74,7 +74,9 @@ func (t *tableText) text(b *bytes.Buffer, name string) {
 		writeRules(b, c)
 	}
 	for _, d := range t.deletes {
-		b.WriteString("-D " + d.chain + " " + d.rule + "\n")
+		if d.handle == 0 {
+			b.WriteString("-D " + d.chain + " " + d.rule + "\n")
+		}
 	}
 	for _, j := range t.inserts {
 		b.WriteString("-I " + j.from + " 1 " + j.rule() + "\n")

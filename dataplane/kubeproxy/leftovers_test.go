@@ -216,3 +216,38 @@ COMMIT
 		t.Errorf("has\n%s\nbefore kube-proxy came\n%s", got, before)
 	}
 }
+
+// TestRemoveWhereTablesCannotBeListed: iptables-nft-save leaves a table out in
+// which another program has a rule of nftables' own.
+func TestRemoveWhereTablesCannotBeListed(t *testing.T) {
+	if os.Getenv(inNetns) == "" {
+		t.Skip("needs root for a network namespace")
+	}
+	const foreign = "foreign"
+	for command, addr := range map[string]string{"iptables-nft": "10.244.0.2:53", "ip6tables-nft": "[fd00::2]:53"} {
+		family := map[string]string{"iptables-nft": "ip", "ip6tables-nft": "ip6"}[command]
+		run(t, others, command+"-restore", "--noflush")
+		before := saved(t, command)
+		run(t, strings.ReplaceAll(theirs, "ADDR", addr), command+"-restore", "--noflush")
+		for _, table := range []string{"nat", "filter", "mangle"} {
+			run(t, "", "nft", "add", "chain", family, table, foreign)
+			run(t, "", "nft", "add", "rule", family, table, foreign, "ct", "mark", "0x7777", "counter")
+		}
+		if got := saved(t, command); got != "" {
+			t.Fatalf("%s-save lists what it should not be able to:\n%s", command, got)
+		}
+		if err := Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range []string{"nat", "filter", "mangle"} {
+			if rules := run(t, "", "nft", "list", "chain", family, table, foreign); !strings.Contains(rules, "ct mark") {
+				t.Errorf("the foreign rule in %s is gone: %s", table, rules)
+			}
+			run(t, "", "nft", "flush", "chain", family, table, foreign)
+			run(t, "", "nft", "delete", "chain", family, table, foreign)
+		}
+		if got := saved(t, command); got != before {
+			t.Errorf("%s has\n%s\nwant\n%s", command, got, before)
+		}
+	}
+}
