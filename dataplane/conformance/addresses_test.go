@@ -185,7 +185,6 @@ func policyRouting(r *run) {
 // them; 0xca6c is WireGuard's (kubernetes/kubernetes#113659). Those that rules
 // mark before they reach ours are forwarded, too.
 func othersMarks(r *run) {
-	r.known("iptables", "it takes a foreign mark for its own verdict")
 	r.sync(wideWorld())
 	marks := []uint32{0xca6c, 0xe1f1, 0xffffffff}
 	const whole = 3
@@ -209,6 +208,7 @@ func othersMarks(r *run) {
 			from("outside").toAddr(fmt.Sprintf("pod a1 itself, with mark %#x", mark), straight("a1")).reaches("a1"),
 			from("a3").toAddr(fmt.Sprintf("pod b1 itself, with mark %#x", mark), straight("b1")).reaches("b1"),
 			from("outside").toNodePort("there", "node-a").reaches("b1"), from("a3").to(clusterIP, "there").reaches("b1"), from("a3").to(clusterIP, "empty").rejected(),
+			from("outside").toNodePort("kept", "node-a").reaches("a1").seenAs("outside"),
 		})...)
 		r.sh(r.node("node-a").Host, "nft delete table inet marks")
 	}

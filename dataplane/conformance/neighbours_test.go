@@ -263,7 +263,7 @@ func otherProxy() neighbour {
 			}
 			return append(probes, from("a3").to(clusterIP, "here").reaches("a1").once())
 		},
-		known: map[string]string{"iptables": notThere, "ipvs": notThere},
+		known: map[string]string{"ipvs": notThere},
 	}
 }
 

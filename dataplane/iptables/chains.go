@@ -21,8 +21,7 @@ const (
 	chainFrontends   = "SWITCHYARD-FRONTENDS"    // root of the tree over address, protocol and port
 	chainAddresses   = "SWITCHYARD-ADDRESSES"    // root of the tree over the node's own addresses
 	chainNodePorts   = "SWITCHYARD-NODEPORTS"    // root of the tree over protocol and port
-	chainUndefined   = "SWITCHYARD-UNDEFINED"    // a ClusterIP's address, no port of its Service
-	chainUnallocated = "SWITCHYARD-UNALLOCATED"  // an address of the Service ranges, no ClusterIP
+	chainMarked      = "SWITCHYARD-MARKED"       // the same for packets that another program marked
 	chainReject      = "SWITCHYARD-REJECT"       // verdict: refuse at once
 	chainDrop        = "SWITCHYARD-DROP"         // verdict: drop in silence
 	chainMasqNonPods = "SWITCHYARD-MASQ-NONPODS" // mark for masquerade unless a pod sent it
@@ -36,8 +35,11 @@ const (
 	chainInput   = "SWITCHYARD-INPUT"
 	chainForward = "SWITCHYARD-FORWARD"
 	chainOutput  = "SWITCHYARD-OUTPUT"
-	chainVerdict = "SWITCHYARD-VERDICT" // enforces what the nat table decided
-	chainHealth  = "SWITCHYARD-HEALTH"  // root of the tree over health check ports
+	chainVerdict = "SWITCHYARD-VERDICT"    // enforces what the nat table decided
+	chainRefuse  = "SWITCHYARD-REFUSE"     // refuses at once
+	chainLost    = "SWITCHYARD-LOST"       // what nobody translated: is it of the Service ranges?
+	chainVIPs    = "SWITCHYARD-CLUSTERIPS" // root of the tree over ClusterIPs
+	chainHealth  = "SWITCHYARD-HEALTH"     // root of the tree over health check ports
 )
 
 // Starts of the names of chains that come and go. All that Switchyard owns
@@ -54,6 +56,7 @@ const (
 	prefixNodePort = "SY-N-"
 	prefixHairpin  = "SY-H-"
 	prefixHealth   = "SY-C-"
+	prefixVIP      = "SY-I-"
 )
 
 // maxChainName is the kernel's limit (XT_EXTENSION_MAXNAMELEN less the end).

@@ -32,19 +32,21 @@ type model struct {
 	addresses *tree
 	hairpin   *tree
 	health    *tree
+	vips      *tree
 	owners    map[string]*dataplane.ServicePort // by portHash, to find two of the same
 }
 
 // Greatest depths of the trees. nft refuses a ruleset in which a chain is 16
-// jumps or gotos away from the hook. Above the trees is SERVICES, below them
-// are at most four: sources, entry, pool and a fixed chain; for a NodePort both
-// trees and their roots: 1 + 1 + 1 + 1 + 7 + 4 = 15.
+// jumps or gotos away from the hook. Above the trees are SERVICES and MARKED, below
+// them are at most four: sources, entry, pool and a fixed chain; for a NodePort
+// both trees and their roots: 2 + 1 + 1 + 1 + 6 + 4 = 15.
 const (
-	depthFrontends = 9
-	depthNodePorts = 7
+	depthFrontends = 8
+	depthNodePorts = 6
 	depthAddresses = 1
 	depthHairpin   = 9
 	depthHealth    = 7
+	depthVIPs      = 9
 )
 
 // newModel is the model of tables that hold nothing.
@@ -57,6 +59,7 @@ func newModel(e env) *model {
 		addresses: newTree(tableNAT, layout{root: chainAddresses, prefix: prefixAddress, flag: "-d", addr: n}, depthAddresses),
 		hairpin:   newTree(tableNAT, layout{root: chainHairpin, prefix: prefixHairpin, flag: "-s", addr: n}, depthHairpin),
 		health:    newTree(tableFilter, layout{root: chainHealth, prefix: prefixHealth}, depthHealth),
+		vips:      newTree(tableFilter, layout{root: chainVIPs, prefix: prefixVIP, flag: "-d", addr: n}, depthVIPs),
 		owners:    map[string]*dataplane.ServicePort{},
 	}
 	for _, a := range e.addresses {
@@ -66,7 +69,7 @@ func newModel(e env) *model {
 }
 
 func (m *model) trees() []*tree {
-	return []*tree{m.frontends, m.nodePorts, m.addresses, m.hairpin, m.health}
+	return []*tree{m.frontends, m.nodePorts, m.addresses, m.hairpin, m.health, m.vips}
 }
 
 // delta is what has to be written.
@@ -187,7 +190,7 @@ func (m *model) shared(p *dataplane.ServicePort, do func(*tree, string, string))
 	hairpin := " " + strings.TrimSuffix(setMark(m.env.marks.masquerade, m.env.marks.masquerade), "\n")
 	for _, f := range p.Frontends {
 		if f.Kind == dataplane.ClusterIP {
-			do(m.frontends, addrKey(f.Addr.Addr()), " -j "+chainUndefined)
+			do(m.vips, addrKey(f.Addr.Addr()), " -g "+chainRefuse)
 		}
 		for _, pool := range []*dataplane.Pool{f.Pool, f.Inside} {
 			if pool == nil {

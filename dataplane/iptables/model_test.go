@@ -16,8 +16,8 @@ import (
 
 // TestSteps walks through random Snapshots. After each step the rules must be,
 // chain by chain, those of a fresh start; a packet to each frontend must reach
-// its ServicePort, to another port of a ClusterIP the verdict on undefined
-// ports, and elsewhere nothing; and Observe must see what is wanted.
+// its ServicePort, to another port of a ClusterIP what refuses it once nobody can
+// translate any more, and elsewhere nothing; and Observe must see what is wanted.
 func TestSteps(t *testing.T) {
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
@@ -42,7 +42,7 @@ func TestSteps(t *testing.T) {
 					m.apply(changes, next, d)
 					kernel.apply(t, d)
 					kernel.mustEqual(t, freshTables(t, f, want))
-					checkPackets(t, kernel[tableNAT], f, want)
+					checkPackets(t, kernel, f, want)
 					checkObserved(t, kernel[tableNAT], f, want)
 					held = want
 				}
@@ -226,7 +226,7 @@ type packet struct {
 }
 
 // checkPackets sends a packet to every frontend and beside it.
-func checkPackets(t *rapid.T, nat map[string]string, f dataplane.Family, s *dataplane.Snapshot) {
+func checkPackets(t *rapid.T, tables kernelTables, f dataplane.Family, s *dataplane.Snapshot) {
 	frontends := map[packet]bool{}
 	for p := range s.Ports.All() {
 		for _, fr := range p.Frontends {
@@ -241,19 +241,22 @@ func checkPackets(t *rapid.T, nat map[string]string, f dataplane.Family, s *data
 			want := targetOf(entries[i].value)
 			at := packet{fr.Addr.Addr(), p.ID.Protocol, fr.Addr.Port()}
 			if fr.Kind != dataplane.NodePort {
-				mustReach(t, nat, at, want)
+				mustReach(t, tables[tableNAT], at, want)
 			} else {
 				for _, a := range e.addresses {
-					mustReach(t, nat, packet{a.Addr(), at.protocol, at.port}, want)
+					mustReach(t, tables[tableNAT], packet{a.Addr(), at.protocol, at.port}, want)
 				}
-				mustReach(t, nat, packet{stranger(f), at.protocol, at.port}, "")
+				mustReach(t, tables[tableNAT], packet{stranger(f), at.protocol, at.port}, "")
 			}
 			if fr.Kind == dataplane.ClusterIP {
 				at.port = 9
-				mustReach(t, nat, at, chainUndefined)
+				mustReach(t, tables[tableNAT], at, "")
+				if at := trace(t, tables[tableFilter], at, 0, chainLost); at != chainRefuse {
+					t.Fatalf("another port of %s reaches %q, want %q", fr.Addr, at, chainRefuse)
+				}
 			}
 			if at.port++; fr.Kind == dataplane.ExternalIP && !frontends[at] {
-				mustReach(t, nat, at, "")
+				mustReach(t, tables[tableNAT], at, "")
 			}
 		}
 	}
@@ -268,7 +271,10 @@ func stranger(f dataplane.Family) netip.Addr {
 }
 
 func mustReach(t *rapid.T, nat map[string]string, p packet, want string) {
-	if have := trace(t, nat, p, 0, chainServices); have != want && (want != "" || have != chainUnallocated) {
+	if have := trace(t, nat, p, 0, chainMarked); have != want {
+		t.Fatalf("packet %v, with a foreign mark, reaches %q, want %q", p, have, want)
+	}
+	if have := trace(t, nat, p, 0, chainServices); have != want {
 		t.Fatalf("packet %v reaches %q, want %q", p, have, want)
 	}
 }
@@ -284,7 +290,8 @@ func trace(t *rapid.T, nat map[string]string, p packet, depth int, name string) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.dst.IsValid() && !r.dst.Contains(p.dst) || r.protocol != 0 && r.protocol != p.protocol || !inPorts(line, p.port) {
+		if strings.Contains(line, "-m mark ") || strings.Contains(line, "-m addrtype --dst-type") || r.target == "MARK" ||
+			r.dst.IsValid() && !r.dst.Contains(p.dst) || r.protocol != 0 && r.protocol != p.protocol || !inPorts(line, p.port) {
 			continue
 		}
 		found := r.target
@@ -300,7 +307,7 @@ func trace(t *rapid.T, nat map[string]string, p packet, depth int, name string) 
 
 // treeOfChain tells the chains that are parts of trees.
 func treeOfChain(name string) (string, bool) {
-	for _, prefix := range []string{chainFrontends, chainNodePorts, chainAddresses, prefixFrontend, prefixNodePort, prefixAddress} {
+	for _, prefix := range []string{chainFrontends, chainNodePorts, chainAddresses, chainVIPs, prefixFrontend, prefixNodePort, prefixAddress, prefixVIP} {
 		if strings.HasPrefix(name, prefix) {
 			return prefix, true
 		}

@@ -10,24 +10,26 @@ import (
 )
 
 // marks are the bits of the packet mark that carry a decision from the nat
-// table, which can neither drop nor masquerade a packet that arrives, to the
-// hooks that can. Masquerade alone means just that, drop alone means drop, and
-// both mean reject.
+// table, which cannot masquerade a packet that arrives, to the hook that can.
 type marks struct {
 	masquerade uint32
-	drop       uint32
 }
 
-// makeMarks takes the bit after the masquerade bit, or before the last one.
+// The marks of packets that the nat table, which cannot drop them, leaves to the
+// hooks that can. They are whole marks: a packet that is doomed loses nothing with
+// the one it had, and no program takes these numbers for a bit or two of its own.
+const (
+	markDrop    uint32 = 0x5c9bd4ae
+	markReject         = markDrop | 1
+	markVerdict        = ^uint32(1) // the bits that both have
+)
+
+// makeMarks makes Config.MasqueradeBit a mark.
 func makeMarks(bit int) (marks, error) {
 	if bit < 0 || bit > 31 {
 		return marks{}, fmt.Errorf("masquerade bit %d is not within 0 to 31", bit)
 	}
-	m := marks{masquerade: 1 << bit, drop: 1 << (bit + 1)}
-	if bit == 31 {
-		m.drop = 1 << 30
-	}
-	return m, nil
+	return marks{masquerade: 1 << bit}, nil
 }
 
 // set is the target that sets some bits within a mask.
@@ -35,8 +37,13 @@ func setMark(bits, mask uint32) string {
 	return fmt.Sprintf("-j MARK --set-xmark %#x/%#x\n", bits, mask)
 }
 
-// ifMark is the match for some bits within a mask.
-func ifMark(bits, mask uint32) string { return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask) }
+// ifMark is the match for some bits within a mask, as iptables-save writes it.
+func ifMark(bits, mask uint32) string {
+	if mask == ^uint32(0) {
+		return fmt.Sprintf("-m mark --mark %#x ", bits)
+	}
+	return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask)
+}
 
 // env is what rules depend on beside the ServicePorts. Two equal ones give
 // equal rules.
@@ -159,63 +166,68 @@ func jumps() []jump {
 
 // natConstants are the chains of the nat table that no ServicePort changes.
 func natConstants(e *env) []chain {
-	both := e.marks.masquerade | e.marks.drop
-	mark := setMark(e.marks.masquerade, e.marks.masquerade)
-	var pods, ranges strings.Builder
+	bit := e.marks.masquerade
+	mark := setMark(bit, bit)
+	var pods strings.Builder
 	for _, p := range e.pods {
 		pods.WriteString(p + "-j RETURN\n")
 	}
-	for _, r := range e.ranges {
-		if r.Bits() > 0 { // nobody drops all that there is
-			ranges.WriteString("-d " + r.String() + " -j " + chainUnallocated + "\n")
-		}
-	}
-	// An address of the Service ranges that somebody bound on this node is meant
-	// to answer there (a DNS cache on the node does so).
-	const bound = "-m addrtype --dst-type LOCAL -j RETURN\n"
 	masquerade := "-j MASQUERADE"
 	if e.randomFully {
 		masquerade += " --random-fully"
 	}
+	trees := "-j " + chainFrontends + "\n-j " + chainAddresses + "\n"
 	return []chain{
-		{name: chainServices, rank: rankHook, body: "-j " + chainFrontends + "\n" + ranges.String() + "-j " + chainAddresses + "\n"},
-		{name: chainUndefined, body: bound + "-g " + chainReject + "\n"},
-		{name: chainUnallocated, body: bound + "-g " + chainDrop + "\n"},
+		// A bit that another program set says nothing of our packets, and is put back
+		// into those that are not ours.
+		{name: chainMarked, rank: rankHook, body: setMark(0, bit) + trees + mark},
+		{name: chainServices, rank: rankHook, body: ifMark(bit, bit) + "-g " + chainMarked + "\n" + trees},
 		// ACCEPT ends this table alone: no later rule shall redirect what is doomed.
-		{name: chainReject, body: setMark(both, both) + "-j ACCEPT\n"},
-		{name: chainDrop, body: setMark(e.marks.drop, both) + "-j ACCEPT\n"},
+		{name: chainReject, body: setMark(markReject, ^uint32(0)) + "-j ACCEPT\n"},
+		{name: chainDrop, body: setMark(markDrop, ^uint32(0)) + "-j ACCEPT\n"},
 		{name: chainMasqNonPods, body: pods.String() + mark},
 		{name: chainMasqNode, body: pods.String() + "-m addrtype --src-type LOCAL " + mark},
-		{name: chainPostrouting, rank: rankHook, body: "-m conntrack --ctstate DNAT -j " + chainHairpin + "\n" +
-			fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN\n", e.marks.masquerade, e.marks.masquerade) +
+		{name: chainPostrouting, rank: rankHook, body: "-m conntrack ! --ctstate DNAT -j RETURN\n-j " + chainHairpin + "\n" +
+			fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN\n", bit, bit) +
 			// Cleared, so that no tunnel's outer packet is masqueraded too.
-			setMark(e.marks.masquerade, 0) + masquerade + "\n"},
+			setMark(bit, 0) + masquerade + "\n"},
 	}
 }
 
 // filterConstants are the chains of the filter table that no ServicePort changes.
 func filterConstants(e *env) []chain {
-	both := e.marks.masquerade | e.marks.drop
-	verdict := ifMark(e.marks.drop, e.marks.drop) + "-m conntrack --ctstate NEW -j " + chainVerdict + "\n"
-	reject := ifMark(both, both) + "-j REJECT --reject-with icmp-port-unreachable\n"
+	bit := e.marks.masquerade
+	verdict := ifMark(markDrop&markVerdict, markVerdict) + "-m conntrack --ctstate NEW -j " + chainVerdict + "\n"
+	// Here nobody can translate any more, so that it is known whose packets are lost.
+	lost := "-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j " + chainLost + "\n"
+	reject := "-j REJECT --reject-with icmp-port-unreachable\n"
 	if e.family == dataplane.IPv6 {
 		// A client on this machine is still inside connect() when the ICMP message
 		// comes, and TCP then only notes it: over IPv6 (seen on 6.18) the client
 		// learns of it after a second, when its next SYN is refused. A reset counts
 		// at once.
-		reject = "-p tcp " + ifMark(both, both) + "-j REJECT --reject-with tcp-reset\n" +
-			ifMark(both, both) + "-j REJECT --reject-with icmp6-port-unreachable\n"
+		reject = "-p tcp -j REJECT --reject-with tcp-reset\n-j REJECT --reject-with icmp6-port-unreachable\n"
 	}
 	invalid := ""
 	if e.dropInvalid {
 		invalid = "-m conntrack --ctstate INVALID -j DROP\n"
 	}
+	var ranges strings.Builder
+	for _, r := range e.ranges {
+		if r.Bits() > 0 { // nobody drops all that there is
+			ranges.WriteString("-d " + r.String() + " -j DROP\n")
+		}
+	}
 	return []chain{
-		{name: chainInput, body: verdict + e.localnet.rule() + "-p tcp -j " + chainHealth + "\n"},
-		{name: chainForward, body: invalid + verdict +
-			ifMark(e.marks.masquerade, both) + "-j ACCEPT\n" +
+		{name: chainRefuse, body: reject},
+		{name: chainVerdict, body: ifMark(markReject, ^uint32(0)) + "-g " + chainRefuse + "\n-j DROP\n"},
+		// An address that somebody bound on this node is meant to answer there (a DNS
+		// cache on the node does so).
+		{name: chainLost, rank: rankHook, body: "-m addrtype --dst-type LOCAL -j RETURN\n-j " + chainVIPs + "\n" + ranges.String()},
+		{name: chainInput, rank: rankHook, body: verdict + e.localnet.rule() + "-p tcp -j " + chainHealth + "\n"},
+		{name: chainForward, rank: rankHook, body: invalid + verdict + lost +
+			ifMark(bit, bit) + "-m conntrack --ctstate DNAT -j ACCEPT\n" +
 			"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"},
-		{name: chainOutput, body: verdict},
-		{name: chainVerdict, body: reject + "-j DROP\n"},
+		{name: chainOutput, rank: rankHook, body: verdict + lost},
 	}
 }

@@ -129,7 +129,6 @@ func (w *walker) tree(chain string, before seen, steps int) error {
 		}
 		at := before.with(r)
 		switch {
-		case r.target == chainUndefined:
 		case strings.HasPrefix(r.target, prefixFrontend), strings.HasPrefix(r.target, prefixNodePort):
 			err = w.tree(r.target, at, steps-1)
 		default:

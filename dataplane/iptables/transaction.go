@@ -140,32 +140,34 @@ func (tx *transaction) keepStale() []string {
 // and 6 s in stages.
 const stageSize = 500
 
-// stages parts a large transaction: first the chains of the nat table that
-// nothing leads to yet, in groups that can be written one after the other; last
-// all the rest, which switches over in one step.
+// stages parts a large transaction: first the chains that nothing leads to yet, in
+// groups that can be written one after the other; last all the rest, which
+// switches over in one step.
 func (tx *transaction) stages() []*transaction {
-	nat, ok := tx.tables[tableNAT]
-	if !ok || len(nat.write) < 2*stageSize {
-		return []*transaction{tx}
-	}
-	last := *nat
-	last.write = nil
-	var fresh []chain
-	for _, c := range nat.write {
-		if c.fresh {
-			fresh = append(fresh, c)
-		} else {
-			last.write = append(last.write, c)
+	var out []*transaction
+	rest := &transaction{tables: maps.Clone(tx.tables)}
+	for _, name := range []string{tableFilter, tableNAT} {
+		t, ok := tx.tables[name]
+		if !ok || len(t.write) < 2*stageSize {
+			continue
+		}
+		last := *t
+		last.write = nil
+		var fresh []chain
+		for _, c := range t.write {
+			if c.fresh {
+				fresh = append(fresh, c)
+			} else {
+				last.write = append(last.write, c)
+			}
+		}
+		rest.tables[name] = &last
+		slices.SortStableFunc(fresh, func(a, b chain) int { return int(a.rank - b.rank) })
+		for group := range slices.Chunk(fresh, stageSize) {
+			stage := &transaction{}
+			stage.table(name).write = group
+			out = append(out, stage)
 		}
 	}
-	slices.SortStableFunc(fresh, func(a, b chain) int { return int(a.rank - b.rank) })
-	var out []*transaction
-	for group := range slices.Chunk(fresh, stageSize) {
-		stage := &transaction{}
-		stage.table(tableNAT).write = group
-		out = append(out, stage)
-	}
-	rest := &transaction{tables: maps.Clone(tx.tables)}
-	rest.tables[tableNAT] = &last
 	return append(out, rest)
 }
