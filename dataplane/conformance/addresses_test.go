@@ -79,7 +79,6 @@ func addressOnLo(r *run) {
 // boundAddresses has servers on node-a at a ClusterIP and at an address that
 // no Service has (antrea-io/antrea#2137).
 func boundAddresses(r *run) {
-	r.known("ipvs", "it rejects other ports of its addresses, whether or not the node has bound them")
 	r.sync(wideWorld())
 	const port = 9153
 	a := r.node("node-a")

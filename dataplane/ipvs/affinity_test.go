@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -81,7 +82,7 @@ func TestPicksAndAffinity(t *testing.T) {
 }
 
 // TestVerdicts: what nobody can take is rejected at once, or dropped, from the
-// node itself. It needs no IPVS.
+// node itself, unless another proxy translates it. It needs no IPVS.
 func TestVerdicts(t *testing.T) {
 	inNetns(t, func() {
 		n := newNode(t)
@@ -90,7 +91,19 @@ func TestVerdicts(t *testing.T) {
 			port("drops", frontend(dataplane.ClusterIP, "10.96.0.2:80", pool("drop"), dataplane.SNATNonPods)),
 			port("empty6", frontend(dataplane.ClusterIP, "[fd96::1]:80", pool(), dataplane.SNATNonPods)),
 		)
+		other, err := net.Listen("tcp", "198.51.100.1:8081")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = other.Close() }()
+		for priority, at := range map[int]string{-90: "10.96.0.1", -110: "10.96.0.8"} { // after ours, and before
+			rules := fmt.Sprintf("table ip other%d { chain out { type nat hook output priority %d; ip daddr %s tcp dport 82 dnat to 198.51.100.1:8081; }; }", -priority, priority, at)
+			if out, err := exec.Command("nft", rules).CombinedOutput(); err != nil {
+				t.Fatalf("nft %s: %v: %s", rules, err, out)
+			}
+		}
 		for _, tc := range []struct{ to, want string }{
+			{"10.96.0.1:82", "connected"}, {"10.96.0.8:82", "connected"}, {"10.96.0.8:83", "silent"},
 			{"10.96.0.1:80", "refused"}, {"10.96.0.1:81", "refused"}, {"10.96.0.2:80", "silent"},
 			{"[fd96::1]:80", "refused"}, {"[fd96::1]:81", "refused"}, {"10.96.0.9:80", "silent"},
 		} {

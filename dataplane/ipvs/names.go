@@ -61,8 +61,12 @@ const (
 	chainLocalIn     = "local-in"
 	chainInput       = "input"
 	chainPicked      = "picked-prerouting" // behind prerouting
+	chainForward     = "forward"           // these three when nobody can translate any more
+	chainLastInput   = "last-input"
+	chainLastOutput  = "last-output"
 
 	chainServices    = "services"
+	chainLost        = "lost"
 	chainLocalhost   = "localhost"
 	chainPass        = "to-ipvs"
 	chainMark        = "masq-all"

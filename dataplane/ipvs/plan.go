@@ -44,13 +44,15 @@ type env struct {
 	addresses []netip.Addr   // that take NodePorts, loopback apart
 	localhost bool           // 127.0.0.0/8 takes NodePorts too
 	// taken are addresses that somebody gave to a device of this node: what
-	// else is reached there is not ours.
+	// else is reached there is not ours. They were read back; bound are those that
+	// the Snapshot knows of.
 	taken map[netip.Addr]bool
+	bound []netip.Prefix
 }
 
 // see takes over what a Snapshot says of the node.
 func (e *env) see(s *dataplane.Snapshot, localhost bool) {
-	e.pods, e.ranges = s.Node.LocalPods, s.ServiceCIDRs
+	e.pods, e.ranges, e.bound = s.Node.LocalPods, s.ServiceCIDRs, s.Node.Bound
 	e.addresses, e.localhost = nil, false
 	for _, p := range s.Node.NodePorts {
 		switch {
@@ -66,6 +68,27 @@ func (e *env) see(s *dataplane.Snapshot, localhost bool) {
 // samePlans reports whether plans for one env are those for another.
 func (e *env) samePlans(o *env) bool {
 	return e.scheduler == o.scheduler && e.localhost == o.localhost && slices.Equal(e.addresses, o.addresses) && maps.Equal(e.taken, o.taken)
+}
+
+// rebinds reports whether some Service's address has been bound on this node since
+// another env, or is so no longer.
+func (e *env) rebinds(o *env, ports dataplane.Ports) bool {
+	if slices.Equal(e.bound, o.bound) {
+		return false
+	}
+	for p := range ports.All() {
+		for _, f := range p.Frontends {
+			if f.Kind != dataplane.NodePort && e.isTaken(f.Addr.Addr()) != o.isTaken(f.Addr.Addr()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// isTaken reports whether an address is somebody else's on this node.
+func (e *env) isTaken(a netip.Addr) bool {
+	return e.taken[a] || slices.Contains(e.bound, netip.PrefixFrom(a, a.BitLen()))
 }
 
 // addressesOf are the node's addresses of a family.
@@ -100,7 +123,7 @@ func (p *planner) frontend(f dataplane.Frontend) {
 	at := []netip.Addr{f.Addr.Addr()}
 	if f.Kind == dataplane.NodePort {
 		at = p.env.addressesOf(p.port.ID.Family)
-	} else if !p.env.taken[f.Addr.Addr()] {
+	} else if !p.env.isTaken(f.Addr.Addr()) {
 		p.share(setVIPs, nft.AddrBytes(f.Addr.Addr()))
 	}
 	scheduler := p.port.Scheduler

@@ -58,6 +58,8 @@ func TestPlan(t *testing.T) {
 	localhost.localhost = true
 	taken := e
 	taken.taken = map[netip.Addr]bool{netip.MustParseAddr("10.96.0.10"): true}
+	bound := e
+	bound.bound = []netip.Prefix{netip.MustParsePrefix("10.96.0.10/32")}
 	hairpin := "hairpin 10.244.0.5 10.244.0.5/6/8080"
 	for _, tc := range []struct {
 		name string
@@ -73,6 +75,9 @@ func TestPlan(t *testing.T) {
 		}},
 		{"an address on a device of the node gets no route", taken, port("web", frontend(dataplane.ExternalIP, cluster, pool("10.244.1.5:80"), dataplane.SNATAll)), []string{
 			"service TCP 10.96.0.10:80 rr 10.244.1.5:80", "plain-masq-all 10.96.0.10/6/80",
+		}},
+		{"nor does one that the node is known to have bound", bound, port("web", frontend(dataplane.ClusterIP, cluster, pool("10.244.1.5:80"), dataplane.SNATNone)), []string{
+			"service TCP 10.96.0.10:80 rr 10.244.1.5:80", "plain 10.96.0.10/6/80",
 		}},
 		{"a NodePort is a service on each address", e, port("web", frontend(dataplane.NodePort, node, pool("10.244.1.5:80"), dataplane.SNATAll)), []string{
 			"service TCP 192.0.2.1:30080 rr 10.244.1.5:80", "service TCP 192.0.2.2:30080 rr 10.244.1.5:80", "plain-masq-all 0.0.0.0/6/30080",
@@ -207,6 +212,33 @@ SCTP 0A600001:0051 mh
 	} {
 		if _, err := parseTable(wrong); err == nil {
 			t.Errorf("%q: no error", wrong)
+		}
+	}
+}
+
+// TestRebinds: a new address on the node costs a full pass only if a Service has it.
+func TestRebinds(t *testing.T) {
+	prefixes := func(words ...string) (out []netip.Prefix) {
+		for _, w := range words {
+			out = append(out, netip.MustParsePrefix(w))
+		}
+		return out
+	}
+	ports := snapshotOf(port("web", frontend(dataplane.ClusterIP, "10.96.0.10:80", pool(), dataplane.SNATNone), frontend(dataplane.NodePort, "0.0.0.0:30080", pool(), dataplane.SNATNone))).Ports
+	for _, tc := range []struct {
+		name          string
+		before, after []netip.Prefix
+		want          bool
+	}{
+		{"the same", prefixes("192.0.2.1/32"), prefixes("192.0.2.1/32"), false},
+		{"another of no Service", prefixes("192.0.2.1/32"), prefixes("192.0.2.1/32", "192.0.2.2/32"), false},
+		{"a ClusterIP comes", nil, prefixes("10.96.0.10/32"), true},
+		{"a ClusterIP goes", prefixes("10.96.0.10/32"), nil, true},
+		{"a range around it", nil, prefixes("10.96.0.0/24"), false},
+	} {
+		after, before := env{bound: tc.after}, env{bound: tc.before}
+		if got := after.rebinds(&before, ports); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -25,6 +26,7 @@ type rules struct {
 // the source NAT of INPUT, and right after the destination NAT of OUTPUT; its
 // packets then pass POSTROUTING, or the rest of INPUT where the endpoint is the node.
 func baseChains() map[string]nft.Hook {
+	last := nftables.ChainPriorityRef(math.MaxInt32 - 1) // before conntrack takes the connection over
 	return map[string]nft.Hook{
 		chainPrerouting:  {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
 		chainOutput:      {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
@@ -32,6 +34,9 @@ func baseChains() map[string]nft.Hook {
 		chainLocalIn:     {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
 		chainPicked:      {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 1), Type: nftables.ChainTypeFilter},
 		chainInput:       {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
+		chainForward:     {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
+		chainLastInput:   {Hook: nftables.ChainHookInput, Priority: last, Type: nftables.ChainTypeFilter},
+		chainLastOutput:  {Hook: nftables.ChainHookOutput, Priority: last, Type: nftables.ChainTypeFilter},
 	}
 }
 
@@ -63,7 +68,11 @@ func (r *rules) constants() map[string][]nft.Rule {
 		chainLocalIn:     {r.learnBy()},
 		chainPicked:      {r.picked().Then(r.learnBy()...)},
 		chainInput:       r.input(),
+		chainForward:     {untranslated().Then(nft.Goto(chainLost))},
+		chainLastInput:   {untranslated().Then(nft.Goto(chainLost))},
+		chainLastOutput:  {untranslated().Then(nft.Goto(chainLost))},
 		chainServices:    r.services(),
+		chainLost:        r.lost(),
 		chainLocalhost:   append(r.restricted(byLocalhost), append(r.dispatch(setStickyIn, byLocalhost), r.dispatch(setPicks, byLocalhost)...)...),
 		chainPass:        nil,
 		chainMark:        {nft.SetMark(r.mark, r.mark)},
@@ -99,13 +108,25 @@ func (r *rules) services() []nft.Rule {
 			out = append(out, r.place(w).In(s.set).Then(nft.Goto(s.chain)))
 		}
 	}
+	return out
+}
+
+// untranslated goes on for a new connection's first packet that neither IPVS, which
+// has taken its own by now, nor anybody's destination NAT wanted.
+func untranslated() nft.Rule {
+	return nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).BitsAre(nft.StatusDNAT, 0)
+}
+
+// lost refuses other ports of Service addresses, and drops what goes to an address
+// of the Service ranges that nobody has. An address that somebody bound on this
+// node is meant to answer there (a DNS cache on the node does so).
+func (r *rules) lost() []nft.Rule {
+	var out []nft.Rule
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
 		out = append(out, nft.ProtocolIs(p).Then(r.Destination(0)...).In(setVIPs).Then(nft.Goto(chainReject)))
 	}
 	for _, p := range r.ranges {
 		if dataplane.FamilyOf(p.Addr()) == r.Family && p.Bits() > 0 { // nobody drops all that there is
-			// An address of the Service ranges that somebody bound on this node is meant
-			// to answer there (a DNS cache on the node does so).
 			out = append(out, r.Within(r.Destination(0), p).Then(nft.DestinationIsNotLocal()...).Then(nft.Goto(chainDrop)))
 		}
 	}

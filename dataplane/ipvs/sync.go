@@ -26,7 +26,7 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	}
 	next := b.env
 	next.see(accepted, b.cfg.LocalhostNodePorts)
-	if prev == nil || !next.samePlans(&b.env) {
+	if prev == nil || !next.samePlans(&b.env) || next.rebinds(&b.env, accepted.Ports) {
 		err = b.full(ctx, &next, accepted)
 	} else {
 		err = b.change(ctx, &next, prev, accepted)
