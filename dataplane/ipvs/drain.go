@@ -38,6 +38,17 @@ func (b *backend) retire(key serviceKey, endpoints []netip.AddrPort) error {
 	return b.settle(key)
 }
 
+// cut takes endpoints out of a service at once, and with them their connections.
+func (b *backend) cut(key serviceKey, endpoints []netip.AddrPort) error {
+	for _, e := range endpoints {
+		if err := b.kernel.cut(key, e); err != nil {
+			return err
+		}
+		delete(b.drains, draining{key, e})
+	}
+	return nil
+}
+
 // deadline is when an endpoint that drains from now on is removed in any case.
 func (b *backend) deadline(key serviceKey) time.Time {
 	if key.protocol == dataplane.UDP {

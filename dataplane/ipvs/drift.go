@@ -82,8 +82,8 @@ func (s *serviceChange) drift() []string {
 		return []string{fmt.Sprintf("%s is missing", s.want.key)}
 	}
 	var out []string
-	if s.have.scheduler != s.want.scheduler {
-		out = append(out, fmt.Sprintf("%s has scheduler %s", s.want.key, s.have.scheduler))
+	if s.have.scheduler != s.want.scheduler || s.have.flags != flagsOf(s.want.scheduler) {
+		out = append(out, fmt.Sprintf("%s has scheduler %s with flags %#x", s.want.key, s.have.scheduler, s.have.flags))
 	}
 	wanted := map[netip.AddrPort]bool{}
 	for _, e := range s.want.endpoints {

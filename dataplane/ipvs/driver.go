@@ -88,7 +88,8 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	if err := netns.CheckThread(); err != nil {
 		return nil, err
 	}
-	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]error{}}
+	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]triedScheduler{}}
+	b.searchScheduler = b.findScheduler
 	b.env = env{mark: 1 << cfg.MasqueradeBit, scheduler: o.scheduler()}
 	var err error
 	if b.kernel, err = openKernel(&b.counts); err != nil {
@@ -310,7 +311,9 @@ type backend struct {
 	localnet   localnet.State
 	refs       map[nft.Element]int // how many ServicePorts want a shared element
 	drains     map[draining]time.Time
-	schedulers map[string]error // what became of each that was asked for
+	schedulers map[string]triedScheduler // those that were asked for
+	// searchScheduler asks the kernel for one.
+	searchScheduler func(name string) error
 }
 
 // Close ends the drainer; a later process goes on with it.

@@ -289,6 +289,102 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// TestSchedulersPassOverDraining: while an endpoint drains, each client gets another
+// one, whatever chooses.
+func TestSchedulersPassOverDraining(t *testing.T) {
+	for _, scheduler := range dataplane.Schedulers() {
+		t.Run(scheduler, func(t *testing.T) {
+			inNetns(t, func() {
+				b := opened(t, Options{Scheduler: scheduler})
+				if err := b.tryScheduler(scheduler); err != nil {
+					t.Skip(err)
+				}
+				servers := []string{greeter(t, "192.0.2.1"), greeter(t, "192.0.2.2")}
+				const vip = "10.96.0.10:80"
+				both := snapshotOf(port("web", frontend(dataplane.ClusterIP, vip, pool(servers...), dataplane.SNATNone)))
+				if err := b.Sync(t.Context(), nil, both); err != nil {
+					t.Fatal(err)
+				}
+				if err := b.Sync(t.Context(), both, both); err != nil {
+					t.Fatal(err)
+				}
+				var left, stays string // an endpoint with connections goes
+				for i := range 20 {
+					conn, name := meet(t, clientOf(t, i), vip)
+					defer func() { _ = conn.Close() }()
+					left = name
+				}
+				for _, s := range servers {
+					if s != left {
+						stays = s
+					}
+				}
+				one := snapshotOf(port("web", frontend(dataplane.ClusterIP, vip, pool(stays), dataplane.SNATNone)))
+				if err := b.Sync(t.Context(), both, one); err != nil {
+					t.Fatal(err)
+				}
+				for i := range 40 {
+					conn, name := meet(t, clientOf(t, i), vip)
+					_ = conn.Close()
+					if name != stays {
+						t.Errorf("client %d is answered by %s, which drains", i, name)
+					}
+				}
+			})
+		})
+	}
+}
+
+// clientOf gives the node its i-th further address.
+func clientOf(t *testing.T, i int) net.Addr {
+	t.Helper()
+	a := fmt.Sprintf("192.0.2.%d", 100+i)
+	if out, err := exec.Command("ip", "addr", "replace", a+"/32", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return &net.TCPAddr{IP: net.ParseIP(a)}
+}
+
+// greeter serves at an address that it gives to the node, and says which to each client.
+func greeter(t *testing.T, addr string) string {
+	t.Helper()
+	if out, err := exec.Command("ip", "addr", "add", addr+"/32", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	l, err := net.Listen("tcp4", addr+":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	name := l.Addr().String()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte(name))
+		}
+	}()
+	return name
+}
+
+// meet connects and gives the name of who answers.
+func meet(t *testing.T, from net.Addr, to string) (net.Conn, string) {
+	t.Helper()
+	conn, err := (&net.Dialer{LocalAddr: from, Timeout: 3 * time.Second}).Dial("tcp4", to)
+	if err != nil {
+		t.Fatalf("a client finds nobody: %v", err)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+	b := make([]byte, 64)
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatalf("nobody greets: %v", err)
+	}
+	return conn, string(b[:n])
+}
+
 // TestCosts: what one change writes does not depend on how many Services there
 // are. The figures are in README.md.
 func TestCosts(t *testing.T) {

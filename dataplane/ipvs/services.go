@@ -16,6 +16,7 @@ import (
 // held is an IPVS service as the kernel has it.
 type held struct {
 	scheduler    string
+	flags        uint32 // of the scheduler
 	ours         bool
 	destinations map[netip.AddrPort]destination
 }
@@ -55,7 +56,7 @@ func (k *kernel) read() (map[serviceKey]held, error) {
 				return nil, err
 			}
 		}
-		out[key] = held{scheduler: s.SchedName, ours: s.Timeout == ownTimeout, destinations: destinations}
+		out[key] = held{scheduler: s.SchedName, flags: s.Flags & schedulerFlags, ours: s.Timeout == ownTimeout, destinations: destinations}
 	}
 	return out, nil
 }
@@ -119,11 +120,37 @@ func keyOf(s *ipvs.Service) (serviceKey, bool) {
 
 func (k serviceKey) String() string { return fmt.Sprintf("the IPVS service %s %s", k.protocol, k.addr) }
 
+// Flags that mean to each scheduler what it likes (IP_VS_SVC_F_SCHED1 and the next).
+const (
+	flagFallback   = 0x08 // of mh and sh: an endpoint of weight 0 is passed over
+	flagPort       = 0x10 // of mh and sh: the client's port counts too
+	schedulerFlags = 0x38
+)
+
+// flagsOf returns the flags of a service with a scheduler. Those that hash give a
+// client whose endpoint drains none at all, if they are not told to go on. mh looks
+// at the client's port as well, as kube-proxy has it.
+func flagsOf(scheduler string) uint32 {
+	switch scheduler {
+	case "mh":
+		return flagFallback | flagPort
+	case "sh":
+		return flagFallback
+	default:
+		return 0
+	}
+}
+
+// drains reports whether a scheduler passes over endpoints of weight 0. dh does
+// not, and has no flag for it: it gives all clients of an address the same
+// endpoint, and none if that has weight 0.
+func drains(scheduler string) bool { return scheduler != "dh" }
+
 // virtual is a service as the library takes it.
 func virtual(key serviceKey, scheduler string) *ipvs.Service {
 	s := &ipvs.Service{
 		Address: net.IP(key.addr.Addr().AsSlice()), Protocol: uint16(key.protocol), Port: key.addr.Port(),
-		SchedName: scheduler, Timeout: ownTimeout, AddressFamily: unix.AF_INET, Netmask: 0xffffffff,
+		SchedName: scheduler, Flags: flagsOf(scheduler), Timeout: ownTimeout, AddressFamily: unix.AF_INET, Netmask: 0xffffffff,
 	}
 	if key.addr.Addr().Is6() {
 		s.AddressFamily, s.Netmask = unix.AF_INET6, 128

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,14 +110,30 @@ func (b *backend) excluded(a netip.Addr) bool {
 	return slices.ContainsFunc(b.options.ExcludeCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// tryScheduler finds out once whether the kernel has a scheduler.
+// schedulerAgain is after how long a scheduler is asked for again that the kernel
+// did not have: somebody may load its module meanwhile.
+const schedulerAgain = 10 * time.Second
+
+// triedScheduler is what became of the search for a scheduler.
+type triedScheduler struct {
+	err error
+	at  time.Time
+}
+
+// tryScheduler finds out whether the kernel has a scheduler.
 func (b *backend) tryScheduler(name string) error {
-	err, known := b.schedulers[name]
-	if !known {
-		err = netns.InScratch(func() error { return tryServices(b.cfg.Families[0], name) })
-		b.schedulers[name] = err
+	tried, known := b.schedulers[name]
+	if !known || tried.err != nil && time.Since(tried.at) >= schedulerAgain {
+		tried.err = b.searchScheduler(name)
+		tried.at = time.Now()
+		b.schedulers[name] = tried
 	}
-	return err
+	return tried.err
+}
+
+// findScheduler makes a service with a scheduler in a network namespace of its own.
+func (b *backend) findScheduler(name string) error {
+	return netns.InScratch(func() error { return tryServices(b.cfg.Families[0], name) })
 }
 
 // wanted is all that the kernel shall hold.
@@ -341,7 +358,7 @@ func (c *tableWrites) compareChains(old, cur map[string][]nft.Rule) error {
 
 // asWritten is a service as an earlier Sync left it.
 func (b *backend) asWritten(s service) held {
-	h := held{scheduler: s.scheduler, ours: true, destinations: make(map[netip.AddrPort]destination, len(s.endpoints))}
+	h := held{scheduler: s.scheduler, flags: flagsOf(s.scheduler), ours: true, destinations: make(map[netip.AddrPort]destination, len(s.endpoints))}
 	for _, e := range s.endpoints {
 		h.destinations[e.Addr] = destination{weight: 1}
 	}
@@ -479,7 +496,7 @@ func (b *backend) writeService(s serviceChange) error {
 	if s.there && !s.have.ours {
 		b.log.Warn("taking over an IPVS service of another program: a Service has its address", "service", key.addr.String(), "protocol", key.protocol.String())
 	}
-	if !s.there || !s.have.ours || s.have.scheduler != s.want.scheduler {
+	if !s.there || !s.have.ours || s.have.scheduler != s.want.scheduler || s.have.flags != flagsOf(s.want.scheduler) {
 		if err := b.kernel.put(key, s.want.scheduler, s.there); err != nil {
 			return err
 		}
@@ -503,12 +520,15 @@ func (b *backend) writeService(s serviceChange) error {
 		if slices.ContainsFunc(s.want.endpoints, func(e dataplane.Endpoint) bool { return e.Addr == a }) {
 			continue
 		}
-		if d.weight > 0 {
+		if d.weight > 0 || !drains(s.want.scheduler) {
 			old = append(old, a)
 		} else if _, known := b.drains[draining{key, a}]; !known { // an earlier process left it to drain
 			b.drains[draining{key, a}] = b.deadline(key)
 		}
 	}
 	slices.SortFunc(old, netip.AddrPort.Compare)
+	if !drains(s.want.scheduler) {
+		return b.cut(key, old)
+	}
 	return b.retire(key, old)
 }

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -166,4 +167,50 @@ func randomPort(random *rand.Rand, i int, v6 bool) *dataplane.ServicePort {
 	p := port(fmt.Sprintf("web-%d", i), frontends...)
 	p.Affinity = time.Duration(random.IntN(3)) * time.Minute
 	return p
+}
+
+// TestSchedulerFlags: which schedulers are told to pass over endpoints that drain.
+func TestSchedulerFlags(t *testing.T) {
+	hashing := map[string]uint32{"sh": 0x08, "mh": 0x18}
+	for _, s := range dataplane.Schedulers() {
+		if got := flagsOf(s); got != hashing[s] {
+			t.Errorf("%s has flags %#x, want %#x", s, got, hashing[s])
+		}
+		key := serviceKey{dataplane.TCP, netip.MustParseAddrPort("10.96.0.10:80")}
+		if got := virtual(key, s).Flags; got != hashing[s] {
+			t.Errorf("a service with %s has flags %#x, want %#x", s, got, hashing[s])
+		}
+	}
+}
+
+// TestSchedulerAgain: a scheduler that the kernel does not have is asked for again
+// after a while, and one that it has never.
+func TestSchedulerAgain(t *testing.T) {
+	asked, missing := 0, errors.New("no module")
+	b := &backend{schedulers: map[string]triedScheduler{}, searchScheduler: func(string) error { asked++; return missing }}
+	later := func(d time.Duration) {
+		if tried, ok := b.schedulers["mh"]; ok {
+			b.schedulers["mh"] = triedScheduler{tried.err, tried.at.Add(-d)}
+		}
+	}
+	for _, step := range []struct {
+		what   string
+		after  time.Duration
+		loaded bool
+		want   error
+		asked  int
+	}{
+		{"the first time", 0, false, missing, 1},
+		{"at once again", 0, true, missing, 1},
+		{"after a while", schedulerAgain, true, nil, 2},
+		{"long after", time.Hour, false, nil, 2},
+	} {
+		later(step.after)
+		if step.loaded {
+			missing = nil
+		}
+		if err := b.tryScheduler("mh"); (err == nil) != (step.want == nil) || asked != step.asked {
+			t.Errorf("%s: %v after %d searches, want %v after %d", step.what, err, asked, step.want, step.asked)
+		}
+	}
 }
