@@ -165,9 +165,14 @@ type Pool struct {
 
 // Endpoint is one address and port that answers.
 type Endpoint struct {
-	Addr  netip.AddrPort
-	Local bool // on this node
+	Addr     netip.AddrPort
+	Local    bool // on this node
+	Unplaced bool // nobody says on which node
 }
+
+// MayBeHere reports whether an endpoint may be one of this node's, so that it may
+// reach itself through a Service.
+func (e Endpoint) MayBeHere() bool { return e.Local || e.Unplaced }
 
 // Kind tells why a frontend exists. The order is the order of Frontends.
 type Kind uint8

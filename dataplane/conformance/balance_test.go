@@ -36,6 +36,10 @@ func balanceCases() []testCase {
 					from("a2").to(clusterIP, "alone").reaches("a1").seenAs("a2"))...)
 			}
 		}},
+		{"§1.13", "hairpin: so does one of which nobody says on which node it is", func(r *run) {
+			r.sync(world{services: []service{{name: "alone", frontends: frontendsOf(kinds, frontend{pool: pool{on: "a1", nowhere: true}, snat: dataplane.SNATNone})}}})
+			r.check(append(toEach(kinds, "alone", from("a1").reaches("a1").seenAs("node-a")), toEach(kinds, "alone", from("a2").reaches("a1").seenAs("a2"))...)...)
+		}},
 		{"§1.13", "hairpin goes on being masqueraded as endpoints come and go", func(r *run) {
 			for _, endpoints := range []string{"a1", "a2", "a1 a2", "a2"} {
 				r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on(endpoints)}}}}})

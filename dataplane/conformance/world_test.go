@@ -61,6 +61,7 @@ type frontend struct {
 type pool struct {
 	on      string // separated by spaces
 	own     bool   // on each node only those that are on this node
+	nowhere bool   // nobody says on which nodes they are
 	ifEmpty dataplane.Verdict
 }
 
@@ -200,7 +201,7 @@ func (p pool) build(r *run, n *netlab.Node, family dataplane.Family) *dataplane.
 			continue
 		}
 		addr := netip.AddrPortFrom(h.Addr(int(family)), serverPort)
-		built.Endpoints = append(built.Endpoints, dataplane.Endpoint{Addr: addr, Local: local})
+		built.Endpoints = append(built.Endpoints, dataplane.Endpoint{Addr: addr, Local: local && !p.nowhere, Unplaced: p.nowhere})
 	}
 	slices.SortFunc(built.Endpoints, func(a, b dataplane.Endpoint) int { return a.Addr.Compare(b.Addr) })
 	return built

@@ -197,7 +197,7 @@ func (m *model) shared(p *dataplane.ServicePort, do func(*tree, string, string))
 				continue
 			}
 			for _, e := range pool.Endpoints {
-				if a := e.Addr.Addr(); e.Local && !seen[a] {
+				if a := e.Addr.Addr(); e.MayBeHere() && !seen[a] {
 					seen[a] = true
 					do(m.hairpin, addrKey(a), " -d "+netip.PrefixFrom(a, a.BitLen()).String()+hairpin)
 				}

@@ -225,10 +225,10 @@ func (p *planner) members(set, place string, pool *dataplane.Pool) {
 	}
 }
 
-// hairpin lists the endpoints of this node, which may reach themselves.
+// hairpin lists the endpoints that may be on this node, and so reach themselves.
 func (p *planner) hairpin(pool *dataplane.Pool) {
 	for _, e := range pool.Endpoints {
-		if e.Local {
+		if e.MayBeHere() {
 			p.share(setHairpin, nft.AddrBytes(e.Addr.Addr())+p.place(e.Addr))
 		}
 	}

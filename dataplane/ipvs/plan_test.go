@@ -28,6 +28,13 @@ func pool(words ...string) *dataplane.Pool {
 	return p
 }
 
+// unplaced is a pool of one endpoint of which nobody says where it is.
+func unplaced(addr string) *dataplane.Pool {
+	p := pool(addr)
+	p.Endpoints[0].Unplaced = true
+	return p
+}
+
 func frontend(kind dataplane.Kind, addr string, p *dataplane.Pool, snat dataplane.SNAT) dataplane.Frontend {
 	return dataplane.Frontend{Kind: kind, Addr: netip.MustParseAddrPort(addr), Pool: p, SNAT: snat}
 }
@@ -78,6 +85,9 @@ func TestPlan(t *testing.T) {
 		}},
 		{"nor does one that the node is known to have bound", bound, port("web", frontend(dataplane.ClusterIP, cluster, pool("10.244.1.5:80"), dataplane.SNATNone)), []string{
 			"service TCP 10.96.0.10:80 rr 10.244.1.5:80", "plain 10.96.0.10/6/80",
+		}},
+		{"an endpoint of which nobody says where it is may reach itself", e, port("web", frontend(dataplane.ClusterIP, cluster, unplaced("10.244.1.5:80"), dataplane.SNATNone)), []string{
+			"service TCP 10.96.0.10:80 rr 10.244.1.5:80", "plain 10.96.0.10/6/80", "vips 10.96.0.10", "hairpin 10.244.1.5 10.244.1.5/6/80",
 		}},
 		{"a NodePort is a service on each address", e, port("web", frontend(dataplane.NodePort, node, pool("10.244.1.5:80"), dataplane.SNATAll)), []string{
 			"service TCP 192.0.2.1:30080 rr 10.244.1.5:80", "service TCP 192.0.2.2:30080 rr 10.244.1.5:80", "plain-masq-all 0.0.0.0/6/30080",

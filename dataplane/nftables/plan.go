@@ -89,7 +89,7 @@ func (p *placed) pool(set string, pool *dataplane.Pool) way {
 	}
 	for i, e := range pool.Endpoints {
 		p.put(set, nft.NumberBytes(uint32(i)), nft.EndpointBytes(e.Addr))
-		if e.Local {
+		if e.MayBeHere() {
 			a := nft.AddrBytes(e.Addr.Addr())
 			p.share(setHairpin, a+a, "")
 		}

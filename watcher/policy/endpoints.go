@@ -120,7 +120,7 @@ func choose(known []endpoint, rule func(endpoint) Reason) []dataplane.Endpoint {
 	out := make([]dataplane.Endpoint, 0, n)
 	for _, e := range known {
 		if rule(e) == Chosen {
-			out = append(out, dataplane.Endpoint{Addr: e.addr, Local: e.Local})
+			out = append(out, dataplane.Endpoint{Addr: e.addr, Local: e.Local, Unplaced: e.Place.Node() == ""})
 		}
 	}
 	return out

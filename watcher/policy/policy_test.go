@@ -570,3 +570,17 @@ func TestSharing(t *testing.T) {
 		t.Errorf("inside: %s", got)
 	}
 }
+
+// TestPlace: what backends learn of where an endpoint is.
+func TestPlace(t *testing.T) {
+	for words, want := range map[string]struct{ local, unplaced, mayBeHere bool }{
+		l1 + " local":   {local: true, mayBeHere: true},
+		l1 + " nowhere": {unplaced: true, mayBeHere: true},
+		l1:              {},
+	} {
+		e := build(t, service(loadBalancer), env(), slice("a", words))[0].Frontends[0].Pool.Endpoints[0]
+		if e.Local != want.local || e.Unplaced != want.unplaced || e.MayBeHere() != want.mayBeHere {
+			t.Errorf("%s: %+v", words, e)
+		}
+	}
+}
