@@ -100,6 +100,9 @@ type Config struct {
 	Log *slog.Logger // never nil
 	// Families to program; at least one. Ports of another family are an error.
 	Families []Family
+	// SomeFamilies lets a Driver program just those of the Families that work here, if
+	// one does.
+	SomeFamilies bool
 	// MasqueradeBit is the bit of the packet mark that means "masquerade", 0 to
 	// 31; kube-proxy's default is 14.
 	MasqueradeBit int

@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 )
@@ -17,4 +19,41 @@ func HostFamilies() []Family {
 		return families
 	}
 	return append(families, IPv6)
+}
+
+// Familied is a Backend that may program fewer families than it was asked for.
+type Familied interface {
+	// Families are those that it programs.
+	Families() []Family
+}
+
+// FamiliesOf returns the families that a Backend programs, which was asked for some.
+func FamiliesOf(b Backend, asked []Family) []Family {
+	if f, ok := b.(Familied); ok {
+		return f.Families()
+	}
+	return asked
+}
+
+// Usable returns the families for which a mechanism works: all that are asked for,
+// or with SomeFamilies at least one. It logs which are missing.
+func (c Config) Usable(works func(Family) error) ([]Family, error) {
+	var have []Family
+	var errs []error
+	for _, f := range c.Families {
+		if err := works(f); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f, err))
+			continue
+		}
+		have = append(have, f)
+	}
+	if len(errs) == 0 {
+		return have, nil
+	}
+	err := errors.Join(errs...)
+	if !c.SomeFamilies || len(have) == 0 {
+		return nil, err
+	}
+	c.Log.Warn("an address family cannot be programmed here; serving the other one alone", "families", fmt.Sprint(have), "error", err)
+	return have, nil
 }

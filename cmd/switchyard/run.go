@@ -106,15 +106,11 @@ func run(ctx context.Context, o *config.Options) error {
 
 // run is the agent's life.
 func (a *agent) run(ctx context.Context) error {
-	opts, err := a.config.Watcher(a.log, a.families)
+	node, err := a.newWatcher()
 	if err != nil {
 		return err
 	}
-	opts.Programming, opts.Conflict = a.programming, a.conflict
-	if a.watcher, err = watcher.New(opts, a.publish); err != nil {
-		return err
-	}
-	if err = a.newSource(opts.NodeName); err != nil {
+	if err = a.newSource(node); err != nil {
 		return err
 	}
 	if err := a.listen(ctx); err != nil {
@@ -130,6 +126,12 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	a.opened = backend
+	if have := dataplane.FamiliesOf(backend, a.families); !slices.Equal(have, a.families) {
+		a.families = have
+		if _, err := a.newWatcher(); err != nil {
+			return errors.Join(err, backend.Close())
+		}
+	}
 	conntrack.Tune(a.log, a.config.Conntrack())
 	a.config.ProtectFromOOM(a.log)
 	if a.options.InitOnly {
@@ -138,13 +140,25 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.inForce.Store(a.config)
 	a.wire(backend)
-	a.log.Info("started", "version", version, "node", opts.NodeName, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
+	a.log.Info("started", "version", version, "node", node, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
 	err = a.serve(ctx)
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
 	}
 	a.log.Info("stopped; forwarding stays in place")
 	return err
+}
+
+// newWatcher makes the watcher for the families that are programmed, and returns
+// the name of the node.
+func (a *agent) newWatcher() (node string, err error) {
+	opts, err := a.config.Watcher(a.log, a.families)
+	if err != nil {
+		return "", err
+	}
+	opts.Programming, opts.Conflict = a.programming, a.conflict
+	a.watcher, err = watcher.New(opts, a.publish)
+	return opts.NodeName, err
 }
 
 // newSource makes where Services come from, and where Events go.

@@ -30,8 +30,21 @@ type PassedOver struct {
 }
 
 // Choose opens the backend of a name. For Auto it takes the first of drivers
-// that works here, and tells why it passed over those before.
+// that works here, and tells why it passed over those before. Only if none does so
+// for all address families, one that does for some is taken.
 func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
+	all, err := choose(ctx, name, drivers, cfg)
+	if err == nil || len(cfg.Families) < 2 {
+		return all, err
+	}
+	cfg.SomeFamilies = true
+	if some, failed := choose(ctx, name, drivers, cfg); failed == nil {
+		return some, nil
+	}
+	return Choice{}, err
+}
+
+func choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
 	choice := Choice{Asked: name}
 	var passed []error
 	for _, d := range drivers {

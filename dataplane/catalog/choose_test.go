@@ -5,11 +5,49 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
+
+// TestChooseFamilies: a backend that cannot program all families is taken only
+// where no other one can.
+func TestChooseFamilies(t *testing.T) {
+	driver := func(name string, works ...dataplane.Family) dataplane.Driver {
+		probe := func(_ context.Context, cfg dataplane.Config) error {
+			_, err := cfg.Usable(func(f dataplane.Family) error {
+				if !slices.Contains(works, f) {
+					return fmt.Errorf("%s has none: %w", name, dataplane.ErrUnsupported)
+				}
+				return nil
+			})
+			return err
+		}
+		return dataplane.Driver{Name: name, Probe: probe, Open: func(context.Context, dataplane.Config) (dataplane.Backend, error) { return nil, nil }}
+	}
+	none, four, six, both := driver("none"), driver("four", dataplane.IPv4), driver("six", dataplane.IPv6), driver("both", dataplane.IPv4, dataplane.IPv6)
+	for _, c := range []struct {
+		name    string
+		drivers []dataplane.Driver
+		want    string
+		err     string
+	}{
+		{"auto", []dataplane.Driver{four, both}, "both", ""},
+		{"auto", []dataplane.Driver{none, four, six}, "four", ""},
+		{"four", []dataplane.Driver{four, both}, "four", ""},
+		{"six", []dataplane.Driver{four, six}, "six", ""},
+		{"none", []dataplane.Driver{none, both}, "", "backend none: IPv4: none has none"},
+		{"auto", []dataplane.Driver{none}, "", "no backend works here: backend none: IPv4: none has none"},
+	} {
+		cfg := dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}}
+		got, err := Choose(t.Context(), c.name, c.drivers, cfg)
+		if got.Name != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s of %v: got %q, %v; want %q, %q", c.name, Names(c.drivers), got.Name, err, c.want, c.err)
+		}
+	}
+}
 
 func TestChoose(t *testing.T) {
 	driver := func(name string, probe error) dataplane.Driver {

@@ -49,7 +49,7 @@ func WithoutSockets(o Options, base dataplane.Driver) dataplane.Driver {
 		if err != nil {
 			return nil, err
 		}
-		return &accelerated{Backend: b, name: base.Name, opts: o, log: cfg.Log}, nil
+		return &accelerated{Backend: b, name: base.Name, opts: o, log: cfg.Log, families: cfg.Families}, nil
 	}
 	return base
 }
@@ -78,7 +78,7 @@ func (a accelerator) probe(ctx context.Context, cfg dataplane.Config) error {
 }
 
 func (a accelerator) open(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
-	b := &accelerated{log: cfg.Log, opts: a.opts}
+	b := &accelerated{log: cfg.Log, opts: a.opts, families: cfg.Families}
 	if a.opts.SocketLB != Off {
 		s, err := openSockets(a.opts, cfg)
 		if err != nil {
@@ -150,8 +150,14 @@ type accelerated struct {
 	sockets           *sockets // nil: Off
 	opts              Options
 	log               *slog.Logger
+	families          []dataplane.Family     // that were asked for
 	trouble           atomic.Pointer[string] // what keeps sockets from being translated; nil: nothing
 	removed           bool                   // the sockets' layer of an earlier agent, where ours is Off
+}
+
+// Families implements dataplane.Familied: those of the packet backend.
+func (a *accelerated) Families() []dataplane.Family {
+	return dataplane.FamiliesOf(a.Backend, a.families)
 }
 
 // Layers implements dataplane.Layered.

@@ -82,24 +82,43 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	if b.lock, err = openLock(o.LockDir); err != nil {
 		return nil, err
 	}
-	for _, f := range cfg.Families {
+	_, err = cfg.Usable(func(f dataplane.Family) error {
 		cmds, err := findCommands(v, f, o.lockWait())
 		if err == nil {
 			err = cmds.learn()
 		}
 		if err != nil {
-			return nil, errors.Join(err, b.Close())
+			return err
 		}
 		cmds.lock = b.lock
 		log := cfg.Log.With("family", f.String())
-		b.halves = append(b.halves, &half{family: f, commands: cmds, log: log, marks: m, localhost: cfg.LocalhostNodePorts})
+		h := &half{family: f, commands: cmds, log: log, marks: m, localhost: cfg.LocalhostNodePorts}
+		if cfg.SomeFamilies {
+			if err := h.probe(ctx); err != nil {
+				return err
+			}
+		}
+		b.halves = append(b.halves, h)
 		if other, err := findCommands(v.other(), f, o.lockWait()); err == nil {
 			other.lock = b.lock
 			b.others = append(b.others, &half{family: f, commands: other, log: log})
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
 	}
 	cfg.Log.Info("iptables variant chosen", "variant", string(v), "reason", why, "version", b.halves[0].commands.version)
 	return b, nil
+}
+
+// Families implements dataplane.Familied.
+func (b *backend) Families() []dataplane.Family {
+	var out []dataplane.Family
+	for _, h := range b.halves {
+		out = append(out, h.family)
+	}
+	return out
 }
 
 // cleanup removes our rules of both variants and both families.

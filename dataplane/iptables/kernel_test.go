@@ -803,3 +803,49 @@ func TestCountsRules(t *testing.T) {
 		}
 	})
 }
+
+// TestOneFamily: where ip6tables is missing or fails, IPv4 can be had alone by
+// those who accept that. The other way round, IPv6.
+func TestOneFamily(t *testing.T) {
+	breakages := map[string]func(k *kernel, base string){
+		"fails": func(k *kernel, base string) {
+			script := "#!/bin/sh\necho 'cannot initialize table' >&2\nexit 3\n"
+			k.must(os.WriteFile(filepath.Join(k.dir, base+"-"+string(k.variant)+"-restore"), []byte(script), 0o755))
+		},
+		"is missing": func(k *kernel, base string) { // it has another variant's name alone
+			for _, name := range []string{base + "-" + string(k.variant), base} {
+				k.must(os.WriteFile(filepath.Join(k.dir, name), []byte("#!/bin/sh\nexit 127\n"), 0o755))
+			}
+		},
+	}
+	for name, breakage := range breakages {
+		for broken, base := range map[dataplane.Family]string{dataplane.IPv4: "iptables", dataplane.IPv6: "ip6tables"} {
+			t.Run(name+"/"+broken.String(), func(t *testing.T) {
+				eachVariant(t, func(t *testing.T, k *kernel) {
+					breakage(k, base)
+					cfg, o := config(t), Options{Mode: string(k.variant), LockDir: lockDir()}
+					if err := probe(t.Context(), o, cfg); err == nil {
+						t.Error("both families can be had, says the probe")
+					}
+					cfg.SomeFamilies = true
+					k.must(probe(t.Context(), o, cfg))
+					b, err := open(t.Context(), o, cfg)
+					k.must(err)
+					t.Cleanup(func() { _ = b.Close() })
+					have := dataplane.FamiliesOf(b, cfg.Families)
+					if len(have) != 1 || have[0] == broken {
+						t.Fatalf("it programs %v", have)
+					}
+					want := snapshot()
+					for p := range mixed().Ports.All() {
+						if p.ID.Family != broken {
+							want.Ports = want.Ports.With([]*dataplane.ServicePort{p}, nil)
+						}
+					}
+					k.mustSync(b, nil, want)
+					k.mustHold(b, want)
+				})
+			})
+		}
+	}
+}

@@ -88,6 +88,12 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	if err := netns.CheckThread(); err != nil {
 		return nil, err
 	}
+	if cfg.SomeFamilies {
+		var err error
+		if cfg.Families, err = usable(o, cfg); err != nil {
+			return nil, err
+		}
+	}
 	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]triedScheduler{}}
 	b.searchScheduler = b.findScheduler
 	b.env = env{mark: 1 << cfg.MasqueradeBit, scheduler: o.scheduler()}
@@ -137,22 +143,31 @@ func hasIPVS() error {
 	return nil
 }
 
-// probe makes what the backend makes, in a network namespace of its own.
+// Families implements dataplane.Familied.
+func (b *backend) Families() []dataplane.Family { return b.cfg.Families }
+
+// probe finds out whether the backend works here.
 func probe(o Options, cfg dataplane.Config) error {
+	_, err := usable(o, cfg)
+	return err
+}
+
+// usable makes what the backend makes, in a network namespace of its own, and
+// returns the families for which that works.
+func usable(o Options, cfg dataplane.Config) (have []dataplane.Family, err error) {
 	if err := hasIPVS(); err != nil {
-		return err
+		return nil, err
 	}
-	return netns.InScratch(func() error {
-		for _, f := range cfg.Families {
+	err = netns.InScratch(func() error {
+		have, err = cfg.Usable(func(f dataplane.Family) error {
 			if err := tryServices(f, o.scheduler()); err != nil {
 				return err
 			}
-			if err := tryTable(f); err != nil {
-				return err
-			}
-		}
-		return nil
+			return tryTable(f)
+		})
+		return err
 	})
+	return have, err
 }
 
 // tryServices makes an IPVS service of each protocol and sees that it is there.

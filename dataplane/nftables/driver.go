@@ -36,6 +36,12 @@ func open(cfg dataplane.Config) (*backend, error) {
 	if err := netns.CheckThread(); err != nil {
 		return nil, err
 	}
+	if cfg.SomeFamilies {
+		var err error
+		if cfg.Families, err = cfg.Usable(probeFamily); err != nil {
+			return nil, err
+		}
+	}
 	b := &backend{cfg: cfg, log: cfg.Log, counter: newCounter(cfg.Families), refused: map[*dataplane.ServicePort]error{}}
 	var tables []*nft.Table
 	for _, f := range cfg.Families {
@@ -51,17 +57,24 @@ func open(cfg dataplane.Config) (*backend, error) {
 	return b, nil
 }
 
-// probe has the kernel check a table with a chain and an element of each kind.
+// Families implements dataplane.Familied.
+func (b *backend) Families() []dataplane.Family { return b.cfg.Families }
+
+// probe has the kernel check a table of each family.
 func probe(cfg dataplane.Config) error {
-	for _, f := range cfg.Families {
-		n, port := sample(f)
-		err := try(n, port)
-		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("%w (CAP_NET_ADMIN is needed)", err)
-		}
-		if err != nil {
-			return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
-		}
+	_, err := cfg.Usable(probeFamily)
+	return err
+}
+
+// probeFamily has the kernel check a table with a chain and an element of each kind.
+func probeFamily(f dataplane.Family) error {
+	n, port := sample(f)
+	err := try(n, port)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (CAP_NET_ADMIN is needed)", err)
+	}
+	if err != nil {
+		return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -21,7 +22,7 @@ type Report struct {
 type Backend struct {
 	Name   string `json:"name"`
 	Works  bool   `json:"works"`
-	Reason string `json:"reason,omitempty"` // why not
+	Reason string `json:"reason,omitempty"` // why not, or not for all address families
 	Auto   bool   `json:"auto"`             // --backend=auto takes it
 }
 
@@ -57,16 +58,16 @@ const (
 // Examine looks at everything.
 func Examine(ctx context.Context, s System, drivers []dataplane.Driver, cfg dataplane.Config) Report {
 	r := Report{Kernel: s.kernel()}
-	auto := false
 	for _, d := range drivers {
-		b := Backend{Name: d.Name}
-		if err := d.Probe(ctx, cfg); err != nil {
-			b.Reason = reason(err)
-		} else {
-			b.Works, b.Auto = true, !auto
-			auto = true
-		}
-		r.Backends = append(r.Backends, b)
+		r.Backends = append(r.Backends, probe(ctx, d, cfg))
+	}
+	// As catalog.Choose: one that works for some families only if none does for all.
+	auto := slices.IndexFunc(r.Backends, func(b Backend) bool { return b.Works && b.Reason == "" })
+	if auto < 0 {
+		auto = slices.IndexFunc(r.Backends, func(b Backend) bool { return b.Works })
+	}
+	if auto >= 0 {
+		r.Backends[auto].Auto = true
 	}
 	for _, look := range []func(context.Context) []Check{
 		s.privileges, s.kernelFeatures, s.tools, s.settings, s.neighbours,
@@ -74,6 +75,20 @@ func Examine(ctx context.Context, s System, drivers []dataplane.Driver, cfg data
 		r.Checks = append(r.Checks, look(ctx)...)
 	}
 	return r
+}
+
+// probe tries a backend for all address families, and then for those that it can do.
+func probe(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) Backend {
+	b := Backend{Name: d.Name}
+	err := d.Probe(ctx, cfg)
+	if err == nil {
+		b.Works = true
+		return b
+	}
+	b.Reason = reason(err)
+	cfg.SomeFamilies = true
+	b.Works = len(cfg.Families) > 1 && d.Probe(ctx, cfg) == nil
+	return b
 }
 
 // Works tells whether any backend does.
@@ -181,6 +196,6 @@ func (s System) tools(ctx context.Context) []Check {
 // reason is an error in one line, without the words that mark it as no fault.
 func reason(err error) string {
 	mark := dataplane.ErrUnsupported.Error()
-	line := strings.TrimSuffix(strings.TrimPrefix(err.Error(), mark+": "), ": "+mark)
+	line := strings.ReplaceAll(strings.ReplaceAll(err.Error(), mark+": ", ""), ": "+mark, "")
 	return strings.ReplaceAll(line, "\n", "; ")
 }

@@ -135,7 +135,25 @@ func TestBackends(t *testing.T) {
 		return dataplane.Driver{Name: name, Probe: func(context.Context, dataplane.Config) error { return err }}
 	}
 	lacking := fmt.Errorf("the kernel has no ip_vs: %w", dataplane.ErrUnsupported)
-	r := Examine(t.Context(), machine{files: healthy()}.system(t),
+	half := dataplane.Driver{Name: "half", Probe: func(_ context.Context, cfg dataplane.Config) error {
+		_, err := cfg.Usable(func(f dataplane.Family) error {
+			if f == dataplane.IPv6 {
+				return lacking
+			}
+			return nil
+		})
+		return err
+	}}
+	both := dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}}
+	r := Examine(t.Context(), machine{files: healthy()}.system(t), []dataplane.Driver{half, driver("ipvs", lacking)}, both)
+	if want := []Backend{{Name: "half", Works: true, Auto: true, Reason: "IPv6: the kernel has no ip_vs"}, {Name: "ipvs", Reason: "the kernel has no ip_vs"}}; fmt.Sprint(r.Backends) != fmt.Sprint(want) {
+		t.Errorf("got %+v, want %+v", r.Backends, want)
+	}
+	r = Examine(t.Context(), machine{files: healthy()}.system(t), []dataplane.Driver{half, driver("iptables", nil)}, both)
+	if !r.Backends[1].Auto || r.Backends[0].Auto {
+		t.Errorf("--backend=auto should take what works for all families: %+v", r.Backends)
+	}
+	r = Examine(t.Context(), machine{files: healthy()}.system(t),
 		[]dataplane.Driver{driver("ipvs", lacking), driver("ebpf", nil), driver("iptables", nil)}, dataplane.Config{Log: slog.New(slog.DiscardHandler)})
 	want := []Backend{{Name: "ipvs", Reason: "the kernel has no ip_vs"}, {Name: "ebpf", Works: true, Auto: true}, {Name: "iptables", Works: true}}
 	if fmt.Sprint(r.Backends) != fmt.Sprint(want) || !r.Works() {

@@ -17,6 +17,9 @@ func (p *Printer) Doctor(r doctor.Report) error {
 		case b.Auto:
 			said += ", and is what --backend=auto takes"
 		}
+		if b.Works && b.Reason != "" {
+			said += "; not for all address families: " + b.Reason
+		}
 		p.line("  %-10s %s", b.Name, said)
 	}
 	group := ""
