@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 )
@@ -24,6 +23,12 @@ const (
 	// when the rest of the change is likely over, and once in disturbedPause.
 	disturbedFirst = 50 * time.Millisecond
 	disturbedPause = time.Second
+	// All refused ServicePorts are tried again together, after pauses from
+	// refusedFirst to refusedMost: what a kernel refuses, it seldom takes later. When
+	// something was freed they are tried at once, but once in freedPause.
+	refusedFirst = time.Second
+	refusedMost  = 5 * time.Minute
+	freedPause   = 10 * time.Second
 )
 
 // SyncerConfig is what a Syncer is told.
@@ -45,10 +50,16 @@ type SyncerConfig struct {
 
 // SyncReport tells of one Sync.
 type SyncReport struct {
-	Want  *Snapshot     // what was asked for
-	Err   error         // nil: all of Want is in the kernel
-	Audit bool          // the kernel was read back
-	Took  time.Duration // of the Sync alone
+	Want *Snapshot // what was asked for
+	// Err is why the Sync failed; nil means that it did not. Refused ServicePorts
+	// are no failure.
+	Err    error
+	Served uint64 // newest revision that is in the kernel but for Refused; 0: none yet
+	// Refused are all ServicePorts that the Backend cannot program, and Tried those of
+	// them that this Sync tried; both sorted by ID.
+	Refused, Tried []PortError
+	Audit          bool          // the kernel was read back
+	Took           time.Duration // of the Sync alone
 	// InForce is what the kernel forwards now; nil: not known.
 	InForce *Snapshot
 }
@@ -59,8 +70,8 @@ type SyncStatus struct {
 	InForce  uint64    // newest revision that is wholly in the kernel; 0: none yet
 	Served   uint64    // newest revision that is in the kernel but for Refused; 0: none yet
 	Behind   time.Time // since when the kernel lacks something wanted beside Refused; zero: it does not
-	LastSync time.Time // end of the last Sync that succeeded wholly; zero: none yet
-	Err      error     // of the last Sync
+	LastSync time.Time // end of the last Sync after which the kernel lacked nothing but Refused; zero: none yet
+	Err      error     // why the last Sync failed; nil: it did not
 	// Refused are the ServicePorts that the Backend cannot program, and why, as
 	// they were tried last; sorted by ID.
 	Refused []PortError
@@ -85,8 +96,8 @@ type Syncer struct {
 	// Of Run's goroutine alone:
 	inForce  *Snapshot // what the kernel holds; nil: unknown
 	lastGood *Snapshot // what it held when that was last known; nil: never
-	refused  map[PortID]refusal
-	failures int // failed Syncs in a row, refusals included
+	refused  refusals
+	failures int // failed Syncs in a row
 	lastEnd  time.Time
 	lastTook time.Duration
 	audited  time.Time
@@ -96,20 +107,12 @@ type Syncer struct {
 	disturbed bool
 }
 
-// refusal is a ServicePort that the Backend could not program.
-type refusal struct {
-	port  *ServicePort // as it was refused
-	why   error
-	tries int
-	again time.Time // not before
-}
-
 // NewSyncer readies a Syncer; Run starts it.
 func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: map[PortID]refusal{}}
+	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -231,10 +234,8 @@ func (s *Syncer) nextDue(now time.Time) time.Time {
 	if s.disturbed {
 		due = s.audited.Add(disturbedPause)
 	}
-	for _, r := range s.refused {
-		if due.IsZero() || r.again.Before(due) {
-			due = r.again
-		}
+	if again := s.refused.again; len(s.refused.ports) > 0 && (due.IsZero() || again.Before(due)) {
+		due = again
 	}
 	return due
 }
@@ -242,9 +243,13 @@ func (s *Syncer) nextDue(now time.Time) time.Time {
 // backOff is the pause after so many failures in a row: doubling, with up to a
 // quarter of jitter so that the nodes of a cluster do not retry in step.
 func backOff(failures int) time.Duration {
-	d := backOffMost
+	return growing(backOffFirst, backOffMost, failures)
+}
+
+func growing(first, most time.Duration, failures int) time.Duration {
+	d := most
 	if shift := failures - 1; shift < 16 {
-		d = min(backOffFirst<<max(shift, 0), backOffMost)
+		d = min(first<<max(shift, 0), most)
 	}
 	return d + rand.N(d/4)
 }
@@ -267,7 +272,7 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	}
 	s.clean = s.clean && prev != nil
 	s.disturbed = s.disturbed && !audit
-	held := s.heldBack(want, start)
+	held := s.refused.heldBack(s.inForce, want, start)
 	target := s.without(want, held)
 	err := s.backend.Sync(ctx, prev, target)
 	end := time.Now()
@@ -275,7 +280,7 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 		return ctx.Err()
 	}
 
-	s.settle(target, held, err, end)
+	tried, err := s.settle(target, held, err, end)
 	if audit && s.inForce != nil {
 		s.audited = end
 		if len(found.Differences) > 0 {
@@ -284,30 +289,14 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 		}
 	}
 	s.lastEnd, s.lastTook = end, end.Sub(start)
-	if err == nil {
-		err = s.waiting()
-	}
-	s.record(want, err, end)
+	st := s.record(want, err, end)
 	if s.cfg.Report != nil {
-		s.cfg.Report(SyncReport{Want: want, Err: err, Audit: audit, Took: end.Sub(start), InForce: s.inForce})
+		s.cfg.Report(SyncReport{
+			Want: want, Err: err, Served: st.Served, Refused: st.Refused, Tried: tried,
+			Audit: audit, Took: end.Sub(start), InForce: s.inForce,
+		})
 	}
 	return err
-}
-
-// heldBack are the refused ServicePorts whose pause is not over. They stay as
-// the kernel has them, so that one which cannot be programmed costs the others
-// nothing.
-func (s *Syncer) heldBack(want *Snapshot, now time.Time) []PortID {
-	var held []PortID
-	for id, r := range s.refused {
-		switch cur := want.Ports.Get(id); {
-		case cur != r.port: // gone, or another wish: try it
-			delete(s.refused, id)
-		case now.Before(r.again):
-			held = append(held, id)
-		}
-	}
-	return held
 }
 
 // without is want with some ServicePorts as the kernel was last known to have them.
@@ -334,71 +323,47 @@ func (s *Syncer) without(want *Snapshot, ids []PortID) *Snapshot {
 }
 
 // settle notes what the kernel holds after a Sync of target, in which held
-// stayed as it was, ended with err.
-func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Time) {
+// stayed as it was, ended with err. It returns what that Sync was refused, and why
+// it failed.
+func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Time) (tried []PortError, failed error) {
 	var partial *PartialError
-	switch {
-	case err == nil:
-		for id := range s.refused {
-			if !slices.Contains(held, id) {
-				delete(s.refused, id)
-			}
-		}
-		s.inForce, s.failures = target, 0
-	case errors.As(err, &partial):
-		ids := make([]PortID, 0, len(partial.Failed))
-		for _, f := range partial.Failed {
-			tries := s.refused[f.ID].tries + 1
-			s.refused[f.ID] = refusal{port: target.Ports.Get(f.ID), why: f.Err, tries: tries, again: now.Add(backOff(tries))}
-			ids = append(ids, f.ID)
-		}
-		s.inForce, s.failures = s.without(target, ids), 0
-		s.cfg.Log.Warn("some Services are not programmed; the others are", "error", err)
-	default:
+	if err != nil && !errors.As(err, &partial) {
 		s.inForce = nil
 		s.failures++
 		s.cfg.Log.Error("programming the kernel failed; what it forwarded stays, and the next try repairs it", "error", err, "failures", s.failures)
+		return nil, err
 	}
-	if s.inForce != nil {
-		s.lastGood = s.inForce
+	if partial != nil {
+		tried = partial.Failed
 	}
+	s.refused.note(s.cfg.Log, target, held, tried, now)
+	ids := make([]PortID, 0, len(tried))
+	for _, f := range tried {
+		ids = append(ids, f.ID)
+	}
+	s.inForce, s.failures = s.without(target, ids), 0
+	s.lastGood = s.inForce
+	return tried, nil
 }
 
-// errRefused stands for refused ServicePorts that wait for their next try.
-var errRefused = errors.New("some Services are refused by the backend and wait for the next try")
-
-func (s *Syncer) waiting() error {
-	if len(s.refused) > 0 {
-		return errRefused
-	}
-	return nil
-}
-
-func (s *Syncer) refusals() []PortError {
-	var out []PortError
-	for id, r := range s.refused {
-		out = append(out, PortError{id, r.why})
-	}
-	slices.SortFunc(out, func(a, b PortError) int { return a.ID.Compare(b.ID) })
-	return out
-}
-
-func (s *Syncer) record(want *Snapshot, err error, end time.Time) {
+// record notes how the kernel stands to what is wanted.
+func (s *Syncer) record(want *Snapshot, err error, end time.Time) SyncStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status.Err, s.status.Refused = err, s.refusals()
+	s.status.Err, s.status.Refused = err, s.refused.list()
 	if s.inForce == nil {
 		if s.status.Behind.IsZero() { // an audit failed
 			s.status.Behind = end
 		}
-		return
+		return s.status
 	}
-	if err == nil {
-		s.status.InForce, s.status.LastSync = want.Revision, end
+	if len(s.status.Refused) == 0 {
+		s.status.InForce = want.Revision
 	}
-	s.status.Served = want.Revision
+	s.status.Served, s.status.LastSync = want.Revision, end
 	s.status.Behind = time.Time{}
 	if s.want != want { // a newer one came during the Sync
 		s.status.Behind = end
 	}
+	return s.status
 }

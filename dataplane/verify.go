@@ -82,7 +82,7 @@ func (s *Syncer) Observe(ctx context.Context) (have *Observation, want *Snapshot
 // what is on its way is no difference.
 func (s *Syncer) settled(ctx context.Context) *Snapshot {
 	want := s.newest()
-	if want != nil && s.inForce != nil && s.Status().InForce != want.Revision && len(s.refused) == 0 {
+	if want != nil && s.inForce != nil && s.Status().Served != want.Revision {
 		_ = s.syncOnce(ctx) // it is logged, and in the status
 	}
 	return s.newest()

@@ -119,13 +119,12 @@ func (r *Recorder) Wrong(s Service, reason, note string) {
 	}, corev1.EventTypeWarning, reason, "ProgramService", note))
 }
 
-// Synced says which Services the backend refused in a Sync.
+// Synced writes which Services the backend refused in a Sync.
 func (r *Recorder) Synced(report dataplane.SyncReport, uid func(namespace, name string) string) {
-	var partial *dataplane.PartialError
-	if r.Send == nil || !errors.As(report.Err, &partial) {
+	if r.Send == nil {
 		return
 	}
-	for _, f := range partial.Failed {
+	for _, f := range report.Tried {
 		s := Service{f.ID.Namespace, f.ID.Service, uid(f.ID.Namespace, f.ID.Service)}
 		r.Wrong(s, Refused, f.Error())
 	}

@@ -49,10 +49,10 @@ func noUID(string, string) string { return "" }
 // TestWhatIsTold: KUBE-PROXY §2.5, and a Warning for what is wrong with a Service.
 func TestWhatIsTold(t *testing.T) {
 	web := Service{"shop", "web", "0123"}
-	refusal := dataplane.SyncReport{Err: &dataplane.PartialError{Failed: []dataplane.PortError{
+	refusal := dataplane.SyncReport{Tried: []dataplane.PortError{
 		{ID: dataplane.PortID{Namespace: "shop", Service: "web", Port: "http", Protocol: dataplane.TCP}, Err: errors.New("the endpoints map is full")},
 		{ID: dataplane.PortID{Namespace: "shop", Service: "db", Protocol: dataplane.TCP}, Err: errors.New("the endpoints map is full")},
-	}}}
+	}}
 	for _, c := range []struct {
 		name string
 		tell func(*Recorder)
@@ -138,7 +138,7 @@ func TestWithoutAnAPIServer(t *testing.T) {
 	r.Starting()
 	r.Wrong(Service{"shop", "web", ""}, Conflict, "x")
 	r.CannotServe(t.Context(), "health", errors.New("x"))
-	r.Synced(dataplane.SyncReport{Err: &dataplane.PartialError{}}, noUID)
+	r.Synced(dataplane.SyncReport{Tried: []dataplane.PortError{{Err: errors.New("x")}}}, noUID)
 	if len(r.queue) > 0 || len(r.told) > 0 {
 		t.Errorf("%d events wait", len(r.queue))
 	}

@@ -65,7 +65,8 @@ func (l *latency) wanted(revision uint64, triggers []time.Time) {
 	}
 }
 
-// inForce notes that the kernel forwards a revision, and with it all before.
+// inForce notes that the kernel forwards a revision, and with it all before. What
+// it refuses does not count.
 func (l *latency) inForce(revision uint64, families []dataplane.Family) {
 	now := time.Now()
 	l.mu.Lock()

@@ -33,6 +33,7 @@ type Metrics struct {
 	conntrackDeleted                            *prometheus.CounterVec
 	healthz, livez                              *prometheus.CounterVec
 	syncErrors                                  *prometheus.CounterVec
+	refused                                     *prometheus.GaugeVec
 	ownDuration                                 *prometheus.HistogramVec
 
 	changes                        func() (services, slices uint64) // seen so far
@@ -71,8 +72,12 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.conntrackDeleted = counter(namespace, "conntrack_reconciler_deleted_entries_total", "Conntrack entries deleted because their endpoint is gone.", "ip_family")
 	m.healthz = counter(namespace, "proxy_healthz_total", "Answers of /healthz.", "code")
 	m.livez = counter(namespace, "proxy_livez_total", "Answers of /livez.", "code")
-	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that did not bring the kernel to what is wanted.", "backend")
+	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that failed. Refused Service ports are no failure.", "backend")
 	m.syncErrors.WithLabelValues(backend)
+	m.refused = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "refused_service_ports", Help: "Service ports that the backend cannot program."}, perFamily)
+	for _, f := range families {
+		m.refused.WithLabelValues(f.String())
+	}
 
 	for _, f := range families {
 		m.latency.histogram.WithLabelValues(f.String()) // dashboards find instances by it, before any change too
@@ -80,7 +85,7 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.ownDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ownNamespace, Name: "sync_duration_seconds", Help: "Time of one Sync of the kernel, all families together.", Buckets: seconds}, []string{"backend", "audit"})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
 	info.WithLabelValues(version, backend).Set(1)
-	reg.MustRegister(info, m.ownDuration, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
+	reg.MustRegister(info, m.ownDuration, m.refused, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -188,24 +193,35 @@ func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
 			kind = m.fullDuration
 		}
 		kind.WithLabelValues(f.String()).Observe(r.Took.Seconds())
-		if r.Err == nil {
+		if r.InForce != nil {
 			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
 		}
 	}
 	m.ownDuration.WithLabelValues(backend, strconv.FormatBool(r.Audit)).Observe(r.Took.Seconds())
-	if r.Err == nil && r.Want != nil {
-		m.latency.inForce(r.Want.Revision, m.families)
-		if m.changes != nil {
-			services, slices := m.changes()
-			m.servicesInForce.Store(services)
-			m.slicesInForce.Store(slices)
-		}
-	}
 	if r.Err != nil {
 		m.syncErrors.WithLabelValues(backend).Inc()
 	}
-	if r.InForce != nil {
-		m.inForce.Store(r.InForce)
+	if r.InForce == nil {
+		return
+	}
+	m.inForce.Store(r.InForce)
+	m.latency.inForce(r.Served, m.families)
+	m.countRefused(r.Refused)
+	if m.changes != nil {
+		services, slices := m.changes()
+		m.servicesInForce.Store(services)
+		m.slicesInForce.Store(slices)
+	}
+}
+
+// countRefused counts the Service ports of each family that are refused.
+func (m *Metrics) countRefused(refused []dataplane.PortError) {
+	n := map[dataplane.Family]int{}
+	for _, r := range refused {
+		n[r.ID.Family]++
+	}
+	for _, f := range m.families {
+		m.refused.WithLabelValues(f.String()).Set(float64(n[f]))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -117,7 +118,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
 	m.ShowGates([]Gate{{"ComponentFlagz", "BETA", true}, {"AllowServiceExternalIPs", "", false}})
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
-	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
+	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, Served: 1, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
 		ID: dataplane.PortID{Service: "a", Family: dataplane.IPv4},
 		Frontends: []dataplane.Frontend{
 			{Kind: dataplane.ClusterIP, Addr: addr, Pool: &dataplane.Pool{IfEmpty: dataplane.Drop}},
@@ -169,6 +170,53 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		if !strings.Contains(w.Body.String(), line) {
 			t.Errorf("no %s", line)
 		}
+	}
+}
+
+// TestMetricsFollowWhatIsServed: a refused Service keeps no metric of the others
+// from going on.
+func TestMetricsFollowWhatIsServed(t *testing.T) {
+	web := dataplane.PortError{ID: dataplane.PortID{Service: "web", Family: dataplane.IPv4}, Err: errors.New("no room")}
+	good := dataplane.SyncReport{Want: &dataplane.Snapshot{Revision: 1}, Served: 1, InForce: &dataplane.Snapshot{}}
+	refused := good
+	refused.Refused, refused.Tried = []dataplane.PortError{web}, []dataplane.PortError{web}
+	for _, c := range []struct {
+		name    string
+		report  dataplane.SyncReport
+		served  bool
+		errors  int
+		refused int
+	}{
+		{"all is programmed", good, true, 0, 0},
+		{"one Service port is refused", refused, true, 0, 1},
+		{"the Sync failed", dataplane.SyncReport{Want: good.Want, Err: errors.New("fault")}, false, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := NewMetrics("v1", "fake", both)
+			m.CountChanges(func() (uint64, uint64) { return 3, 4 })
+			m.Programming(1, []time.Time{time.Now()})
+			m.Synced("fake", c.report)
+			w := httptest.NewRecorder()
+			MetricsMux(Pages{Metrics: m}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			pending, observed := 4, 0
+			if c.served {
+				pending, observed = 0, 1
+			}
+			for _, line := range []string{
+				fmt.Sprintf(`kubeproxy_sync_proxy_rules_endpoint_changes_pending %d`, pending),
+				fmt.Sprintf(`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} %d`, observed),
+				fmt.Sprintf(`switchyard_sync_errors_total{backend="fake"} %d`, c.errors),
+				fmt.Sprintf(`switchyard_refused_service_ports{ip_family="IPv4"} %d`, c.refused),
+				`switchyard_refused_service_ports{ip_family="IPv6"} 0`,
+			} {
+				if !strings.Contains(w.Body.String(), line+"\n") {
+					t.Errorf("no %s", line)
+				}
+			}
+			if got := strings.Contains(w.Body.String(), `kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}`); got != c.served {
+				t.Errorf("there is a time of the last Sync: %v; want %v", got, c.served)
+			}
+		})
 	}
 }
 
