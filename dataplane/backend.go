@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -33,8 +34,11 @@ type Backend interface {
 	// repair, prune.
 	//
 	// A *PartialError says that the ServicePorts which it names are still as
-	// they were in prev (or absent) and that all else is as in want. After any
-	// other error the kernel's state is unknown, though forwarding what it did.
+	// they were in prev (or absent) and that all else is as in want. A *FamilyError
+	// says that the kernel's state is unknown for the families which it names: the
+	// Backend remembers that and reads them back in its next Sync. All else is as in
+	// want. The two may be joined. Any other error leaves the kernel's state unknown.
+	// It keeps forwarding whatever it forwarded before.
 	Sync(ctx context.Context, prev, want *Snapshot) error
 	// Observe reads the kernel back, for status and verification.
 	Observe(ctx context.Context) (*Observation, error)
@@ -50,6 +54,15 @@ type Watched interface {
 	// Undisturbed reports that nobody has since the last Observe, so that another
 	// one would read what that read and what Syncs wrote since.
 	Undisturbed() bool
+}
+
+// FamilyHolder is a Backend whose Sync may fail for one family alone, with a
+// *FamilyError.
+type FamilyHolder interface {
+	// Hold makes later Syncs leave these families alone, whatever prev is, until
+	// the next call; want then has their ServicePorts as they were last known.
+	// Observe does not read them. It may be called alongside Observe.
+	Hold(families []Family)
 }
 
 // Driver opens one kind of Backend. Package catalog lists them.
@@ -115,6 +128,58 @@ type Config struct {
 // and that everything else was.
 type PartialError struct {
 	Failed []PortError // sorted by ID, at least one
+}
+
+// FamilyError is returned by Sync if address families could not be programmed
+// and all others were. If none could, Sync returns another error.
+type FamilyError struct {
+	Failed []FamilyFailure // sorted by family, at least one
+}
+
+// FamilyFailure is why one address family could not be programmed.
+type FamilyFailure struct {
+	Family Family
+	Err    error
+}
+
+func (f FamilyFailure) Error() string { return fmt.Sprintf("programming %s: %v", f.Family, f.Err) }
+func (f FamilyFailure) Unwrap() error { return f.Err }
+
+func (e *FamilyError) Error() string {
+	words := make([]string, len(e.Failed))
+	for i, f := range e.Failed {
+		words[i] = f.Error()
+	}
+	return strings.Join(words, "; ")
+}
+
+// Unwrap gives each family's error.
+func (e *FamilyError) Unwrap() []error {
+	errs := make([]error, len(e.Failed))
+	for i, f := range e.Failed {
+		errs[i] = f
+	}
+	return errs
+}
+
+func (e *FamilyError) families() []Family {
+	var out []Family
+	for _, f := range e.Failed {
+		out = append(out, f.Family)
+	}
+	return out
+}
+
+// Has reports whether a family is among those that failed. A nil e has none.
+func (e *FamilyError) Has(f Family) bool {
+	return e != nil && slices.ContainsFunc(e.Failed, func(failed FamilyFailure) bool { return failed.Family == f })
+}
+
+// IsPartial reports whether a Sync that returned err did all but what the error
+// names: ServicePorts, families, or both, which are nil if there are none.
+func IsPartial(err error) (partial *PartialError, failed *FamilyError, ok bool) {
+	inPart, inFamilies := errors.As(err, &partial), errors.As(err, &failed)
+	return partial, failed, inPart || inFamilies
 }
 
 // PortError is why one ServicePort could not be programmed.

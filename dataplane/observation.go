@@ -65,6 +65,18 @@ func expectPool(p *Pool) ObservedPool {
 	return op
 }
 
+// without is the Observation without the frontends of some families.
+func (o *Observation) without(families []Family) *Observation {
+	if len(families) == 0 {
+		return o
+	}
+	less := *o
+	less.Frontends = slices.DeleteFunc(slices.Clone(o.Frontends), func(f ObservedFrontend) bool {
+		return slices.Contains(families, FamilyOf(f.Addr.Addr()))
+	})
+	return &less
+}
+
 // Sort puts the frontends, and the endpoints of each, into order.
 func (o *Observation) Sort() {
 	for i := range o.Frontends {

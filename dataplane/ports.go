@@ -103,6 +103,26 @@ func (p Ports) With(put []*ServicePort, remove []PortID) Ports {
 	return out
 }
 
+// Replace is to with some ServicePorts as they are in from, or without them where
+// they are not in it.
+func Replace(to, from Ports, which func(PortID) bool) Ports {
+	var put []*ServicePort
+	var remove []PortID
+	for old, cur := range Diff(from, to) {
+		switch id := idOf(old, cur); {
+		case !which(id):
+		case old != nil:
+			put = append(put, old)
+		default:
+			remove = append(remove, id)
+		}
+	}
+	if len(put)+len(remove) == 0 {
+		return to
+	}
+	return to.With(put, remove)
+}
+
 // Diff walks what differs between two lists in order of ID: (old, nil) was
 // taken out, (nil, new) put in, (old, new) replaced by another pointer. Chunks
 // that the lists share are passed over unread.

@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"log/slog"
-	"maps"
 	"slices"
 	"time"
 )
@@ -14,6 +13,7 @@ type refusals struct {
 	tries  int         // of all of them, in a row
 	last   time.Time   // the last try
 	again  time.Time   // the next try is not before
+	now    bool        // the Sync that goes on is that try, or the first one
 	sorted []PortError // by ID; nil where that is to be done
 }
 
@@ -25,9 +25,10 @@ type refusal struct {
 
 // heldBack returns the refused ServicePorts that the next Sync leaves as the
 // kernel has them, so that they cost the others nothing. One that changed is
-// tried, and so are all if something of inForce went and may have made room.
-func (r *refusals) heldBack(inForce, want *Snapshot, now time.Time) []PortID {
-	if len(r.ports) == 0 {
+// tried, and so are all if something of inForce went and may have made room. Those
+// of families that are left alone wait for these.
+func (r *refusals) heldBack(inForce, want *Snapshot, families []Family, now time.Time) []PortID {
+	if r.now = len(r.ports) == 0; r.now {
 		return nil
 	}
 	for id, refused := range r.ports {
@@ -36,22 +37,27 @@ func (r *refusals) heldBack(inForce, want *Snapshot, now time.Time) []PortID {
 			r.sorted = nil
 		}
 	}
-	if soonest := r.last.Add(freedPause); soonest.Before(r.again) && frees(inForce, want) {
+	if soonest := r.last.Add(freedPause); soonest.Before(r.again) && frees(inForce, want, families) {
 		r.again, r.tries = soonest, 0
 	}
-	if !now.Before(r.again) {
-		return nil
+	r.now = !now.Before(r.again)
+	var held []PortID
+	for id := range r.ports {
+		if !r.now || slices.Contains(families, id.Family) {
+			held = append(held, id)
+		}
 	}
-	return slices.Collect(maps.Keys(r.ports))
+	return held
 }
 
-// frees reports whether a ServicePort that the kernel holds is not wanted any more.
-func frees(inForce, want *Snapshot) bool {
+// frees reports whether a ServicePort that the kernel holds, of a family that is not
+// left alone, is not wanted any more.
+func frees(inForce, want *Snapshot, families []Family) bool {
 	if inForce == nil {
 		return false
 	}
-	for _, cur := range Diff(inForce.Ports, want.Ports) {
-		if cur == nil {
+	for old, cur := range Diff(inForce.Ports, want.Ports) {
+		if cur == nil && !slices.Contains(families, old.ID.Family) {
 			return true
 		}
 	}
@@ -73,11 +79,11 @@ func (r *refusals) note(log *slog.Logger, target *Snapshot, held []PortID, faile
 		}
 		r.ports[f.ID] = refusal{target.Ports.Get(f.ID), f.Err}
 	}
-	if len(held) > 0 && len(failed) == 0 {
+	if !r.now && len(failed) == 0 {
 		return // none was tried
 	}
 	r.sorted = nil
-	if len(held) == 0 { // all were tried
+	if r.now {
 		r.tries, r.last = r.tries+1, now
 		r.again = now.Add(growing(refusedFirst, refusedMost, r.tries))
 	}

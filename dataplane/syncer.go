@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -58,9 +59,11 @@ type SyncReport struct {
 	// Refused are all ServicePorts that the Backend cannot program, and Tried those of
 	// them that this Sync tried; both sorted by ID.
 	Refused, Tried []PortError
-	Audit          bool          // the kernel was read back
-	Took           time.Duration // of the Sync alone
-	// InForce is what the kernel forwards now; nil: not known.
+	Failing        []FamilyStatus // families that are not programmed while others are, sorted
+	Audit          bool           // the kernel was read back
+	Took           time.Duration  // of the Sync alone
+	// InForce is what the kernel forwards now, with the ServicePorts of Failing as
+	// they were last known. Nil means that it is not known.
 	InForce *Snapshot
 }
 
@@ -71,10 +74,21 @@ type SyncStatus struct {
 	Served   uint64    // newest revision that is in the kernel but for Refused; 0: none yet
 	Behind   time.Time // since when the kernel lacks something wanted beside Refused; zero: it does not
 	LastSync time.Time // end of the last Sync after which the kernel lacked nothing but Refused; zero: none yet
+	LastPart time.Time // as LastSync, for the families that are not Failing
 	Err      error     // why the last Sync failed; nil: it did not
 	// Refused are the ServicePorts that the Backend cannot program, and why, as
 	// they were tried last; sorted by ID.
 	Refused []PortError
+	// Failing are the families that are not programmed while others are, sorted.
+	// While there are any, InForce, Served and LastSync stay. Behind is of the others.
+	Failing []FamilyStatus
+}
+
+// FamilyStatus is what is wrong with an address family.
+type FamilyStatus struct {
+	Family Family
+	Since  time.Time // since when it is not programmed
+	Err    error     // of the last try
 }
 
 // Syncer gives the newest Snapshot to a Backend: at once, many changes as one,
@@ -97,6 +111,7 @@ type Syncer struct {
 	inForce  *Snapshot // what the kernel holds; nil: unknown
 	lastGood *Snapshot // what it held when that was last known; nil: never
 	refused  refusals
+	faults   faults
 	failures int // failed Syncs in a row
 	lastEnd  time.Time
 	lastTook time.Duration
@@ -112,7 +127,7 @@ func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}}
+	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}, faults: faults{}}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -234,6 +249,9 @@ func (s *Syncer) nextDue(now time.Time) time.Time {
 	if s.disturbed {
 		due = s.audited.Add(disturbedPause)
 	}
+	if again := s.faults.due(); !again.IsZero() && (due.IsZero() || again.Before(due)) {
+		due = again
+	}
 	if again := s.refused.again; len(s.refused.ports) > 0 && (due.IsZero() || again.Before(due)) {
 		due = again
 	}
@@ -272,8 +290,10 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	}
 	s.clean = s.clean && prev != nil
 	s.disturbed = s.disturbed && !audit
-	held := s.refused.heldBack(s.inForce, want, start)
-	target := s.without(want, held)
+	families := s.hold(s.faults.held(start))
+	held := s.refused.heldBack(s.inForce, want, families, start)
+	target := s.without(s.asKnown(want, families), held)
+	syncStart := time.Now()
 	err := s.backend.Sync(ctx, prev, target)
 	end := time.Now()
 	if ctx.Err() != nil { // stopped in the middle: no failure, and nobody waits for it
@@ -281,6 +301,11 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	}
 
 	tried, err := s.settle(target, held, err, end)
+	if s.inForce != nil {
+		failed := (*FamilyError)(nil)
+		errors.As(err, &failed)
+		s.faults.note(s.cfg.Log, families, failed, end, end.Sub(syncStart))
+	}
 	if audit && s.inForce != nil {
 		s.audited = end
 		if len(found.Differences) > 0 {
@@ -292,7 +317,7 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	st := s.record(want, err, end)
 	if s.cfg.Report != nil {
 		s.cfg.Report(SyncReport{
-			Want: want, Err: err, Served: st.Served, Refused: st.Refused, Tried: tried,
+			Want: want, Err: err, Served: st.Served, Refused: st.Refused, Tried: tried, Failing: st.Failing,
 			Audit: audit, Took: end.Sub(start), InForce: s.inForce,
 		})
 	}
@@ -322,12 +347,43 @@ func (s *Syncer) without(want *Snapshot, ids []PortID) *Snapshot {
 	return &out
 }
 
+// hold makes the Backend leave families alone, if it can, and returns them.
+func (s *Syncer) hold(families []Family) []Family {
+	if h, ok := s.backend.(FamilyHolder); ok {
+		h.Hold(families)
+		return families
+	}
+	return nil
+}
+
+// asKnown is want with the ServicePorts of some families as the kernel was last
+// known to have them.
+func (s *Syncer) asKnown(want *Snapshot, families []Family) *Snapshot {
+	if len(families) == 0 {
+		return want
+	}
+	var known Ports
+	if s.lastGood != nil {
+		known = s.lastGood.Ports
+	}
+	out := *want
+	out.Ports = Replace(want.Ports, known, func(id PortID) bool { return slices.Contains(families, id.Family) })
+	return &out
+}
+
+func idOf(old, cur *ServicePort) PortID {
+	if cur != nil {
+		return cur.ID
+	}
+	return old.ID
+}
+
 // settle notes what the kernel holds after a Sync of target, in which held
 // stayed as it was, ended with err. It returns what that Sync was refused, and why
 // it failed.
 func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Time) (tried []PortError, failed error) {
-	var partial *PartialError
-	if err != nil && !errors.As(err, &partial) {
+	partial, families, ok := IsPartial(err)
+	if err != nil && !ok {
 		s.inForce = nil
 		s.failures++
 		s.cfg.Log.Error("programming the kernel failed; what it forwarded stays, and the next try repairs it", "error", err, "failures", s.failures)
@@ -342,25 +398,31 @@ func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Tim
 		ids = append(ids, f.ID)
 	}
 	s.inForce, s.failures = s.without(target, ids), 0
+	if families != nil {
+		s.inForce, failed = s.asKnown(s.inForce, families.families()), families
+	}
 	s.lastGood = s.inForce
-	return tried, nil
+	return tried, failed
 }
 
 // record notes how the kernel stands to what is wanted.
 func (s *Syncer) record(want *Snapshot, err error, end time.Time) SyncStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status.Err, s.status.Refused = err, s.refused.list()
+	s.status.Err, s.status.Refused, s.status.Failing = err, s.refused.list(), s.faults.list()
 	if s.inForce == nil {
 		if s.status.Behind.IsZero() { // an audit failed
 			s.status.Behind = end
 		}
 		return s.status
 	}
-	if len(s.status.Refused) == 0 {
-		s.status.InForce = want.Revision
+	s.status.LastPart = end
+	if len(s.status.Failing) == 0 {
+		s.status.Served, s.status.LastSync = want.Revision, end
+		if len(s.status.Refused) == 0 {
+			s.status.InForce = want.Revision
+		}
 	}
-	s.status.Served, s.status.LastSync = want.Revision, end
 	s.status.Behind = time.Time{}
 	if s.want != want { // a newer one came during the Sync
 		s.status.Behind = end

@@ -20,6 +20,11 @@ type kernel struct {
 	fail   error           // every Sync fails wholly
 	refuse map[string]bool // Services that cannot be programmed
 	takes  time.Duration
+	// fails are the families that cannot be programmed, each try of which takes
+	// failTakes; hold are those that Syncs leave alone.
+	fails     map[Family]error
+	failTakes time.Duration
+	hold      []Family
 	// drifted is what Observe finds until a Sync reads back; whole as Observation's.
 	drifted []string
 	whole   bool
@@ -30,13 +35,14 @@ type call struct {
 	readBack bool
 	revision uint64
 	services []string // as wanted in this Sync
+	hold     []Family
 }
 
 func (k *kernel) Sync(_ context.Context, prev, want *Snapshot) error {
 	time.Sleep(k.takes)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.syncs = append(k.syncs, call{time.Now(), prev == nil, want.Revision, names(want)})
+	k.syncs = append(k.syncs, call{time.Now(), prev == nil, want.Revision, names(want), k.hold})
 	if k.fail != nil {
 		return k.fail
 	}
@@ -50,10 +56,27 @@ func (k *kernel) Sync(_ context.Context, prev, want *Snapshot) error {
 	if prev == nil {
 		k.drifted = nil
 	}
+	var errs []error
 	if len(partial.Failed) > 0 {
-		return partial
+		errs = append(errs, partial)
 	}
-	return nil
+	failed := &FamilyError{}
+	for _, f := range []Family{IPv4, IPv6} {
+		if err := k.fails[f]; err != nil && !slices.Contains(k.hold, f) {
+			time.Sleep(k.failTakes)
+			failed.Failed = append(failed.Failed, FamilyFailure{f, err})
+		}
+	}
+	if len(failed.Failed) > 0 {
+		errs = append(errs, failed)
+	}
+	return errors.Join(errs...)
+}
+
+func (k *kernel) Hold(families []Family) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.hold = families
 }
 
 // meet changes how the kernel meets the Syncs to come.
@@ -69,7 +92,7 @@ func (k *kernel) meet(fail error, refuse ...string) {
 func (k *kernel) Observe(context.Context) (*Observation, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	o := Expect(k.holds)
+	o := Expect(k.holds).without(k.hold)
 	o.Other, o.Whole = k.drifted, k.whole
 	return o, nil
 }

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -48,7 +49,9 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 			return errNothingYet
 		}
 		var err error
-		if v, _, err = s.compare(ctx, want); err != nil || !repair || len(v.Differences) == 0 {
+		v, _, err = s.compare(ctx, want)
+		v.Differences = append(v.Differences, s.notProgrammed()...)
+		if err != nil || !repair || len(v.Differences) == 0 {
 			return err
 		}
 		s.inForce = nil
@@ -56,6 +59,7 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 			return err
 		}
 		after, _, err := s.compare(ctx, want)
+		after.Differences = append(after.Differences, s.notProgrammed()...)
 		v.Repaired, v.Left = err == nil, after.Differences
 		if v.Repaired {
 			s.noteRepair(v)
@@ -72,6 +76,7 @@ func (s *Syncer) Observe(ctx context.Context) (have *Observation, want *Snapshot
 			return errNothingYet
 		}
 		s.clean = false // nobody compares what is read
+		s.hold(s.faults.families())
 		have, err = s.backend.Observe(ctx)
 		return err
 	})
@@ -111,15 +116,25 @@ func (s *Syncer) between(ctx context.Context, do func(context.Context) error) er
 	}
 }
 
+// notProgrammed says which families the kernel cannot be compared for.
+func (s *Syncer) notProgrammed() []string {
+	var out []string
+	for _, f := range s.faults.list() {
+		out = append(out, fmt.Sprintf("%s is not programmed: %v", f.Family, f.Err))
+	}
+	return out
+}
+
 // compare, of Run's goroutine, reads the kernel back and counts what differs. whole: it sees all
 // that a repair would mend.
 func (s *Syncer) compare(ctx context.Context, want *Snapshot) (v Verification, whole bool, err error) {
 	v = Verification{At: time.Now(), Revision: want.Revision}
+	failing := s.hold(s.faults.families())
 	have, err := s.backend.Observe(ctx)
 	if err != nil {
 		return v, false, err
 	}
-	v.Differences = have.Differences(Expect(want))
+	v.Differences = have.Differences(Expect(want).without(failing))
 	v.Took = time.Since(v.At)
 	s.clean = have.Whole && len(v.Differences) == 0
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -57,17 +58,34 @@ func (h *Health) Healthy() bool {
 }
 
 // Ready is whether the kernel held all that was wanted, but for what is refused,
-// once, and does not fall behind for longer than BehindLimit.
+// once, and no family falls behind for longer than BehindLimit.
 func (h *Health) Ready() bool { return h.ready(h.Sync()) }
 
 func (h *Health) ready(s dataplane.SyncStatus) bool {
 	ok, _ := h.healthy(s)
-	return ok && s.Served > 0
+	return ok && s.Served > 0 && len(h.failing(s)) == 0
+}
+
+// failing returns the families that are not programmed for longer than BehindLimit,
+// while others are. They do not make the agent unhealthy: a restart would mend
+// nothing, and take the health checks of the others away.
+func (h *Health) failing(s dataplane.SyncStatus) map[dataplane.Family]dataplane.FamilyStatus {
+	out := map[dataplane.Family]dataplane.FamilyStatus{}
+	for _, f := range s.Failing {
+		if h.Now().Sub(f.Since) > h.BehindLimit {
+			out[f.Family] = f
+		}
+	}
+	return out
 }
 
 func (h *Health) healthy(s dataplane.SyncStatus) (ok bool, why string) {
 	if s.Behind.IsZero() || h.Now().Sub(s.Behind) <= h.BehindLimit {
-		if len(s.Refused) > 0 {
+		switch {
+		case len(s.Failing) > 0:
+			f := s.Failing[0]
+			why = fmt.Sprintf("%s is not programmed since %s: %v", f.Family, f.Since.UTC().Format(time.RFC3339), f.Err)
+		case len(s.Refused) > 0:
 			why = fmt.Sprintf("%v (%d refused in all)", s.Refused[0], len(s.Refused))
 		}
 		return true, why
@@ -126,8 +144,10 @@ func (h *Health) handler(judge func(*answer, dataplane.SyncStatus) int) http.Han
 		s := h.Sync()
 		a := answer{LastUpdated: s.LastSync, CurrentTime: h.Now(), Status: map[string]familyAnswer{}}
 		a.Healthy, a.Reason = h.healthy(s)
+		failing := h.failing(s)
 		for _, f := range h.Families {
-			a.Status[f.String()] = familyAnswer{LastUpdated: s.LastSync, Healthy: a.Healthy}
+			_, fails := failing[f]
+			a.Status[f.String()] = familyAnswer{LastUpdated: lastUpdated(s, f), Healthy: a.Healthy && !fails}
 		}
 		code := judge(&a, s)
 		w.Header().Set("Content-Type", "application/json")
@@ -135,6 +155,15 @@ func (h *Health) handler(judge func(*answer, dataplane.SyncStatus) int) http.Han
 		w.WriteHeader(code)
 		_ = json.NewEncoder(w).Encode(a) // the client may be gone
 	})
+}
+
+// lastUpdated is when a family last lacked nothing that is wanted.
+func lastUpdated(s dataplane.SyncStatus, f dataplane.Family) time.Time {
+	others := len(s.Failing) > 0 && !slices.ContainsFunc(s.Failing, func(failing dataplane.FamilyStatus) bool { return failing.Family == f })
+	if others {
+		return s.LastPart
+	}
+	return s.LastSync
 }
 
 // counted counts the answers of a handler by code.

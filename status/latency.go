@@ -16,7 +16,7 @@ type latency struct {
 	started   time.Time
 
 	mu      sync.Mutex
-	pending []pendingChange // by revision
+	pending map[dataplane.Family][]pendingChange // by revision
 }
 
 type pendingChange struct {
@@ -27,8 +27,9 @@ type pendingChange struct {
 // latencyMostPending bounds what is kept while the kernel cannot be programmed.
 const latencyMostPending = 10_000
 
-func newLatency() *latency {
-	return &latency{
+func newLatency(families []dataplane.Family) *latency {
+	l := &latency{
+		pending: map[dataplane.Family][]pendingChange{},
 		started: time.Now(),
 		histogram: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "network_programming_duration_seconds",
@@ -36,6 +37,10 @@ func newLatency() *latency {
 			Buckets: latencyBuckets(),
 		}, []string{"ip_family"}),
 	}
+	for _, f := range families {
+		l.pending[f] = nil
+	}
+	return l
 }
 
 // latencyBuckets are kube-proxy's.
@@ -60,23 +65,25 @@ func (l *latency) wanted(revision uint64, triggers []time.Time) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.pending) < latencyMostPending {
-		l.pending = append(l.pending, pendingChange{revision, fresh})
+	for f, pending := range l.pending {
+		if len(pending) < latencyMostPending {
+			l.pending[f] = append(pending, pendingChange{revision, fresh})
+		}
 	}
 }
 
-// inForce notes that the kernel forwards a revision, and with it all before. What
-// it refuses does not count.
-func (l *latency) inForce(revision uint64, families []dataplane.Family) {
+// inForce notes that the kernel forwards a revision, and with it all before, in a
+// family. What it refuses does not count.
+func (l *latency) inForce(revision uint64, f dataplane.Family) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.pending) > 0 && l.pending[0].revision <= revision {
-		for _, t := range l.pending[0].triggers {
-			for _, f := range families {
-				l.histogram.WithLabelValues(f.String()).Observe(now.Sub(t).Seconds())
-			}
+	pending := l.pending[f]
+	for len(pending) > 0 && pending[0].revision <= revision {
+		for _, t := range pending[0].triggers {
+			l.histogram.WithLabelValues(f.String()).Observe(now.Sub(t).Seconds())
 		}
-		l.pending = l.pending[1:]
+		pending = pending[1:]
 	}
+	l.pending[f] = pending
 }

@@ -1,8 +1,10 @@
 package status
 
 import (
+	"errors"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -44,7 +46,7 @@ type Metrics struct {
 // backend.
 func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	reg := prometheus.NewRegistry()
-	m := &Metrics{registry: reg, families: families, latency: newLatency()}
+	m := &Metrics{registry: reg, families: families, latency: newLatency(families)}
 	perFamily := []string{"ip_family"}
 	seconds := prometheus.ExponentialBuckets(0.001, 2, 15)
 	histogram := func(name, help string) *prometheus.HistogramVec {
@@ -72,10 +74,10 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.conntrackDeleted = counter(namespace, "conntrack_reconciler_deleted_entries_total", "Conntrack entries deleted because their endpoint is gone.", "ip_family")
 	m.healthz = counter(namespace, "proxy_healthz_total", "Answers of /healthz.", "code")
 	m.livez = counter(namespace, "proxy_livez_total", "Answers of /livez.", "code")
-	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that failed. Refused Service ports are no failure.", "backend")
-	m.syncErrors.WithLabelValues(backend)
+	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that failed. Refused Service ports are no failure.", "backend", "ip_family")
 	m.refused = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "refused_service_ports", Help: "Service ports that the backend cannot program."}, perFamily)
 	for _, f := range families {
+		m.syncErrors.WithLabelValues(backend, f.String())
 		m.refused.WithLabelValues(f.String())
 	}
 
@@ -193,24 +195,36 @@ func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
 			kind = m.fullDuration
 		}
 		kind.WithLabelValues(f.String()).Observe(r.Took.Seconds())
-		if r.InForce != nil {
-			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
-		}
 	}
 	m.ownDuration.WithLabelValues(backend, strconv.FormatBool(r.Audit)).Observe(r.Took.Seconds())
-	if r.Err != nil {
-		m.syncErrors.WithLabelValues(backend).Inc()
-	}
+	m.countErrors(backend, r.Err)
 	if r.InForce == nil {
 		return
 	}
 	m.inForce.Store(r.InForce)
-	m.latency.inForce(r.Served, m.families)
 	m.countRefused(r.Refused)
-	if m.changes != nil {
-		services, slices := m.changes()
+	for _, f := range m.families {
+		if !slices.ContainsFunc(r.Failing, func(s dataplane.FamilyStatus) bool { return s.Family == f }) {
+			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
+			m.latency.inForce(r.Want.Revision, f)
+		}
+	}
+	if m.changes != nil && len(r.Failing) == 0 {
+		services, endpointSlices := m.changes()
 		m.servicesInForce.Store(services)
-		m.slicesInForce.Store(slices)
+		m.slicesInForce.Store(endpointSlices)
+	}
+}
+
+// countErrors counts a Sync that failed (err is not nil) for the families that it
+// failed for.
+func (m *Metrics) countErrors(backend string, err error) {
+	var failed *dataplane.FamilyError
+	inFamilies := errors.As(err, &failed)
+	for _, f := range m.families {
+		if err != nil && (!inFamilies || failed.Has(f)) {
+			m.syncErrors.WithLabelValues(backend, f.String()).Inc()
+		}
 	}
 }
 

@@ -29,6 +29,9 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	fault := errors.New("netlink: no buffer space")
 	refused := []dataplane.PortError{{ID: dataplane.PortID{Namespace: "shop", Service: "web"}, Err: errors.New("too large")}}
+	failing := func(since time.Time) []dataplane.FamilyStatus {
+		return []dataplane.FamilyStatus{{Family: dataplane.IPv6, Since: since, Err: fault}}
+	}
 	for _, c := range []struct {
 		name                   string
 		sync                   dataplane.SyncStatus
@@ -45,6 +48,9 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 		{"behind for more than a minute", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, Behind: ago(61 * time.Second), Err: fault}, true, 503, 503, 503, "no buffer space"},
 		{"one Service is refused, from the start on", dataplane.SyncStatus{Wanted: 7, Served: 7, Err: fault, Refused: refused}, true, 200, 200, 200, "shop/web"},
 		{"one Service is refused, and the rest is behind", dataplane.SyncStatus{Wanted: 8, Served: 7, Behind: ago(61 * time.Second), Err: fault, Refused: refused}, true, 503, 503, 503, "no buffer space"},
+		{"IPv6 was never programmed", dataplane.SyncStatus{Wanted: 7, LastPart: now, Failing: failing(ago(time.Second))}, true, 200, 200, 503, "IPv6 is not programmed"},
+		{"IPv6 is being retried", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, LastPart: now, Failing: failing(ago(59 * time.Second))}, true, 200, 200, 200, "IPv6 is not programmed"},
+		{"IPv6 fails for more than a minute", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, LastPart: now, Failing: failing(ago(61 * time.Second))}, true, 200, 200, 503, "no buffer space"},
 		{"the node is going away (KEP-3836)", dataplane.SyncStatus{Wanted: 7, InForce: 7, Served: 7}, false, 503, 200, 200, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -146,7 +152,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 1`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0`,
 		`kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 3`,
-		`switchyard_sync_errors_total{backend="iptables"} 1`,
+		`switchyard_sync_errors_total{backend="iptables",ip_family="IPv4"} 1`,
 		`switchyard_sync_duration_seconds_count{audit="true",backend="iptables"} 1`,
 		`switchyard_drift_checks_total 9`,
 		`switchyard_drift_found_total 4`,
@@ -178,18 +184,24 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 func TestMetricsFollowWhatIsServed(t *testing.T) {
 	web := dataplane.PortError{ID: dataplane.PortID{Service: "web", Family: dataplane.IPv4}, Err: errors.New("no room")}
 	good := dataplane.SyncReport{Want: &dataplane.Snapshot{Revision: 1}, Served: 1, InForce: &dataplane.Snapshot{}}
+	in6 := good
+	in6.Failing = []dataplane.FamilyStatus{{Family: dataplane.IPv6, Err: errors.New("fault")}}
+	in6.Err = &dataplane.FamilyError{Failed: []dataplane.FamilyFailure{{Family: dataplane.IPv6, Err: errors.New("fault")}}}
 	refused := good
 	refused.Refused, refused.Tried = []dataplane.PortError{web}, []dataplane.PortError{web}
 	for _, c := range []struct {
 		name    string
 		report  dataplane.SyncReport
-		served  bool
-		errors  int
+		in4     bool // IPv4 is served
+		in6     bool
+		errors4 int
+		errors6 int
 		refused int
 	}{
-		{"all is programmed", good, true, 0, 0},
-		{"one Service port is refused", refused, true, 0, 1},
-		{"the Sync failed", dataplane.SyncReport{Want: good.Want, Err: errors.New("fault")}, false, 1, 0},
+		{"all is programmed", good, true, true, 0, 0, 0},
+		{"one Service port is refused", refused, true, true, 0, 0, 1},
+		{"IPv6 failed", in6, true, false, 0, 1, 0},
+		{"the Sync failed", dataplane.SyncReport{Want: good.Want, Err: errors.New("fault")}, false, false, 1, 1, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := NewMetrics("v1", "fake", both)
@@ -198,14 +210,17 @@ func TestMetricsFollowWhatIsServed(t *testing.T) {
 			m.Synced("fake", c.report)
 			w := httptest.NewRecorder()
 			MetricsMux(Pages{Metrics: m}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-			pending, observed := 4, 0
-			if c.served {
-				pending, observed = 0, 1
+			pending := 4
+			if c.in4 && c.in6 {
+				pending = 0
 			}
+			observed := map[bool]int{true: 1}
 			for _, line := range []string{
 				fmt.Sprintf(`kubeproxy_sync_proxy_rules_endpoint_changes_pending %d`, pending),
-				fmt.Sprintf(`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} %d`, observed),
-				fmt.Sprintf(`switchyard_sync_errors_total{backend="fake"} %d`, c.errors),
+				fmt.Sprintf(`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} %d`, observed[c.in4]),
+				fmt.Sprintf(`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} %d`, observed[c.in6]),
+				fmt.Sprintf(`switchyard_sync_errors_total{backend="fake",ip_family="IPv4"} %d`, c.errors4),
+				fmt.Sprintf(`switchyard_sync_errors_total{backend="fake",ip_family="IPv6"} %d`, c.errors6),
 				fmt.Sprintf(`switchyard_refused_service_ports{ip_family="IPv4"} %d`, c.refused),
 				`switchyard_refused_service_ports{ip_family="IPv6"} 0`,
 			} {
@@ -213,8 +228,10 @@ func TestMetricsFollowWhatIsServed(t *testing.T) {
 					t.Errorf("no %s", line)
 				}
 			}
-			if got := strings.Contains(w.Body.String(), `kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}`); got != c.served {
-				t.Errorf("there is a time of the last Sync: %v; want %v", got, c.served)
+			for family, want := range map[string]bool{"IPv4": c.in4, "IPv6": c.in6} {
+				if got := strings.Contains(w.Body.String(), `kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="`+family+`"}`); got != want {
+					t.Errorf("there is a time of the last Sync of %s: %v; want %v", family, got, want)
+				}
 			}
 		})
 	}

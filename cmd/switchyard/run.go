@@ -327,7 +327,7 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
 	a.events.Synced(r, a.watcher.ServiceUID)
-	if r.InForce != nil && len(r.Refused) == 0 && !a.programmed {
+	if r.InForce != nil && len(r.Refused) == 0 && len(r.Failing) == 0 && !a.programmed {
 		a.programmed = true
 		close(a.forwarding)
 		a.log.Info("the kernel forwards all Services; ready", "ports", r.Want.Ports.Len(), "took", r.Took)

@@ -186,17 +186,13 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 		asideErr = a.sockets.stepAside()
 	}
 	err := a.Backend.Sync(ctx, prev, want)
-	var partial *dataplane.PartialError
-	if err != nil && !errors.As(err, &partial) {
+	partial, failed, ok := dataplane.IsPartial(err)
+	if err != nil && !ok {
 		a.sockets.records = nil // they were changed half
 		return err
 	}
 	if socketsErr == nil {
-		var refused []dataplane.PortError
-		if partial != nil {
-			refused = partial.Failed
-		}
-		if socketsErr = session.finish(refused); socketsErr != nil {
+		if socketsErr = session.finish(unserved(prev, want, partial, failed)); socketsErr != nil {
 			asideErr = a.sockets.stepAside()
 		}
 	}
@@ -205,6 +201,39 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 		return fmt.Errorf("sockets go on by what the maps hold, which may be out of date: %w", errors.Join(socketsErr, asideErr))
 	}
 	return err
+}
+
+// unserved returns the ServicePorts that the packet backend did not take: those that
+// it refused, and all that changed in the families that failed.
+func unserved(prev, want *dataplane.Snapshot, partial *dataplane.PartialError, failed *dataplane.FamilyError) []dataplane.PortError {
+	var out []dataplane.PortError
+	if partial != nil {
+		for _, f := range partial.Failed {
+			if !failed.Has(f.ID.Family) {
+				out = append(out, f)
+			}
+		}
+	}
+	if failed == nil {
+		return out
+	}
+	var before dataplane.Ports
+	if prev != nil {
+		before = prev.Ports
+	}
+	for old, cur := range dataplane.Diff(before, want.Ports) {
+		if id := idOf(old, cur); failed.Has(id.Family) {
+			out = append(out, dataplane.PortError{ID: id, Err: failed})
+		}
+	}
+	return out
+}
+
+// Hold implements dataplane.FamilyHolder.
+func (a *accelerated) Hold(families []dataplane.Family) {
+	if h, ok := a.Backend.(dataplane.FamilyHolder); ok {
+		h.Hold(families)
+	}
 }
 
 // note remembers what keeps sockets from being translated; nil: nothing.
@@ -223,8 +252,8 @@ func (a *accelerated) note(err error) {
 // tries again.
 func (a *accelerated) syncWithout(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	err := a.Backend.Sync(ctx, prev, want)
-	var partial *dataplane.PartialError
-	if a.removed || err != nil && !errors.As(err, &partial) {
+	_, failed, ok := dataplane.IsPartial(err)
+	if a.removed || failed != nil || err != nil && !ok {
 		return err
 	}
 	cleanErr := removeLeft(a.opts)

@@ -55,6 +55,29 @@ func TestSocketsKeepWhatThePacketBackendRefuses(t *testing.T) {
 	leadsTo(t, b, "10.96.0.3:80", "10.40.1.2:80")
 }
 
+// A family that the packet backend could not program stays in the socket maps as
+// it was, but for what goes.
+func TestSocketsKeepAFamilyThatFailed(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	base := b.Backend.(*memory)
+	before := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"), web("goes", "10.96.0.2:80", "10.40.1.1:80"))
+	after := snapshot(web("a", "10.96.0.1:80", "10.40.1.2:80"), web("comes", "10.96.0.3:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, before)
+	base.fails = &dataplane.FamilyError{Failed: []dataplane.FamilyFailure{{Family: dataplane.IPv4, Err: errors.New("spoiled")}}}
+	var failed *dataplane.FamilyError
+	if err := b.Sync(t.Context(), before, after); !errors.As(err, &failed) {
+		t.Fatalf("Sync returned %v; want what the packet backend says", err)
+	}
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	leadsTo(t, b, "10.96.0.2:80", "")
+	leadsTo(t, b, "10.96.0.3:80", "")
+	base.fails = nil
+	mustSync(t, b, before, after)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
+	leadsTo(t, b, "10.96.0.3:80", "10.40.1.1:80")
+	checkHolds(t, b, after)
+}
+
 // A Service that goes is gone from the sockets before the packet backend loses
 // it, and one that comes is in the packet backend first.
 func TestSocketsNeverKnowMoreThanThePacketBackend(t *testing.T) {

@@ -1,11 +1,13 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -18,9 +20,19 @@ type backend struct {
 	lock   *writeLock
 	held   *dataplane.Snapshot // what the kernel holds as far as is known; nil: unknown since the start
 	known  bool                // held is still true
+
+	resting atomic.Pointer[[]dataplane.Family] // families to leave alone
 }
 
 var errFamily = errors.New("this address family is not programmed")
+
+// Hold implements dataplane.FamilyHolder.
+func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
+
+func (b *backend) rests(f dataplane.Family) bool {
+	families := b.resting.Load()
+	return families != nil && slices.Contains(*families, f)
+}
 
 // Sync implements dataplane.Backend.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
@@ -46,23 +58,32 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	b.known = false
 	var wg sync.WaitGroup
 	for _, w := range work {
-		wg.Go(func() { w.run(ctx, prev == nil, want, b.heldPort) })
+		wg.Go(func() { w.run(ctx, want, b.heldPort) })
 	}
 	wg.Wait()
-	bad := refused{}
+	bad, failed := refused{}, &dataplane.FamilyError{}
 	var errs []error
+	done := 0
 	for _, w := range work {
-		if w.err != nil {
+		switch {
+		case w.err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", w.family, w.err))
+			failed.Failed = append(failed.Failed, dataplane.FamilyFailure{Family: w.family, Err: w.err})
+		case w.half != nil:
+			done++
 		}
 		for id, err := range w.bad {
 			bad[id] = err
 		}
 	}
-	if len(errs) > 0 {
+	if done == 0 && len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	b.keep(want, bad)
+	b.keep(want, bad, failed)
+	if len(errs) > 0 {
+		slices.SortFunc(failed.Failed, func(a, b dataplane.FamilyFailure) int { return cmp.Compare(a.Family, b.Family) })
+		return errors.Join(failed, partial(bad))
+	}
 	return partial(bad)
 }
 
@@ -72,6 +93,9 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 func (b *backend) clearOthers(ctx context.Context) bool {
 	on, _ := routesLocalnet()
 	b.others = slices.DeleteFunc(b.others, func(h *half) bool {
+		if !b.serves(h.family) { // what the other variant has is all that there is
+			return false
+		}
 		err := clean(ctx, h.commands, h.family)
 		if err != nil {
 			h.log.Warn("rules of the other iptables variant cannot be removed and are still in force", "variant", string(h.commands.variant), "error", err)
@@ -82,8 +106,14 @@ func (b *backend) clearOthers(ctx context.Context) bool {
 	return on && !still
 }
 
+// serves reports whether the tables of a family are as they should be.
+func (b *backend) serves(f dataplane.Family) bool {
+	return slices.ContainsFunc(b.halves, func(h *half) bool { return h.family == f && h.model != nil })
+}
+
 // work is one family's share of a Sync.
 type work struct {
+	full    bool  // the tables are read back; changes are all ServicePorts
 	half    *half // nil: of a family that is not programmed
 	family  dataplane.Family
 	changes []change
@@ -91,7 +121,7 @@ type work struct {
 	err     error
 }
 
-func (w *work) run(ctx context.Context, full bool, want *dataplane.Snapshot, held func(dataplane.PortID) *dataplane.ServicePort) {
+func (w *work) run(ctx context.Context, want *dataplane.Snapshot, held func(dataplane.PortID) *dataplane.ServicePort) {
 	switch {
 	case w.half == nil:
 		w.bad = refused{}
@@ -100,7 +130,7 @@ func (w *work) run(ctx context.Context, full bool, want *dataplane.Snapshot, hel
 				w.bad[c.id()] = errFamily
 			}
 		}
-	case full:
+	case w.full:
 		ports := make([]*dataplane.ServicePort, 0, len(w.changes))
 		for _, c := range w.changes {
 			ports = append(ports, c.new)
@@ -109,38 +139,53 @@ func (w *work) run(ctx context.Context, full bool, want *dataplane.Snapshot, hel
 	default:
 		w.bad, w.err = w.half.step(ctx, want, w.changes)
 	}
+	if w.err != nil {
+		w.half.model = nil
+	}
 }
 
-// divide sorts what changes by family.
+// divide sorts what changes by family. Of one whose tables are unknown all of
+// want is a change.
 func (b *backend) divide(prev, want *dataplane.Snapshot) []*work {
 	var out []*work
+	unknown := prev == nil
 	for _, h := range b.halves {
-		out = append(out, &work{half: h, family: h.family})
+		if !b.rests(h.family) {
+			out = append(out, &work{half: h, family: h.family, full: prev == nil || h.model == nil})
+			unknown = unknown || h.model == nil
+		}
 	}
-	to := func(c change) {
+	to := func(full bool, c change) {
+		if b.rests(c.id().Family) {
+			return
+		}
 		i := slices.IndexFunc(out, func(w *work) bool { return w.family == c.id().Family })
 		if i < 0 {
 			i = len(out)
-			out = append(out, &work{family: c.id().Family})
+			out = append(out, &work{family: c.id().Family, full: prev == nil})
 		}
-		out[i].changes = append(out[i].changes, c)
+		if out[i].full == full {
+			out[i].changes = append(out[i].changes, c)
+		}
+	}
+	if unknown {
+		for p := range want.Ports.All() {
+			to(true, change{new: p})
+		}
 	}
 	if prev == nil {
-		for p := range want.Ports.All() {
-			to(change{new: p})
-		}
 		return out
 	}
 	pods := prev.Node != want.Node && !slices.EqualFunc(b.halves, b.halves, func(h, _ *half) bool {
 		return slices.Equal(podMatches(prev.Node.LocalPods, h.family), podMatches(want.Node.LocalPods, h.family))
 	})
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
-		to(change{old, cur})
+		to(false, change{old, cur})
 	}
 	if pods { // then those whose rules ask for pods are written anew
 		for p := range want.Ports.All() {
 			if prev.Ports.Get(p.ID) == p && slices.ContainsFunc(p.Frontends, hasInside) {
-				to(change{p, p})
+				to(false, change{p, p})
 			}
 		}
 	}
@@ -151,7 +196,7 @@ func hasInside(f dataplane.Frontend) bool { return f.Inside != nil }
 
 // holds tells whether the kernel is known to hold prev.
 func (b *backend) holds(prev *dataplane.Snapshot) bool {
-	if !b.known || slices.ContainsFunc(b.halves, func(h *half) bool { return h.model == nil }) || b.held.Node != prev.Node || !slices.Equal(b.held.ServiceCIDRs, prev.ServiceCIDRs) {
+	if !b.known || b.held.Node != prev.Node || !slices.Equal(b.held.ServiceCIDRs, prev.ServiceCIDRs) {
 		return false
 	}
 	for range dataplane.Diff(b.held.Ports, prev.Ports) {
@@ -167,9 +212,17 @@ func (b *backend) heldPort(id dataplane.PortID) *dataplane.ServicePort {
 	return b.held.Ports.Get(id)
 }
 
-// keep notes what the kernel holds now.
-func (b *backend) keep(want *dataplane.Snapshot, bad refused) {
+// keep notes what the kernel holds now. Families that failed are taken to be as
+// they were.
+func (b *backend) keep(want *dataplane.Snapshot, bad refused, failed *dataplane.FamilyError) {
 	held := *want
+	if len(failed.Failed) > 0 {
+		var before dataplane.Ports
+		if b.held != nil {
+			before = b.held.Ports
+		}
+		held.Ports = dataplane.Replace(want.Ports, before, func(id dataplane.PortID) bool { return failed.Has(id.Family) })
+	}
 	if len(bad) > 0 {
 		var put []*dataplane.ServicePort
 		var remove []dataplane.PortID
@@ -180,7 +233,7 @@ func (b *backend) keep(want *dataplane.Snapshot, bad refused) {
 				remove = append(remove, id)
 			}
 		}
-		held.Ports = want.Ports.With(put, remove)
+		held.Ports = held.Ports.With(put, remove)
 	}
 	b.held, b.known = &held, true
 }

@@ -18,6 +18,9 @@ import (
 func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 	o := &dataplane.Observation{Whole: true}
 	for _, h := range b.halves {
+		if b.rests(h.family) {
+			continue
+		}
 		have, err := h.read(ctx)
 		if err == nil && h.model == nil && len(h.unread) > 0 {
 			err = have[h.unread[0]].unread

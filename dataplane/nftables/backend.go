@@ -1,11 +1,13 @@
 package nftables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
@@ -24,41 +26,84 @@ type backend struct {
 	refused map[*dataplane.ServicePort]error
 	// accepted is what the kernel held after the last Sync that succeeded; nil: there was none.
 	accepted *dataplane.Snapshot
+
+	resting atomic.Pointer[[]dataplane.Family] // families to leave alone
+}
+
+// Hold implements dataplane.FamilyHolder.
+func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
+
+func (b *backend) rests(h *half) bool {
+	families := b.resting.Load()
+	return families != nil && slices.Contains(*families, h.table.Family)
 }
 
 // Sync makes the kernel forward exactly what want describes.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	none := func(*half) bool { return false }
 	accepted, failed := b.refuse(prev, want)
-	err := b.program(ctx, prev, accepted)
+	err := b.program(ctx, prev, accepted, none)
 	if isRefusal(err) && b.findRefused(prev, accepted) {
 		accepted, failed = b.refuse(prev, want)
-		err = b.program(ctx, nil, accepted)
+		err = b.program(ctx, nil, accepted, none)
 	}
 	if isRefusal(err) { // something that we do not know of is in the way
 		for _, h := range b.halves {
 			h.remake = h.held == nil
 		}
-		b.log.Warn("the kernel does not take a change to our nftables table; making the table anew", "error", err)
-		err = b.program(ctx, nil, accepted)
+		b.log.Warn("the kernel does not take a change to our nftables table; making the table again", "error", err)
+		err = b.program(ctx, nil, accepted, func(h *half) bool { return h.held == accepted })
 	}
-	if err != nil {
+	var families *dataplane.FamilyError
+	if err != nil && !errors.As(err, &families) {
 		return err
 	}
-	b.accepted = accepted
+	b.accepted = b.lessFamilies(accepted, families)
 	if len(failed) > 0 {
-		return &dataplane.PartialError{Failed: failed}
+		return errors.Join(err, &dataplane.PartialError{Failed: failed})
 	}
-	return nil
+	return err
 }
 
-// program writes each family's table. One that fails does not keep the other
-// from being programmed.
-func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) error {
-	var errs []error
-	for _, h := range b.halves {
-		errs = append(errs, h.sync(ctx, prev, want))
+// lessFamilies is what the kernel holds after a Sync of want: the families that
+// failed are taken to be as they were.
+func (b *backend) lessFamilies(want *dataplane.Snapshot, failed *dataplane.FamilyError) *dataplane.Snapshot {
+	if failed == nil {
+		return want
 	}
-	return errors.Join(errs...)
+	var before dataplane.Ports
+	if b.accepted != nil {
+		before = b.accepted.Ports
+	}
+	out := *want
+	out.Ports = dataplane.Replace(want.Ports, before, func(id dataplane.PortID) bool { return failed.Has(id.Family) })
+	return &out
+}
+
+// program writes each family's table, but for those that are done. If it fails for
+// some and not for all, it returns a FamilyError.
+func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot, done func(*half) bool) error {
+	failed, well := &dataplane.FamilyError{}, 0
+	for _, h := range b.halves {
+		if b.rests(h) {
+			continue
+		}
+		if done(h) {
+			well++
+		} else if err := h.sync(ctx, prev, want); err != nil {
+			failed.Failed = append(failed.Failed, dataplane.FamilyFailure{Family: h.table.Family, Err: err})
+		} else {
+			well++
+		}
+	}
+	switch {
+	case len(failed.Failed) == 0:
+		return nil
+	case well == 0:
+		return errors.Join(failed.Unwrap()...)
+	}
+	slices.SortFunc(failed.Failed, func(a, b dataplane.FamilyFailure) int { return cmp.Compare(a.Family, b.Family) })
+	return failed
 }
 
 // refuse takes out of want what cannot be programmed; that stays as it was.
@@ -126,6 +171,9 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 	out := &dataplane.Observation{Whole: true}
 	b.watch.seen()
 	for _, h := range b.halves {
+		if b.rests(h) {
+			continue
+		}
 		state, err := h.table.Read()
 		if err != nil {
 			return nil, err

@@ -115,6 +115,42 @@ func TestRefused(t *testing.T) {
 	served(good, other, &mended)
 }
 
+// TestFamilyAlone: a table that the kernel does not take leaves the other family's
+// alone, and is written when it does.
+func TestFamilyAlone(t *testing.T) {
+	in6 := func() *dataplane.ServicePort { return example(dataplane.IPv6, netip.MustParseAddr("2001:db8::1")) }
+	b := opened(t, dataplane.IPv4, dataplane.IPv6)
+	first := snapshot(append(services(20, 3), in6())...)
+	mustSync(t, b, nil, first)
+	well := b.halves[1].table
+	broken := spec(dataplane.IPv6)
+	broken.Name = strings.Repeat("x", 300)
+	b.halves[1].table = nft.NewTable(dataplane.IPv6, broken, &b.counts)
+	b.halves[1].held = nil
+	want := snapshot(append(services(21, 3), in6())...)
+	var failed *dataplane.FamilyError
+	if err := b.Sync(t.Context(), first, want); !errors.As(err, &failed) || len(failed.Failed) != 1 || !failed.Has(dataplane.IPv6) {
+		t.Fatalf("Sync returned %v; want an error of IPv6 alone", err)
+	}
+	b.Hold([]dataplane.Family{dataplane.IPv6})
+	inForce := *want
+	inForce.Ports = dataplane.Replace(want.Ports, first.Ports, func(id dataplane.PortID) bool { return id.Family == dataplane.IPv6 })
+	before := b.counts
+	mustSync(t, b, &inForce, &inForce)
+	mustSync(t, b, nil, &inForce)
+	if b.counts != before {
+		t.Errorf("nothing changed, and Syncs wrote: %+v, then %+v", before, b.counts)
+	}
+	_ = b.halves[1].table.Close()
+	b.halves[1].table = well
+	b.Hold(nil)
+	mustSync(t, b, &inForce, want)
+	have, err := b.Observe(t.Context())
+	if err != nil || !have.Whole || len(have.Differences(dataplane.Expect(want))) > 0 {
+		t.Errorf("observed %v, %v", have.Differences(dataplane.Expect(want)), err)
+	}
+}
+
 // TestNothingToDo: an agent that starts where all is as it is wanted writes
 // nothing, and neither does a Sync without a change.
 func TestNothingToDo(t *testing.T) {
