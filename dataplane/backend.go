@@ -26,7 +26,8 @@ import (
 //  8. What a kernel cannot do is an error that names the Service and the
 //     reason, never silence.
 //
-// Its methods are called by one goroutine at a time.
+// Its methods are called by one goroutine at a time, but for Observe if its Traits
+// say so. Two calls of Observe are never made alongside each other.
 type Backend interface {
 	// Sync makes the kernel forward exactly what want describes. prev is what
 	// the kernel holds: the last want that this Backend accepted, less what it
@@ -63,6 +64,26 @@ type FamilyHolder interface {
 	// the next call; want then has their ServicePorts as they were last known.
 	// Observe does not read them. It may be called alongside Observe.
 	Hold(families []Family)
+}
+
+// Traits say how a Backend is best called. A Backend that has none of them needs
+// no method Traits.
+type Traits struct {
+	// CostGrows says that the cost of a Sync grows with all ServicePorts, and not just
+	// with those that change.
+	CostGrows bool
+	// ObservesAlongside says that Observe may be called while another method runs. If
+	// a Sync runs meanwhile, the Observation may have some of its changes, and its
+	// Other may be of what the kernel held before or after.
+	ObservesAlongside bool
+}
+
+// TraitsOf returns a Backend's Traits.
+func TraitsOf(b Backend) Traits {
+	if t, ok := b.(interface{ Traits() Traits }); ok {
+		return t.Traits()
+	}
+	return Traits{}
 }
 
 // Driver opens one kind of Backend. Package catalog lists them.

@@ -17,9 +17,13 @@ const (
 	// pokedBackOff is how soon after a failure a new Snapshot is tried: it may be
 	// the remedy, but must not make a failing backend run without a pause.
 	pokedBackOff = time.Second
+	// longSync is how long a failed Sync takes from which on a new Snapshot waits for
+	// the back-off: the processor and the kernel's locks are others' as well.
+	longSync = 100 * time.Millisecond
 	// Without a MinInterval:
-	pausePerSync = 4
-	mostPause    = 20 * time.Millisecond
+	pausePerSync     = 4
+	mostPause        = 20 * time.Millisecond
+	mostPauseGrowing = time.Second // where the cost of a Sync grows with all ServicePorts
 	// Somebody who changes what the Backend wrote is answered after disturbedFirst,
 	// when the rest of the change is likely over, and once in disturbedPause.
 	disturbedFirst = 50 * time.Millisecond
@@ -37,12 +41,14 @@ type SyncerConfig struct {
 	Log *slog.Logger
 	// MinInterval is the least time from the end of one Sync to the start of the
 	// next: Snapshots that come meanwhile are one Sync. A first Snapshot after a
-	// quiet time is taken at once. 0: four times what the last Sync took, at most
-	// 20 ms, so that Syncs take a fifth of the time at most and what is cheap does
-	// not wait.
+	// quiet time is taken at once. Zero means four times what the last Sync took. That
+	// is 20 ms at most, so that what is cheap does not wait. With a Backend whose cost
+	// grows with all ServicePorts it is 1 s at most, so that Syncs of up to 250 ms
+	// take a fifth of the time.
 	MinInterval time.Duration
 	// AuditInterval is how often the kernel is read back, whatever changed, and
-	// repaired where it is not as programmed. Default 1 minute; negative: never.
+	// repaired where it is not as programmed. It is longer where that takes long, so
+	// that a hundredth of the time is spent on it. Default 1 minute; negative: never.
 	AuditInterval time.Duration
 	// Report is called after every Sync, from the Syncer's goroutine: it must not
 	// block. nil: nobody is told.
@@ -97,6 +103,7 @@ type FamilyStatus struct {
 // own and holds up no other.
 type Syncer struct {
 	backend Backend
+	traits  Traits
 	cfg     SyncerConfig
 
 	mu     sync.Mutex
@@ -127,7 +134,7 @@ func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}, faults: faults{}}
+	return &Syncer{backend: b, traits: TraitsOf(b), cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}, faults: faults{}}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -198,9 +205,16 @@ func (s *Syncer) Run(ctx context.Context) {
 func (s *Syncer) afterPoke(due time.Time) time.Time {
 	pause := s.cfg.MinInterval
 	if pause == 0 {
-		pause = min(pausePerSync*s.lastTook, mostPause)
+		most := mostPause
+		if s.traits.CostGrows {
+			most = mostPauseGrowing
+		}
+		pause = min(pausePerSync*s.lastTook, most)
 	}
 	if s.inForce == nil && s.failures > 0 {
+		if s.lastTook >= longSync {
+			return due
+		}
 		pause = pokedBackOff
 	}
 	soonest := s.lastEnd.Add(pause)
@@ -313,12 +327,12 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 			s.noteRepair(found)
 		}
 	}
-	s.lastEnd, s.lastTook = end, end.Sub(start)
+	s.lastEnd, s.lastTook = end, end.Sub(syncStart)
 	st := s.record(want, err, end)
 	if s.cfg.Report != nil {
 		s.cfg.Report(SyncReport{
 			Want: want, Err: err, Served: st.Served, Refused: st.Refused, Tried: tried, Failing: st.Failing,
-			Audit: audit, Took: end.Sub(start), InForce: s.inForce,
+			Audit: audit, Took: s.lastTook, InForce: s.inForce,
 		})
 	}
 	return err

@@ -25,6 +25,7 @@ type kernel struct {
 	fails     map[Family]error
 	failTakes time.Duration
 	hold      []Family
+	traits    Traits
 	// drifted is what Observe finds until a Sync reads back; whole as Observation's.
 	drifted []string
 	whole   bool
@@ -98,6 +99,8 @@ func (k *kernel) Observe(context.Context) (*Observation, error) {
 }
 
 func (k *kernel) Close() error { return nil }
+
+func (k *kernel) Traits() Traits { return k.traits }
 
 // drift damages what the kernel holds.
 func (k *kernel) drift(what ...string) {
@@ -175,13 +178,18 @@ func TestSyncerTakesTheFirstSnapshotAtOnceAndReadsTheKernelBack(t *testing.T) {
 }
 
 func TestSyncerMakesOneSyncOfManySnapshots(t *testing.T) {
-	for _, test := range []struct{ takes, interval, pause time.Duration }{
+	for _, test := range []struct {
+		takes, interval, pause time.Duration
+		grows                  bool
+	}{
+		{takes: 10 * time.Millisecond, pause: 40 * time.Millisecond, grows: true},
+		{takes: time.Millisecond, pause: 4 * time.Millisecond, grows: true},
 		{takes: time.Millisecond, pause: 4 * time.Millisecond},
 		{takes: 5 * time.Millisecond, pause: 20 * time.Millisecond},
 		{takes: 30 * time.Millisecond, pause: 20 * time.Millisecond},
 		{takes: time.Millisecond, interval: 50 * time.Millisecond, pause: 50 * time.Millisecond},
 	} {
-		k := &kernel{takes: test.takes}
+		k := &kernel{takes: test.takes, traits: Traits{CostGrows: test.grows}}
 		run(t, k, SyncerConfig{AuditInterval: -1, MinInterval: test.interval}, func(s *Syncer) {
 			for i := range 200 { // one a millisecond
 				s.Submit(snapshot(uint64(i+1), service("a")))
@@ -243,6 +251,50 @@ func TestSyncerTriesANewSnapshotSoonThoughItBacksOff(t *testing.T) {
 			t.Error("a new Snapshot waited for the old one's pause")
 		}
 	})
+}
+
+// TestSyncerLeavesTheProcessorToOthers: Syncs that go through all that there is
+// take a fifth of the time, and at most a pause of 1 s keeps a change waiting.
+func TestSyncerLeavesTheProcessorToOthers(t *testing.T) {
+	for _, c := range []struct {
+		takes time.Duration
+		most  float64 // part of the time
+	}{
+		{2 * time.Millisecond, 0.2}, {130 * time.Millisecond, 0.2}, {250 * time.Millisecond, 0.2},
+		{680 * time.Millisecond, 0.41}, {3 * time.Second, 0.75},
+	} {
+		k := &kernel{takes: c.takes, traits: Traits{CostGrows: true}}
+		run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+			const during = 2 * time.Minute
+			for i := range int(during / (10 * time.Millisecond)) {
+				s.Submit(snapshot(uint64(i+1), service("a")))
+				pass(10 * time.Millisecond)
+			}
+			busy := float64(len(k.syncs)) * float64(c.takes) / float64(during)
+			if busy > c.most*1.05 || busy < c.most/2 {
+				t.Errorf("Syncs of %v take %.0f %% of the time; want %.0f %%", c.takes, 100*busy, 100*c.most)
+			}
+		})
+	}
+}
+
+// A Backend that fails and takes long to do so is not tried with each change.
+func TestSyncerBacksOffFromLongFailures(t *testing.T) {
+	for _, c := range []struct {
+		takes time.Duration
+		most  int // Syncs in 100 s
+	}{{10 * time.Millisecond, 110}, {time.Second, 20}} {
+		k := &kernel{takes: c.takes, fail: errors.New("fault")}
+		run(t, k, SyncerConfig{}, func(s *Syncer) {
+			for i := range 1000 {
+				s.Submit(snapshot(uint64(i+1), service("a")))
+				pass(100 * time.Millisecond)
+			}
+			if n := len(k.syncs); n > c.most || n < 5 {
+				t.Errorf("failures take %v: %d Syncs in 100 s; want at most %d", c.takes, n, c.most)
+			}
+		})
+	}
 }
 
 func TestSyncerReadsTheKernelBackEveryAuditInterval(t *testing.T) {

@@ -229,6 +229,13 @@ func unserved(prev, want *dataplane.Snapshot, partial *dataplane.PartialError, f
 	return out
 }
 
+// Traits are those of the packet backend.
+func (a *accelerated) Traits() dataplane.Traits {
+	t := dataplane.TraitsOf(a.Backend)
+	t.ObservesAlongside = t.ObservesAlongside && a.sockets == nil
+	return t
+}
+
 // Hold implements dataplane.FamilyHolder.
 func (a *accelerated) Hold(families []dataplane.Family) {
 	if h, ok := a.Backend.(dataplane.FamilyHolder); ok {

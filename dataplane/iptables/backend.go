@@ -26,6 +26,9 @@ type backend struct {
 
 var errFamily = errors.New("this address family is not programmed")
 
+// Traits implements dataplane.Backend's: iptables goes through all rules.
+func (b *backend) Traits() dataplane.Traits { return dataplane.Traits{CostGrows: true} }
+
 // Hold implements dataplane.FamilyHolder.
 func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
 
