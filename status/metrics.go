@@ -149,6 +149,16 @@ func (m *Metrics) CountChanges(seen func() (services, slices uint64)) {
 	}
 }
 
+// ShowPassedOver makes the metric of the backends that are preferred to the one
+// that runs and do not work here.
+func (m *Metrics) ShowPassedOver(backends []string) {
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "backend_passed_over", Help: "Always 1; the label names a backend that is preferred to the one that runs and does not work here."}, []string{"backend"})
+	for _, b := range backends {
+		v.WithLabelValues(b).Set(1)
+	}
+	m.registry.MustRegister(v)
+}
+
 // Gate is a feature gate that the agent heeds.
 type Gate struct {
 	Name, Stage string // "": generally available

@@ -82,7 +82,7 @@ func run(ctx context.Context, o *config.Options) error {
 	if o.WriteTo != "" {
 		return c.Write(o.WriteTo)
 	}
-	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), started: time.Now(), forwarding: make(chan struct{})}
+	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), backends: backends{catalog.Drivers, catalog.Layers}}
 	a.log = c.Logger(os.Stderr, &a.verbosity)
 	for _, w := range c.Warnings {
 		a.log.Warn(w)
@@ -104,8 +104,8 @@ func run(ctx context.Context, o *config.Options) error {
 	return a.run(ctx)
 }
 
-// run is the agent's life.
-func (a *agent) run(ctx context.Context) error {
+// once runs all parts with the first backend that is not known to be unfit.
+func (a *agent) once(ctx context.Context) error {
 	node, err := a.newWatcher()
 	if err != nil {
 		return err
@@ -116,11 +116,9 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.listen(ctx); err != nil {
 		return err
 	}
-	release, err := a.lock(ctx)
-	if err != nil {
+	if err := a.lockOnce(ctx); err != nil {
 		return err
 	}
-	defer release()
 	backend, err := a.open(ctx)
 	if err != nil {
 		return err
@@ -145,7 +143,9 @@ func (a *agent) run(ctx context.Context) error {
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
 	}
-	a.log.Info("stopped; forwarding stays in place")
+	if err == nil || !errors.As(err, new(*unfitError)) {
+		a.log.Info("stopped; forwarding stays in place")
+	}
 	return err
 }
 
@@ -201,9 +201,13 @@ type agent struct {
 	verbosity slog.LevelVar
 	families  []dataplane.Family
 	backend   string
+	backends  backends
 	choice    catalog.Choice
 	opened    dataplane.Backend
 	started   time.Time
+	unfit     map[string]error            // layers whose first Sync failed here, and why
+	lockOnce  func(context.Context) error // takes the lock, unless this process has it
+	faults    chan *unfitError            // one slot: the backend cannot program this machine
 
 	watcher     *watcher.Watcher
 	source      watcher.Source
@@ -243,9 +247,9 @@ func (a *agent) lock(ctx context.Context) (release func(), err error) {
 
 // open chooses the backend and readies it.
 func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
-	cfg, options := a.config.Dataplane(a.log, a.families), a.config.Backends()
+	cfg, options := a.config.Dataplane(a.log, a.families), a.backendOptions()
 	options.EBPF.HoldPodSockets = a.holdPodSockets()
-	choice, err := catalog.Choose(ctx, a.config.Backend(), catalog.Drivers(options), cfg)
+	choice, err := catalog.Choose(ctx, a.config.Backend(), a.backends.drivers(options), cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -256,8 +260,9 @@ func (a *agent) open(ctx context.Context) (dataplane.Backend, error) {
 
 // keepFirewallOpen readies the Keeper of the host's firewall, if the backend needs one.
 func (a *agent) keepFirewallOpen(cfg dataplane.Config) {
+	a.firewall = nil
 	k := hostfirewall.Config{Log: a.log, Families: a.families, MasqueradeBit: cfg.MasqueradeBit}
-	for _, d := range catalog.Layers(a.config.Backends()) {
+	for _, d := range a.backends.layers(a.config.Backends()) {
 		if !slices.Contains(a.choice.Layers, d.Name) {
 			continue
 		}
@@ -280,6 +285,7 @@ func (a *agent) wire(backend dataplane.Backend) {
 	}
 	a.metrics.ShowGates(gates)
 	a.metrics.CountBackend(a.log, backend)
+	a.metrics.ShowPassedOver(a.choice.NamesPassedOver())
 	a.metrics.CountChanges(func() (services, slices uint64) {
 		s := a.watcher.Status().Stats
 		return s.ServiceChanges, s.SliceChanges
@@ -327,6 +333,7 @@ func (a *agent) programming(revision uint64, triggers []time.Time) {
 func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
 	a.events.Synced(r, a.watcher.ServiceUID)
+	a.judge(r)
 	if r.InForce != nil && len(r.Refused) == 0 && len(r.Failing) == 0 && !a.programmed {
 		a.programmed = true
 		close(a.forwarding)
@@ -378,9 +385,8 @@ func (a *agent) serve(ctx context.Context) error {
 		g.Go(func() error { a.firewall.Run(ctx); return nil })
 	}
 	a.serveInspector(ctx, g)
-	if a.config.Switchyard.TakeOver {
-		g.Go(func() error { a.takeOver(ctx); return nil })
-	}
+	g.Go(func() error { a.takeOver(ctx); return nil })
+	g.Go(func() error { return a.fallThrough(ctx) })
 	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
 	g.Go(func() error { return follower.Run(ctx, a.config) })
 	return g.Wait()

@@ -6,33 +6,38 @@ import (
 	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
 
 // takeOver ends what served this node before, once the kernel forwards all
-// Services by the backend that runs.
+// Services by the backend that runs. Without --take-over, that is what a backend
+// wrote which was tried first and cannot program this machine.
 func (a *agent) takeOver(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 		return
 	case <-a.forwarding:
 	}
-	takeover.Run(ctx, a.log, a.families, a.predecessors())
+	old := a.predecessors()
+	if len(old) == 0 {
+		return
+	}
+	takeover.Run(ctx, a.log, a.families, old)
 	if ctx.Err() == nil {
 		a.log.Info("nothing is left of what served this node before")
 	}
 }
 
-// predecessors are what other backends leave in the kernel, less what the one
-// that runs uses, and kube-proxy.
+// predecessors returns what other backends leave in the kernel, less what the
+// one that runs uses, and kube-proxy. Without --take-over it returns just what
+// proved unfit.
 func (a *agent) predecessors() []takeover.Old {
 	cfg := a.config.Dataplane(a.log, a.families)
 	var all []takeover.Old
-	for _, d := range catalog.Layers(a.config.Backends()) {
-		if slices.Contains(a.choice.Layers, d.Name) {
+	for _, d := range a.backends.layers(a.config.Backends()) {
+		if slices.Contains(a.choice.Layers, d.Name) || !a.config.Switchyard.TakeOver && a.unfit[d.Name] == nil {
 			continue
 		}
 		all = append(all, takeover.Old{
@@ -50,6 +55,9 @@ func (a *agent) predecessors() []takeover.Old {
 				return err
 			},
 		})
+	}
+	if !a.config.Switchyard.TakeOver {
+		return all
 	}
 	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error { return kubeproxy.Remove(ctx, a.log) }})
 }

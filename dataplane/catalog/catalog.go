@@ -17,6 +17,9 @@ type Options struct {
 	EBPF     ebpf.Options
 	IPTables iptables.Options
 	IPVS     ipvs.Options
+	// Unfit holds the layers whose first Sync failed on this machine, by name,
+	// and why. Choose passes over every backend that needs one of them.
+	Unfit map[string]error
 }
 
 // nameEBPF is the backend that is the first packet backend which works here,
@@ -27,9 +30,14 @@ const nameEBPF = "ebpf"
 // last: whoever wants its schedulers asks for it, and for all others iptables
 // does the same with fewer parts.
 func Drivers(o Options) []dataplane.Driver {
-	drivers := []dataplane.Driver{ebpf.Accelerate(nameEBPF, o.EBPF, bases(o)...)}
-	for _, d := range packetBackends(o) {
-		if o.EBPF.SocketLB == "" || o.EBPF.SocketLB == ebpf.Off {
+	accelerated := ebpf.Accelerate(nameEBPF, o.EBPF, o.Fit(bases(o))...)
+	socketsUnfit := o.Unfit[ebpf.LayerName]
+	if socketsUnfit != nil {
+		accelerated = unfit(accelerated, socketsUnfit)
+	}
+	drivers := []dataplane.Driver{accelerated}
+	for _, d := range o.Fit(packetBackends(o)) {
+		if o.EBPF.SocketLB == "" || o.EBPF.SocketLB == ebpf.Off || socketsUnfit != nil {
 			drivers = append(drivers, ebpf.WithoutSockets(o.EBPF, d))
 			continue
 		}

@@ -29,6 +29,15 @@ type PassedOver struct {
 	Reason error
 }
 
+// NamesPassedOver returns the backends that were passed over.
+func (c Choice) NamesPassedOver() []string {
+	var names []string
+	for _, p := range c.PassedOver {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
 // Choose opens the backend of a name. For Auto it takes the first of drivers
 // that works here, and tells why it passed over those before. Only if none does so
 // for all address families, one that does for some is taken.

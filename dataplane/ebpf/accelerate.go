@@ -198,7 +198,7 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 	}
 	a.note(socketsErr)
 	if asideErr != nil {
-		return fmt.Errorf("sockets go on by what the maps hold, which may be out of date: %w", errors.Join(socketsErr, asideErr))
+		return &dataplane.LayerError{Layer: LayerName, Err: fmt.Errorf("sockets go on by what the maps hold, which may be out of date: %w", errors.Join(socketsErr, asideErr))}
 	}
 	return err
 }
@@ -265,7 +265,7 @@ func (a *accelerated) syncWithout(ctx context.Context, prev, want *dataplane.Sna
 	}
 	cleanErr := removeLeft(a.opts)
 	if a.removed = cleanErr == nil; !a.removed {
-		return fmt.Errorf("removing the translation of sockets: %w", cleanErr)
+		return &dataplane.LayerError{Layer: LayerName, Err: fmt.Errorf("removing the translation of sockets: %w", cleanErr)}
 	}
 	return err
 }

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
+)
+
+// backends lists what this binary can program a kernel with. Tests have lists of
+// their own.
+type backends struct {
+	drivers func(catalog.Options) []dataplane.Driver
+	layers  func(catalog.Options) []dataplane.Driver
+}
+
+// unfitError ends the parts of an agent whose backend cannot program this
+// machine, so that they start again without it.
+type unfitError struct {
+	layer string
+	err   error
+}
+
+func (e *unfitError) Error() string {
+	return fmt.Sprintf("backend %s does not work here: %v", e.layer, e.err)
+}
+func (e *unfitError) Unwrap() error { return e.err }
+
+// backendOptions returns what each backend is told, and which layers proved unfit.
+func (a *agent) backendOptions() catalog.Options {
+	o := a.config.Backends()
+	o.Unfit = maps.Clone(a.unfit)
+	return o
+}
+
+// judge notes whether a first Sync failed for a reason that no later try mends.
+// It must not block.
+func (a *agent) judge(r dataplane.SyncReport) {
+	if a.programmed || r.Err == nil || r.InForce != nil || !catalog.OfMachine(r.Err) {
+		return
+	}
+	fault := &unfitError{layer: a.choice.LayerOf(r.Err), err: fmt.Errorf("its first Sync failed: %w", r.Err)}
+	select {
+	case a.faults <- fault:
+	default:
+	}
+}
+
+// fallThrough ends the parts once the backend proves unfit and another one of
+// those that were asked for works here. Without one, the backend goes on trying.
+func (a *agent) fallThrough(ctx context.Context) error {
+	var fault *unfitError
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.forwarding:
+		return nil
+	case fault = <-a.faults:
+	}
+	if !slices.Contains(a.choice.Layers, fault.layer) { // another backend would fail likewise
+		return nil
+	}
+	o := a.backendOptions()
+	if o.Unfit == nil {
+		o.Unfit = map[string]error{}
+	}
+	o.Unfit[fault.layer] = fault.err
+	if err := catalog.Check(ctx, a.config.Backend(), a.backends.drivers(o), a.config.Dataplane(slog.New(slog.DiscardHandler), a.families)); err != nil {
+		a.log.Warn("no other backend works here; trying this one again", "backend", a.backend, "error", err)
+		return nil
+	}
+	return fault
+}
+
+// passOver starts all parts again without the layer that proved unfit.
+func (a *agent) passOver(fault *unfitError) {
+	a.log.Warn("backend cannot program this machine; passing it over", "backend", a.backend, "layer", fault.layer, "error", fault.err)
+	if a.unfit == nil {
+		a.unfit = map[string]error{}
+	}
+	a.unfit[fault.layer] = fault.err
+}
+
+// run runs the agent until ctx ends or it cannot go on.
+func (a *agent) run(ctx context.Context) error {
+	release := func() {}
+	defer func() { release() }()
+	a.lockOnce = func(ctx context.Context) error {
+		r, err := a.lock(ctx)
+		if err == nil {
+			release, a.lockOnce = r, func(context.Context) error { return nil }
+		}
+		return err
+	}
+	for {
+		a.programmed, a.forwarding, a.faults, a.started = false, make(chan struct{}), make(chan *unfitError, 1), time.Now()
+		err := a.once(ctx)
+		var fault *unfitError
+		if !errors.As(err, &fault) {
+			return err
+		}
+		a.passOver(fault)
+	}
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/inspect"
+)
+
+// machine is a node with backends that are only words, each of which fails its
+// Syncs with an error of its own.
+type machine struct {
+	mu      sync.Mutex
+	fails   map[string]error
+	synced  []string // the backends that served, one entry for each Sync
+	cleaned []string
+}
+
+type pretended struct {
+	*machine
+	name string
+}
+
+func (p pretended) Sync(context.Context, *dataplane.Snapshot, *dataplane.Snapshot) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.fails[p.name]; err != nil {
+		return err
+	}
+	p.synced = append(p.synced, p.name)
+	return nil
+}
+
+func (p pretended) Observe(context.Context) (*dataplane.Observation, error) {
+	return &dataplane.Observation{Whole: true}, nil
+}
+func (p pretended) Close() error { return nil }
+
+func (m *machine) driver(name string) dataplane.Driver {
+	return dataplane.Driver{
+		Name:  name,
+		Probe: func(context.Context, dataplane.Config) error { return nil },
+		Open: func(context.Context, dataplane.Config) (dataplane.Backend, error) {
+			return pretended{m, name}, nil
+		},
+		Cleanup: func(context.Context, dataplane.Config) error {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.cleaned = append(m.cleaned, name)
+			return nil
+		},
+	}
+}
+
+func (m *machine) has(list *[]string, name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Contains(*list, name)
+}
+
+// runOn starts an agent on a machine with three backends until the test ends.
+func (m *machine) runOn(t *testing.T, backend string) (socket string, log *lockedBuffer) {
+	t.Helper()
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
+	socket, log = filepath.Join(t.TempDir(), "agent.sock"), &lockedBuffer{}
+	o := options()
+	o.Backends = []string{"auto", "first", "second", "third"}
+	cmd := runCommand() // for its flags alone
+	cmd.ResetFlags()
+	o.AddFlags(cmd.Flags())
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	_ = free.Close()
+	if err := cmd.ParseFlags([]string{"--backend=" + backend, "--manifests=" + dir, "--hostname-override=node-1", "--socket=" + socket, "--lock-dir=" + lockDir(),
+		"--healthz-bind-address=", "--metrics-bind-address=" + addr, "--bind-address-hard-fail", "--detect-local-mode=NodeCIDR", "--verify-interval=1h"}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := load(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := func(o catalog.Options) []dataplane.Driver {
+		drivers := []dataplane.Driver{m.driver("first"), m.driver("second"), m.driver("third")}
+		return o.Fit(drivers)
+	}
+	a := &agent{options: o, config: c, families: []dataplane.Family{dataplane.IPv4}, backends: backends{list, list}, log: slog.New(slog.NewTextHandler(log, nil))}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- a.run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	return socket, log
+}
+
+// TestFirstSyncDecides has backends that can be opened and cannot program this
+// machine. If another one was asked for too, it is taken.
+func TestFirstSyncDecides(t *testing.T) {
+	if !ownNetns(t) {
+		return
+	}
+	transient := errors.New("the kernel is busy")
+	refused := &dataplane.PartialError{Failed: []dataplane.PortError{{Err: unix.EOPNOTSUPP}}}
+	for _, c := range []struct {
+		name    string
+		backend string
+		fails   map[string]error
+		serves  string
+		passed  []string
+	}{
+		{"nothing fails", "auto", nil, "first", nil},
+		{"a missing feature", "auto", map[string]error{"first": dataplane.ErrUnsupported}, "second", []string{"first"}},
+		{"no permission", "auto", map[string]error{"first": unix.EPERM}, "second", []string{"first"}},
+		{"read-only settings", "auto", map[string]error{"first": fmt.Errorf("writing a setting: %w", unix.EROFS)}, "second", []string{"first"}},
+		{"no such system call", "auto", map[string]error{"first": unix.ENOSYS}, "second", []string{"first"}},
+		{"no such operation, twice", "auto", map[string]error{"first": unix.EOPNOTSUPP, "second": unix.EAFNOSUPPORT}, "third", []string{"first", "second"}},
+		{"what may pass is tried again", "auto", map[string]error{"first": transient}, "", nil},
+		{"a Service is refused", "auto", map[string]error{"first": refused}, "", nil},
+		{"no other was asked for", "first", map[string]error{"first": unix.EPERM}, "", nil},
+		{"no other is left", "auto", map[string]error{"first": unix.EPERM, "second": unix.EPERM, "third": unix.EPERM}, "", []string{"first", "second"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := &machine{fails: c.fails}
+			socket, _ := m.runOn(t, c.backend)
+			client := inspect.Client{Socket: socket}
+			settled := func() bool {
+				s, _, err := client.Status(t.Context())
+				return err == nil && s.Sync.Wanted > 0 && len(s.Backend.PassedOver) == len(c.passed) &&
+					(c.serves == "" || s.Health.Ready && s.Backend.Name == c.serves) && (c.serves != "" || s.Sync.Error != "")
+			}
+			eventually(t, "the backend that serves and those passed over", settled)
+			s, _, err := client.Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, p := range s.Backend.PassedOver {
+				if p.Name != c.passed[i] || !strings.Contains(p.Reason, "its first Sync failed") {
+					t.Errorf("passed over %s: %s; want %s", p.Name, p.Reason, c.passed[i])
+				}
+			}
+			if c.serves != "" {
+				for _, name := range c.passed {
+					eventually(t, "what "+name+" wrote is removed", func() bool { return m.has(&m.cleaned, name) })
+				}
+			}
+			if m.has(&m.cleaned, s.Backend.Name) {
+				t.Errorf("what %s serves was removed", s.Backend.Name)
+			}
+		})
+	}
+}
+
+// TestLayerAtFault names the layer that an error of a layered backend is of.
+func TestLayerAtFault(t *testing.T) {
+	c := catalog.Choice{Layers: []string{ebpf.LayerName, "nftables"}}
+	for _, e := range []struct {
+		err  error
+		want string
+	}{
+		{unix.EPERM, "nftables"},
+		{&dataplane.LayerError{Layer: ebpf.LayerName, Err: unix.EPERM}, ebpf.LayerName},
+		{fmt.Errorf("programming: %w", &dataplane.LayerError{Layer: ebpf.LayerName, Err: unix.EPERM}), ebpf.LayerName},
+	} {
+		if got := c.LayerOf(e.err); got != e.want {
+			t.Errorf("%v is of %s, want %s", e.err, got, e.want)
+		}
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("never: %s", what)
+}
