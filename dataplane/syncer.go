@@ -75,9 +75,12 @@ type SyncReport struct {
 
 // SyncStatus is how the kernel stands to what is wanted.
 type SyncStatus struct {
-	Wanted   uint64    // revision of the newest Snapshot; 0: none yet
-	InForce  uint64    // newest revision that is wholly in the kernel; 0: none yet
-	Served   uint64    // newest revision that is in the kernel but for Refused; 0: none yet
+	Wanted  uint64 // revision of the newest Snapshot; 0: none yet
+	InForce uint64 // newest revision that is wholly in the kernel; 0: none yet
+	Served  uint64 // newest revision that is in the kernel but for Refused; 0: none yet
+	// Damaged is since when the kernel is known to differ from what was programmed,
+	// and is not repaired yet; zero: it does not.
+	Damaged  time.Time
 	Behind   time.Time // since when the kernel lacks something wanted beside Refused; zero: it does not
 	LastSync time.Time // end of the last Sync after which the kernel lacked nothing but Refused; zero: none yet
 	LastPart time.Time // as LastSync, for the families that are not Failing
@@ -315,6 +318,9 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	}
 
 	tried, err := s.settle(target, held, err, end)
+	if prev == nil && s.inForce != nil {
+		s.noteDamage(time.Time{})
+	}
 	if s.inForce != nil {
 		failed := (*FamilyError)(nil)
 		errors.As(err, &failed)

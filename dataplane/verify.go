@@ -160,9 +160,20 @@ func (s *Syncer) audit(ctx context.Context) (found Verification, repair bool) {
 	}
 	if n := len(found.Differences); n > 0 {
 		const most = 5
+		s.noteDamage(found.At)
 		s.cfg.Log.Warn("the kernel is not as it was programmed; repairing it", "differences", n, "first", found.Differences[:min(n, most)])
 	}
 	return found, !whole || len(found.Differences) > 0
+}
+
+// noteDamage notes since when the kernel differs from what was programmed; zero:
+// it does not.
+func (s *Syncer) noteDamage(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if since.IsZero() || s.status.Damaged.IsZero() {
+		s.status.Damaged = since
+	}
 }
 
 // noteRepair notes that the kernel was repaired after v.

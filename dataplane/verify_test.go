@@ -87,3 +87,32 @@ func TestVerifyWaitsNoLongerThanItsCaller(t *testing.T) {
 		}
 	})
 }
+
+// TestDamageIsKnownUntilTheRepair: from the comparison that finds a difference
+// to the Sync that mends it, the status says that the kernel is damaged.
+func TestDamageIsKnownUntilTheRepair(t *testing.T) {
+	k := &kernel{whole: true}
+	run(t, k, SyncerConfig{AuditInterval: time.Minute}, func(s *Syncer) {
+		damaged := func(want bool, when string) {
+			t.Helper()
+			if since := s.Status().Damaged; since.IsZero() == want {
+				t.Errorf("%s: damaged since %v, want %v", when, since, want)
+			}
+		}
+		s.Submit(snapshot(1, service("a")))
+		pass(0)
+		damaged(false, "as programmed")
+		k.drift("a rule is gone")
+		pass(50 * time.Second)
+		damaged(false, "before anybody looks")
+		k.meet(errors.New("the kernel is busy"))
+		pass(11 * time.Second)
+		damaged(true, "while the repair fails")
+		s.Submit(snapshot(2, service("b")))
+		pass(11 * time.Second)
+		damaged(true, "while another change fails")
+		k.meet(nil)
+		pass(12 * time.Second)
+		damaged(false, "after the repair")
+	})
+}

@@ -57,13 +57,14 @@ func (h *Health) Healthy() bool {
 	return ok
 }
 
-// Ready is whether the kernel held all that was wanted, but for what is refused,
-// once, and no family falls behind for longer than BehindLimit.
+// Ready reports whether the kernel held all that was wanted, but for what is
+// refused, once, has not been damaged by others since, and no family falls behind
+// for longer than BehindLimit.
 func (h *Health) Ready() bool { return h.ready(h.Sync()) }
 
 func (h *Health) ready(s dataplane.SyncStatus) bool {
 	ok, _ := h.healthy(s)
-	return ok && s.Served > 0 && len(h.failing(s)) == 0
+	return ok && s.Served > 0 && s.Damaged.IsZero() && len(h.failing(s)) == 0
 }
 
 // failing returns the families that are not programmed for longer than BehindLimit,
@@ -118,6 +119,8 @@ func (h *Health) Readyz() http.Handler {
 		ready := h.ready(s)
 		a.Ready = &ready
 		switch {
+		case a.Healthy && !s.Damaged.IsZero():
+			a.Reason = "the kernel is not as it was programmed and is being repaired, since " + s.Damaged.UTC().Format(time.RFC3339)
 		case a.Reason != "":
 		case s.Served > 0:
 			a.Reason = h.Waiting()

@@ -51,6 +51,8 @@ func TestHealthTellsHowTheKernelStands(t *testing.T) {
 		{"IPv6 was never programmed", dataplane.SyncStatus{Wanted: 7, LastPart: now, Failing: failing(ago(time.Second))}, true, 200, 200, 503, "IPv6 is not programmed"},
 		{"IPv6 is being retried", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, LastPart: now, Failing: failing(ago(59 * time.Second))}, true, 200, 200, 200, "IPv6 is not programmed"},
 		{"IPv6 fails for more than a minute", dataplane.SyncStatus{Wanted: 8, InForce: 7, Served: 7, LastPart: now, Failing: failing(ago(61 * time.Second))}, true, 200, 200, 503, "no buffer space"},
+		{"somebody else changed the kernel", dataplane.SyncStatus{Wanted: 7, InForce: 7, Served: 7, Damaged: ago(time.Second)}, true, 200, 200, 503, "is being repaired"},
+		{"somebody else changed the kernel, and the repair fails", dataplane.SyncStatus{Wanted: 7, InForce: 7, Served: 7, Damaged: ago(61 * time.Second), Behind: ago(61 * time.Second), Err: fault}, true, 503, 503, 503, "no buffer space"},
 		{"the node is going away (KEP-3836)", dataplane.SyncStatus{Wanted: 7, InForce: 7, Served: 7}, false, 503, 200, 200, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

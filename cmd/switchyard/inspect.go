@@ -340,8 +340,11 @@ func (a *agent) sockets() dataplane.SocketTranslator {
 func (a *agent) healthNow() inspect.Health {
 	s := a.syncer.Status()
 	h := inspect.Health{Healthy: a.health.Healthy(), Ready: a.health.Ready(), Reason: a.waiting()}
-	if s.Err != nil && !h.Ready {
+	switch {
+	case s.Err != nil && !h.Ready:
 		h.Reason = s.Err.Error()
+	case !s.Damaged.IsZero():
+		h.Reason = "the kernel is not as it was programmed and is being repaired"
 	}
 	return h
 }
