@@ -18,6 +18,7 @@ type backend struct {
 	halves []*half
 	others []*half // of the variant that is not in use, until it is known to be clear of us
 	lock   *writeLock
+	watch  *watch
 	held   *dataplane.Snapshot // what the kernel holds as far as is known; nil: unknown since the start
 	known  bool                // held is still true
 
@@ -57,6 +58,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if prev != nil && !b.holds(prev) {
 		prev = nil
 	}
+	defer b.watch.pause(prev == nil)()
 	work := b.divide(prev, want)
 	b.known = false
 	var wg sync.WaitGroup
@@ -74,6 +76,9 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 			failed.Failed = append(failed.Failed, dataplane.FamilyFailure{Family: w.family, Err: w.err})
 		case w.half != nil:
 			done++
+		}
+		if w.half != nil && w.err == nil {
+			w.half.written.Store(true)
 		}
 		for id, err := range w.bad {
 			bad[id] = err
@@ -255,4 +260,9 @@ func partial(bad refused) error {
 }
 
 // Close implements dataplane.Backend. The rules stay.
-func (b *backend) Close() error { return b.lock.close() }
+func (b *backend) Close() error {
+	if b.watch == nil { // open failed
+		return b.lock.close()
+	}
+	return errors.Join(b.watch.close(), b.lock.close())
+}

@@ -30,6 +30,7 @@ type commands struct {
 	randomFully bool // MASQUERADE knows --random-fully, once learned
 	lockWait    int  // seconds for each of lockTries
 	lock        *writeLock
+	watch       *watch // knows our commands from those of others; nil: nobody asks
 }
 
 const (
@@ -180,8 +181,7 @@ func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 	cmd := exec.CommandContext(ctx, c.restorePath, flags...)
 	cmd.Stdin = bytes.NewReader(input)
 	cmd.ExtraFiles = []*os.File{c.lock.file}
-	out, err := cmd.CombinedOutput()
-
+	out, err := c.output(cmd)
 	if err == nil {
 		return nil
 	}
@@ -199,6 +199,21 @@ func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 		return fmt.Errorf("running %s: %w", c.restorePath, err)
 	}
 	return &refusal{lines: refusedLines(out), text: firstLines(out), err: err}
+}
+
+// output runs a command that writes and returns what it prints.
+func (c *commands) output(cmd *exec.Cmd) ([]byte, error) {
+	if c.watch == nil {
+		return cmd.CombinedOutput()
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := c.watch.start(cmd); err != nil {
+		return nil, err
+	}
+	err := cmd.Wait()
+	c.watch.ended(cmd)
+	return out.Bytes(), err
 }
 
 // errorLength is how much of an error text is worth repeating.

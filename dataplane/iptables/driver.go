@@ -108,6 +108,10 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
+	b.watch = startWatch(cfg.Log, v, b.halves)
+	for _, h := range b.halves {
+		h.commands.watch = b.watch
+	}
 	cfg.Log.Info("iptables variant chosen", "variant", string(v), "reason", why, "version", b.halves[0].commands.version)
 	return b, nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -25,6 +26,7 @@ type half struct {
 	stale     []string // chains that are no longer needed and could not be removed
 	unread    []string // tables whose rules cannot be read, since it was reported
 	tally     tally
+	written   atomic.Bool // the tables hold our rules, as far as is known
 }
 
 // refused are the ServicePorts that could not be programmed, and why.

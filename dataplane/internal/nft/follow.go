@@ -1,7 +1,9 @@
 package nft
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -48,6 +50,23 @@ type Notice struct {
 // Next waits for changes to tables of a name. An error may mean that changes
 // were missed.
 func (f *Follower) Next(table string) ([]Notice, error) {
+	return f.next(func(name string, _ netlink.Message) bool { return name == table })
+}
+
+// NextNaming waits for changes to objects with one of these words in their
+// names, to rules that lead to such, and to whole tables. An error may mean that
+// changes were missed.
+func (f *Follower) NextNaming(words ...string) ([]Notice, error) {
+	return f.next(func(_ string, m netlink.Message) bool {
+		if m.Header.Type == messageType(unix.NFT_MSG_DELTABLE) { // newer kernels name nothing in it
+			return true
+		}
+		return slices.ContainsFunc(words, func(w string) bool { return bytes.Contains(m.Data, []byte(w)) })
+	})
+}
+
+// next waits for changes that count, which are given with the name of their table.
+func (f *Follower) next(counts func(table string, m netlink.Message) bool) ([]Notice, error) {
 	messages, err := f.socket.Receive()
 	if err != nil {
 		return nil, err
@@ -56,7 +75,11 @@ func (f *Follower) Next(table string) ([]Notice, error) {
 	for _, m := range messages {
 		// The first attribute of each message but that about the generation is the table.
 		name, ok := attribute(m, unix.NFTA_TABLE_NAME)
-		if !ok || m.Header.Type == messageType(unix.NFT_MSG_NEWGEN) || strings.TrimRight(string(name), "\x00") != table {
+		if !ok || m.Header.Type == messageType(unix.NFT_MSG_NEWGEN) {
+			continue
+		}
+		table := strings.TrimRight(string(name), "\x00")
+		if !counts(table, m) {
 			continue
 		}
 		n := Notice{Table: table, PortID: m.Header.PID}

@@ -1,0 +1,88 @@
+package iptables
+
+import (
+	"log/slog"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+)
+
+// TestDisturbed: what others do to our rules is noticed within 2 s, or with
+// legacy by the next look. What we write and what others do to theirs is not.
+func TestDisturbed(t *testing.T) {
+	both := []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
+	for _, c := range []struct {
+		does    string
+		variant Variant
+		want    bool
+	}{
+		{"iptables-nft -t nat -F", NFT, true},
+		{"nft flush ruleset", NFT, true},
+		{"nft delete table ip6 filter", NFT, true},
+		{"iptables-nft -t nat -D PREROUTING 1", NFT, true},
+		{"ip6tables-nft -t filter -D FORWARD 1", NFT, true},
+		{"iptables-nft -t nat -F SWITCHYARD-SERVICES", NFT, true},
+		{"iptables-nft -t nat -N CNI-HOSTPORT", NFT, false},
+		{"iptables-nft -t nat -A POSTROUTING -j ACCEPT", NFT, false},
+		{"nft add table inet theirs", NFT, false},
+		{"nft delete table inet theirs", NFT, false},
+		{"iptables-legacy -t nat -F", Legacy, true},
+		{"ip6tables-legacy -t filter -D FORWARD 1", Legacy, true},
+		{"iptables-legacy -t nat -N CNI-HOSTPORT", Legacy, false},
+		{"iptables-legacy -t nat -A POSTROUTING -j ACCEPT", Legacy, false},
+	} {
+		t.Run(c.does, func(t *testing.T) {
+			if _, err := findCommands(c.variant, dataplane.IPv4, 1); err != nil {
+				missing(t, err.Error())
+			}
+			inNetns(t, func() {
+				b, err := open(t.Context(), Options{Mode: string(c.variant), LockDir: lockDir()}, dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: both, MasqueradeBit: 14})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = b.Close() }()
+				a, z := mixed(), snapshot()
+				for _, s := range [][2]*dataplane.Snapshot{{nil, a}, {a, z}, {z, a}, {nil, a}} {
+					if err := b.Sync(t.Context(), s[0], s[1]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if c.does == "nft delete table inet theirs" {
+					mustRun(t, "nft add table inet theirs")
+				}
+				if told(b, 500*time.Millisecond) {
+					t.Error("what we wrote ourselves disturbs us")
+				}
+				mustRun(t, c.does)
+				within := 2 * time.Second
+				if c.variant == Legacy {
+					within = 2*pollPause + time.Second
+				}
+				if got := told(b, within); got != c.want {
+					t.Errorf("noticed: %v, want %v", got, c.want)
+				}
+			})
+		})
+	}
+}
+
+// told reports whether a disturbance is told of within some time.
+func told(b *backend, within time.Duration) bool {
+	select {
+	case <-b.Disturbed():
+		return true
+	case <-time.After(within):
+		return false
+	}
+}
+
+func mustRun(t *testing.T, command string) {
+	t.Helper()
+	args := strings.Fields(command)
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", command, err, out)
+	}
+}
