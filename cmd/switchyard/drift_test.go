@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,9 +69,9 @@ func TestDriftIsRepairedInTime(t *testing.T) {
 // TestVerifyRepairsOnRequest is the same by hand, and its exit statuses.
 func TestVerifyRepairsOnRequest(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
-		remove := map[string]func(*site, *rand.Rand) (string, error){"iptables": removeRule, "ebpf": removeElement}[backend]
+		remove := map[string]func(*site, *rand.Rand) (string, error){"ebpf": removeElement}[backend]
 		if remove == nil {
-			t.Skipf("nothing is known that one can remove from backend %s", backend)
+			t.Skipf("backend %s repairs at once what one can remove from it", backend)
 		}
 		s := newSite(t, backend, []any{serviceCIDR()}, "--verify-interval=1h")
 		r := randomObjects{rand.New(rand.NewPCG(23, 24)), s.lab}
@@ -169,4 +171,38 @@ func removeElement(s *site, random *rand.Rand) (string, error) {
 	}
 	chosen := keys[random.IntN(len(keys))]
 	return fmt.Sprintf("%x of map %s", chosen, name), m.Delete(chosen)
+}
+
+// TestDisturbanceIsRepairedAtOnce: whoever flushes the rules beside an agent is
+// noticed long before the next audit.
+func TestDisturbanceIsRepairedAtOnce(t *testing.T) {
+	if !ownNetns(t) {
+		return
+	}
+	for _, c := range []struct{ name, flags, disturb string }{
+		{"nftables", "--backend=nftables", "nft flush ruleset"},
+		{"iptables-nft", "--backend=iptables --iptables-mode=nft", "nft flush ruleset"},
+		{"iptables-nft, one table", "--backend=iptables --iptables-mode=nft", "iptables-nft -t nat -F"},
+		{"iptables-legacy", "--backend=iptables --iptables-mode=legacy", "iptables-legacy -t nat -F"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, socket := t.TempDir(), filepath.Join(t.TempDir(), "agent.sock")
+			writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
+			p := start(t, func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "--socket="+socket) },
+				append([]string{"run", "--manifests=" + dir, "--hostname-override=node-1", "--cluster-cidr=10.244.0.0/16", "--verify-interval=1h", "--metrics-bind-address="}, strings.Fields(c.flags)...)...)
+			client := inspect.Client{Socket: socket}
+			status := func() inspect.Status { s, _, _ := client.Status(t.Context()); return s }
+			p.within(t, "ready", func() bool { return status().Health.Ready })
+			if out, err := exec.Command("sh", "-c", c.disturb).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			begun := time.Now()
+			p.within(t, "the repair", func() bool { s := status(); return s.Drift.Repairs > 0 && s.Health.Ready })
+			if took := time.Since(begun); took > 6*time.Second {
+				t.Errorf("the repair took %v", took)
+			}
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			<-p.done
+		})
+	}
 }

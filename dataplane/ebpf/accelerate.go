@@ -97,6 +97,7 @@ func (a accelerator) open(ctx context.Context, cfg dataplane.Config) (dataplane.
 		b.Backend, b.name = opened, base.Name
 		if b.sockets != nil {
 			b.sockets.base = base.Name
+			b.lookout = startLookout(disturbances(opened))
 		}
 		cfg.Log.Info("sockets are translated on top of a packet backend", "socketLB", a.opts.SocketLB, "backend", base.Name)
 		return b, nil
@@ -152,6 +153,7 @@ type accelerated struct {
 	log               *slog.Logger
 	families          []dataplane.Family     // that were asked for
 	trouble           atomic.Pointer[string] // what keeps sockets from being translated; nil: nothing
+	lookout           *lookout               // nil: Off
 	removed           bool                   // the sockets' layer of an earlier agent, where ours is Off
 }
 
@@ -197,6 +199,7 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 		}
 	}
 	a.note(socketsErr)
+	a.lookout.look(a.sockets.expect())
 	if asideErr != nil {
 		return &dataplane.LayerError{Layer: LayerName, Err: fmt.Errorf("sockets go on by what the maps hold, which may be out of date: %w", errors.Join(socketsErr, asideErr))}
 	}
@@ -291,10 +294,18 @@ func (a *accelerated) Observe(ctx context.Context) (*dataplane.Observation, erro
 	return o, nil
 }
 
-// Disturbed implements dataplane.Watched. Nobody tells of a change to eBPF maps,
-// so the channel is the packet backend's; nil: it has none.
+// Disturbed implements dataplane.Watched: what the packet backend notices, and
+// hooks that were detached. Nobody tells of a change to eBPF maps. nil: nothing is
+// noticed.
 func (a *accelerated) Disturbed() <-chan struct{} {
-	if w, ok := a.Backend.(dataplane.Watched); ok {
+	if a.lookout != nil {
+		return a.lookout.disturbed
+	}
+	return disturbances(a.Backend)
+}
+
+func disturbances(b dataplane.Backend) <-chan struct{} {
+	if w, ok := b.(dataplane.Watched); ok {
 		return w.Disturbed()
 	}
 	return nil
@@ -335,6 +346,7 @@ func (a *accelerated) Close() error {
 	if a.sockets == nil {
 		return a.Backend.Close()
 	}
+	a.lookout.close()
 	return errors.Join(a.sockets.close(), a.Backend.Close())
 }
 

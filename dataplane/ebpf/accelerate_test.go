@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -313,11 +317,12 @@ func (w *watched) Undisturbed() bool { return w.undisturbed }
 // and no audit is left out while the socket maps differ.
 func TestDisturbancesOfThePacketBackendAreTold(t *testing.T) {
 	b := openBackend(t, testOptions(t))
-	if b.Disturbed() != nil || b.Undisturbed() {
-		t.Error("it tells of changes that its packet backend knows nothing of")
+	if b.Undisturbed() {
+		t.Error("it says that nobody changed what its packet backend wrote, which does not know")
 	}
 	w := &watched{disturbed: make(chan struct{}, 1), undisturbed: true}
-	b.Backend = w
+	b.lookout.close()
+	b.Backend, b.lookout = w, startLookout(w.disturbed)
 	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
 	mustSync(t, b, nil, want)
 	w.disturbed <- struct{}{}
@@ -335,5 +340,53 @@ func TestDisturbancesOfThePacketBackendAreTold(t *testing.T) {
 	w.undisturbed = false
 	if b.Undisturbed() {
 		t.Error("the packet backend is disturbed, and it says nothing")
+	}
+}
+
+// TestDetachedHookIsNoticed: whoever detaches a hook, or removes its pin, is
+// noticed within 2 s, once, and after a repair again.
+func TestDetachedHookIsNoticed(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, want)
+	noticed := func() bool {
+		select {
+		case <-b.Disturbed():
+			return true
+		case <-time.After(2 * lookEvery):
+			return false
+		}
+	}
+	if noticed() {
+		t.Error("what we attached ourselves disturbs us")
+	}
+	path := filepath.Join(b.sockets.dirs.links, "sock_connect4")
+	for _, c := range []struct {
+		what string
+		do   func() error
+	}{
+		{"detached", func() error {
+			l, err := link.LoadPinnedLink(path, nil)
+			if err != nil {
+				return err
+			}
+			return errors.Join(l.Detach(), l.Close())
+		}},
+		{"unpinned", func() error { return os.Remove(path) }},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		if !noticed() {
+			t.Errorf("%s: nobody notices", c.what)
+		}
+		if noticed() {
+			t.Errorf("%s: told twice", c.what)
+		}
+		mustSync(t, b, nil, want)
+		leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+		if noticed() {
+			t.Errorf("%s: the repair disturbs us", c.what)
+		}
 	}
 }
