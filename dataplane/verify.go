@@ -54,6 +54,7 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 		if err != nil || !repair || len(v.Differences) == 0 {
 			return err
 		}
+		s.cfg.Log.Warn("the kernel is not as wanted; repairing it on request", "differences", len(v.Differences), "first", firstFew(v.Differences))
 		s.inForce = nil
 		if err := s.syncOnce(ctx); s.inForce == nil { // not even in part
 			return err
@@ -159,11 +160,16 @@ func (s *Syncer) audit(ctx context.Context) (found Verification, repair bool) {
 		return found, true
 	}
 	if n := len(found.Differences); n > 0 {
-		const most = 5
 		s.noteDamage(found.At)
-		s.cfg.Log.Warn("the kernel is not as it was programmed; repairing it", "differences", n, "first", found.Differences[:min(n, most)])
+		s.cfg.Log.Warn("the kernel is not as it was programmed; repairing it", "differences", n, "first", firstFew(found.Differences))
 	}
 	return found, !whole || len(found.Differences) > 0
+}
+
+// firstFew returns as many differences as fit a line of the log.
+func firstFew(differences []string) []string {
+	const most = 5
+	return differences[:min(len(differences), most)]
 }
 
 // noteDamage notes since when the kernel differs from what was programmed; zero:
