@@ -36,8 +36,8 @@ func commandLine(args []string) []string {
 	return args[1:]
 }
 
-// execute runs a command line and returns the exit status.
-func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+// newRoot makes the command with all that are below it.
+func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "switchyard",
 		Short:         "The service proxy of a Kubernetes node, in place of kube-proxy",
@@ -50,6 +50,12 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	root.AddCommand(runCommand(), cleanupCommand(), versionCommand(), benchCommand())
 	root.AddCommand(inspectCommands()...)
+	return root
+}
+
+// execute runs a command line and returns the exit status.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/spf13/pflag"
 )
 
 // TestWrongInput: each ends in one line that names the flag, the value and what
@@ -71,6 +73,18 @@ func TestWrongInput(t *testing.T) {
 			}
 			if got := errs.String(); !strings.Contains(got, c.want) || strings.Count(got, "\n") != 1 {
 				t.Errorf("stderr is %q; want one line with %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestUsageNamesTypes: pflag takes a word in back quotes for a flag's type.
+func TestUsageNamesTypes(t *testing.T) {
+	root := newRoot()
+	for _, cmd := range append(root.Commands(), root) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if strings.Contains(f.Usage, "`") {
+				t.Errorf("%s --%s: back quotes in %q", cmd.Name(), f.Name, f.Usage)
 			}
 		})
 	}
