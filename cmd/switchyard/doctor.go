@@ -27,7 +27,7 @@ each lack: privileges, kernel features, tools, settings, and other programs that
 balance Services here. It changes nothing and needs no agent; run it in the
 network namespace where the agent runs, which is that of the node.
 
-The exit status is 1 where no backend works.`,
+The exit status is 1 where no backend works, or not the one that --backend names.`,
 		Example: `  switchyard doctor
   switchyard doctor -o json | jq '.checks[] | select(.state != "ok")'`,
 		Args: cobra.NoArgs,
@@ -44,6 +44,9 @@ The exit status is 1 where no backend works.`,
 		host.Pods = func() (int, map[string]int, error) { return ebpf.SurveyPods(c.Switchyard.EBPF.CgroupRoot) }
 		host.Firewall = func() ([]string, error) { return hostfirewall.Closed(cfg.Families) }
 		r := doctor.Examine(cmd.Context(), host, catalog.Drivers(c.Backends()), cfg)
+		if asked := c.Backend(); asked != catalog.Auto {
+			r.Asked = asked
+		}
 		body, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
 			return fmt.Errorf("writing the report: %w", err)

@@ -14,6 +14,7 @@ import (
 // Report is what was found.
 type Report struct {
 	Kernel   string    `json:"kernel"`
+	Asked    string    `json:"asked,omitempty"` // the backend that --backend names; "": any will do
 	Backends []Backend `json:"backends"`
 	Checks   []Check   `json:"checks"`
 }
@@ -91,14 +92,22 @@ func probe(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) Backen
 	return b
 }
 
-// Works tells whether any backend does.
+// Works reports whether the backend that was asked for works, or any where any will do.
 func (r Report) Works() bool {
+	return slices.ContainsFunc(r.Backends, func(b Backend) bool {
+		return b.Works && (r.Asked == "" || r.Asked == b.Name)
+	})
+}
+
+// Lacking returns the names of the backends that do not work.
+func (r Report) Lacking() []string {
+	var names []string
 	for _, b := range r.Backends {
-		if b.Works {
-			return true
+		if !b.Works {
+			names = append(names, b.Name)
 		}
 	}
-	return false
+	return names
 }
 
 // Problems counts the checks that found one.

@@ -37,10 +37,14 @@ func (p *Printer) Doctor(r doctor.Report) error {
 	}
 	p.line("")
 	switch n := r.Problems(); {
+	case !r.Works() && r.Asked != "" && len(r.Lacking()) < len(r.Backends):
+		p.line("%s", p.paint(red, "Backend "+r.Asked+" does not work here."))
 	case !r.Works():
 		p.line("%s", p.paint(red, "No backend works here."))
 	case n > 0:
 		p.line("%s", p.paint(red, plural(n, "problem")+"."))
+	case len(r.Lacking()) > 0:
+		p.line("No problems, but not every backend works here: %s.", strings.Join(r.Lacking(), ", "))
 	default:
 		p.line("%s", p.paint(green, "No problems."))
 	}
