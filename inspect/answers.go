@@ -14,6 +14,7 @@ type Status struct {
 	Backend   Backend   `json:"backend"`
 	Sockets   *Sockets  `json:"sockets,omitempty"`
 	Health    Health    `json:"health"`
+	Source    []Contact `json:"source,omitempty"` // the API server, by resource; none: nobody asks one
 	Sync      Sync      `json:"sync"`
 	Counts    Counts    `json:"counts"`
 	Drift     Drift     `json:"drift"`
@@ -42,6 +43,13 @@ type Backend struct {
 type PassedOver struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
+}
+
+// Contact is how the source of objects last answered about one resource.
+type Contact struct {
+	Resource string    `json:"resource"`
+	Last     time.Time `json:"last,omitzero"`   // when it last answered; zero: never
+	Error    string    `json:"error,omitempty"` // of the last request, where that failed
 }
 
 // Health is what the health paths say.

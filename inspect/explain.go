@@ -51,7 +51,7 @@ func (i *Inspector) Explain(ctx context.Context, asked Question) (Explanation, e
 	q := question{to: asked.To, protocol: asked.Protocol, around: i.Watcher.Around()}
 	out := Explanation{To: asked.To.String(), Protocol: asked.Protocol.String()}
 	if q.around.Snapshot == nil {
-		return out, fmt.Errorf("nothing is known yet: waiting for %s", i.Watcher.Status().Waiting)
+		return out, unknownYet{i.Watcher.Status().Waiting}
 	}
 	if !i.find(&q, &out) {
 		out.Otherwise = i.otherwise(q)

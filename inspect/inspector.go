@@ -23,6 +23,8 @@ type Inspector struct {
 	Watcher  *watcher.Watcher
 	Syncer   *dataplane.Syncer
 	Health   func() Health
+	// Contacts returns how the API server last answered; nil: nobody asks one.
+	Contacts func() []Contact
 	// VerifyInterval is how often the Syncer compares by itself.
 	VerifyInterval time.Duration
 	// Flows calls visit with each connection through a Service that the kernel
@@ -55,6 +57,9 @@ func (i *Inspector) Status() Status {
 		},
 	}
 	s.Health.NodeEligible = watch.NodeEligible
+	if i.Contacts != nil {
+		s.Source = i.Contacts()
+	}
 	if sync.Err != nil {
 		s.Sync.Error = sync.Err.Error()
 	}
@@ -145,6 +150,11 @@ func (i *Inspector) Verify(ctx context.Context, repair bool) (Verification, erro
 	}, nil
 }
 
+// unknownYet says that nothing is known before the first Snapshot.
+type unknownYet struct{ waiting string }
+
+func (e unknownYet) Error() string { return "nothing is known yet: waiting for " + e.waiting }
+
 // notFound says that there is no such Service.
 type notFound struct{ name string }
 
@@ -155,6 +165,9 @@ func (e notFound) Error() string {
 // Services answers which Services there are: one, those of a namespace (name
 // ""), or all. A name without a namespace is looked for in all.
 func (i *Inspector) Services(ctx context.Context, namespace, name string) (Services, error) {
+	if s := i.Watcher.Status(); !s.Synced {
+		return Services{}, unknownYet{s.Waiting}
+	}
 	found := i.Watcher.Explain(func(n facts.Name) bool {
 		return (namespace == "" || n.Namespace == namespace) && (name == "" || n.Name == name)
 	})

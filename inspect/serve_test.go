@@ -101,8 +101,10 @@ func TestQuestionsWithoutAnAnswer(t *testing.T) {
 	}{
 		{"no agent", func(ctx context.Context) error { _, _, err := nobody.Status(ctx); return err },
 			"no agent answers on socket /nowhere/agent.sock: start `switchyard run` on this node, or give the --socket that it was started with"},
-		{"no such Service", func(ctx context.Context) error { _, _, err := c.Services(ctx, "shop", "web"); return err },
-			"there is no Service shop/web with a ClusterIP, as far as the agent knows"},
+		{"a Service before anything is known", func(ctx context.Context) error { _, _, err := c.Services(ctx, "shop", "web"); return err },
+			"nothing is known yet: waiting for Services"},
+		{"all Services before anything is known", func(ctx context.Context) error { _, _, err := c.Services(ctx, "", ""); return err },
+			"nothing is known yet: waiting for Services"},
 		{"verify before anything is known", func(ctx context.Context) error { _, _, err := c.Verify(ctx, true); return err },
 			"reading the kernel back: nothing is wanted yet: Services are not known"},
 		{"explain before anything is known", func(ctx context.Context) error {

@@ -159,6 +159,31 @@ func (m *Metrics) ShowPassedOver(backends []string) {
 	m.registry.MustRegister(v)
 }
 
+// CountContacts makes the metric of when the source of objects last answered,
+// from a function that returns it for each resource. One that never answered is
+// left out.
+func (m *Metrics) CountContacts(last func() map[string]time.Time) {
+	m.registry.MustRegister(contacts{last})
+}
+
+type contacts struct{ last func() map[string]time.Time }
+
+func (contacts) desc() *prometheus.Desc {
+	return prometheus.NewDesc(ownNamespace+"_source_last_contact_timestamp_seconds", "When the API server last answered about a resource.", []string{"resource"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c contacts) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc() }
+
+// Collect implements prometheus.Collector.
+func (c contacts) Collect(ch chan<- prometheus.Metric) {
+	for resource, at := range c.last() {
+		if !at.IsZero() {
+			ch <- prometheus.MustNewConstMetric(c.desc(), prometheus.GaugeValue, float64(at.UnixMilli())/1000, resource)
+		}
+	}
+}
+
 // Gate is a feature gate that the agent heeds.
 type Gate struct {
 	Name, Stage string // "": generally available

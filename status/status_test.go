@@ -11,6 +11,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +127,10 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountBackend(slog.New(slog.DiscardHandler), counter{})
 	m.CountAPIRequests()
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
+	m.ShowPassedOver([]string{"ebpf"})
+	m.CountContacts(func() map[string]time.Time {
+		return map[string]time.Time{"Services": time.UnixMilli(1500), "EndpointSlices": {}}
+	})
 	m.ShowGates([]Gate{{"ComponentFlagz", "BETA", true}, {"AllowServiceExternalIPs", "", false}})
 	m.ConntrackCleaned(dataplane.IPv4, 3, time.Millisecond)
 	m.Synced("iptables", dataplane.SyncReport{Audit: true, Want: &dataplane.Snapshot{Revision: 1}, Served: 1, InForce: &dataplane.Snapshot{Ports: dataplane.MakePorts(&dataplane.ServicePort{
@@ -159,6 +166,8 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`switchyard_drift_checks_total 9`,
 		`switchyard_drift_found_total 4`,
 		`switchyard_drift_repairs_total 2`,
+		`switchyard_backend_passed_over{backend="ebpf"} 1`,
+		`switchyard_source_last_contact_timestamp_seconds{resource="Services"} 1.5`,
 		`switchyard_map_entries{map="frontends"} 7`,
 		`switchyard_dropped_total{reason="no_route"} 3`,
 		`kubernetes_build_info{build_date="`,
@@ -237,6 +246,68 @@ func TestMetricsFollowWhatIsServed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDocsNameEveryMetric: docs/kube-proxy.md lists each metric that status and
+// the backends make, and says of none of them that it is missing.
+func TestDocsNameEveryMetric(t *testing.T) {
+	text, err := os.ReadFile("../docs/kube-proxy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs := string(text)
+	_, missing, _ := strings.Cut(docs, "Not there: ")
+	missing, _, _ = strings.Cut(missing, "\n")
+	for _, name := range metricsMade(t) {
+		short := strings.TrimPrefix(strings.TrimPrefix(name, "switchyard_"), "kubeproxy_")
+		if !strings.Contains(docs, "`"+short+"`") && !strings.Contains(docs, "`"+name+"`") && !strings.HasSuffix(short, "_pending") {
+			t.Errorf("no word of %s", name)
+		}
+		if strings.Contains(missing, short) {
+			t.Errorf("%s is there, and said to be missing", name)
+		}
+	}
+}
+
+// metricsMade finds the names of metrics: those of Metrics in what it registers,
+// and those of backends in their sources.
+func metricsMade(t *testing.T) []string {
+	t.Helper()
+	m := NewMetrics("v1", "iptables", both)
+	m.CountChanges(func() (uint64, uint64) { return 1, 1 })
+	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{} })
+	m.ShowPassedOver([]string{"ebpf"})
+	m.CountContacts(func() map[string]time.Time { return map[string]time.Time{"Services": time.UnixMilli(1)} })
+	m.ShowGates([]Gate{{"A", "", true}})
+	m.ConntrackCleaned(dataplane.IPv4, 1, time.Millisecond)
+	m.Synced("iptables", dataplane.SyncReport{Err: errors.New("fault")})
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range families {
+		if n := f.GetName(); strings.HasPrefix(n, "switchyard_") || strings.HasPrefix(n, "kube") {
+			names = append(names, n)
+		}
+	}
+	sources, err := filepath.Glob("../dataplane/*/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range sources {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		for _, quoted := range regexp.MustCompile(`"(?:switchyard|kubeproxy)_[a-z_]+"`).FindAllString(string(text), -1) {
+			names = append(names, strings.Trim(quoted, `"`))
+		}
+	}
+	return names
 }
 
 // counter is a backend that counts.

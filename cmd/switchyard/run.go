@@ -285,6 +285,7 @@ func (a *agent) wire(backend dataplane.Backend) {
 	}
 	a.metrics.ShowGates(gates)
 	a.metrics.CountBackend(a.log, backend)
+	a.countContacts()
 	a.metrics.ShowPassedOver(a.choice.NamesPassedOver())
 	a.metrics.CountChanges(func() (services, slices uint64) {
 		s := a.watcher.Status().Stats

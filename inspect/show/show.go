@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/duration"
+
 	"github.com/switchyard-io/switchyard/inspect"
 )
 
@@ -88,9 +90,9 @@ func (p *Printer) Status(s inspect.Status) error {
 			rows = append(rows, [2]string{map[bool]string{true: "Sockets"}[i == 0], line})
 		}
 	}
-	rows = append(rows,
-		[2]string{"Health", p.health(s.Health)},
-		[2]string{"Kernel", p.sync(s.Sync)})
+	rows = append(rows, [2]string{"Health", p.health(s.Health)})
+	rows = append(rows, p.source(s.Source)...)
+	rows = append(rows, [2]string{"Kernel", p.sync(s.Sync)})
 	if s.Sync.Error != "" {
 		rows = append(rows, [2]string{"", p.paint(red, "the last Sync: "+s.Sync.Error)})
 	}
@@ -114,6 +116,31 @@ func (p *Printer) Status(s inspect.Status) error {
 	rows = append(rows, p.list("Conflicts", s.Conflicts)...)
 	p.facts(rows)
 	return p.err
+}
+
+// source says how the API server answers: in one line where it does.
+func (p *Printer) source(contacts []inspect.Contact) [][2]string {
+	if len(contacts) == 0 {
+		return nil
+	}
+	var bad []string
+	oldest := contacts[0].Last
+	for _, c := range contacts {
+		if c.Last.Before(oldest) {
+			oldest = c.Last
+		}
+		since := "never answered"
+		if !c.Last.IsZero() {
+			since = "last answered " + p.ago(c.Last)
+		}
+		if c.Error != "" || c.Last.IsZero() {
+			bad = append(bad, join(": ", c.Resource+" "+since, c.Error))
+		}
+	}
+	if len(bad) > 0 {
+		return p.list("API server", bad)
+	}
+	return [][2]string{{"API server", "last contact " + p.ago(oldest)}}
 }
 
 // list are facts of one name, which are all bad.
@@ -161,7 +188,7 @@ func (p *Printer) sync(s inspect.Sync) string {
 		said += fmt.Sprintf("; %d is wanted", s.Wanted)
 	}
 	if !s.BehindSince.IsZero() {
-		said = p.paint(red, said+", behind since "+p.ago(s.BehindSince))
+		said = p.paint(red, said+", behind for "+age(p.Now.Sub(s.BehindSince)))
 	}
 	if !s.LastSync.IsZero() {
 		said += ", last Sync " + p.ago(s.LastSync)
@@ -205,20 +232,8 @@ func (p *Printer) Verification(v inspect.Verification) error {
 
 func (p *Printer) ago(t time.Time) string { return age(p.Now.Sub(t)) + " ago" }
 
-// age is a duration in its largest unit or two.
-func age(d time.Duration) string {
-	switch {
-	case d < time.Second:
-		return "0s"
-	case d < time.Minute:
-		return d.Truncate(time.Second).String()
-	case d < time.Hour:
-		return strings.TrimSuffix(d.Truncate(time.Second).String(), "0s")
-	case d < 48*time.Hour:
-		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
-	}
-	return fmt.Sprintf("%dd", int(d.Hours())/24)
-}
+// age prints a duration as kubectl prints ages.
+func age(d time.Duration) string { return duration.HumanDuration(max(d, 0)) }
 
 func plural(n int, word string) string {
 	if n == 1 {
