@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	goiptables "github.com/coreos/go-iptables/iptables"
-
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
@@ -27,8 +25,9 @@ type commands struct {
 	restorePath string
 	savePath    string
 	version     string
-	randomFully bool // MASQUERADE knows --random-fully, once learned
-	lockWait    int  // seconds for each of lockTries
+	randomFully bool          // MASQUERADE knows --random-fully
+	lockWait    int           // seconds for each of lockTries
+	most        time.Duration // for each command
 	lock        *writeLock
 	watch       *watch // knows our commands from those of others; nil: nobody asks
 }
@@ -38,11 +37,25 @@ const (
 	lockTries = 3
 	// tryPause is between two tries.
 	tryPause = 200 * time.Millisecond
+	// versionMost and commandMost are how long a command may take: one that says its
+	// version, and one that reads or writes rules, which for 50,000 Services on a busy
+	// machine takes a minute. One that hangs would keep the xtables lock for ever.
+	versionMost = 10 * time.Second
+	commandMost = 5 * time.Minute
+	// pipeMost is how long a command's own children may hold its output after it.
+	pipeMost = 5 * time.Second
 )
+
+// command readies a command that ends with ctx.
+func command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.WaitDelay = pipeMost
+	return cmd
+}
 
 // findCommands finds the programs of a variant; the error wraps ErrUnsupported
 // where they are not installed.
-func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error) {
+func findCommands(ctx context.Context, v Variant, f dataplane.Family, lockWait int) (*commands, error) {
 	base := "iptables"
 	if f == dataplane.IPv6 {
 		base = "ip6tables"
@@ -54,7 +67,7 @@ func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error
 			reasons = append(reasons, err.Error())
 			continue
 		}
-		have, version, err := variantOf(path)
+		have, version, err := variantOf(ctx, path)
 		if err != nil {
 			reasons = append(reasons, err.Error())
 			continue
@@ -63,7 +76,7 @@ func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error
 			reasons = append(reasons, fmt.Sprintf("%s is %s (%s)", path, have, version))
 			continue
 		}
-		c := &commands{path: path, variant: v, family: f, version: version, lockWait: lockWait}
+		c := &commands{path: path, variant: v, family: f, version: version, randomFully: hasRandomFully(version), lockWait: lockWait, most: commandMost}
 		if c.restorePath, err = exec.LookPath(name + "-restore"); err != nil {
 			reasons = append(reasons, err.Error())
 			continue
@@ -77,19 +90,22 @@ func findCommands(v Variant, f dataplane.Family, lockWait int) (*commands, error
 	return nil, fmt.Errorf("%w: no %s for %s: %s", dataplane.ErrUnsupported, v, f, strings.Join(reasons, "; "))
 }
 
-// learn finds out what the programs can do; only those that write rules need it.
-func (c *commands) learn() error {
-	ipt, err := goiptables.New(goiptables.Path(c.path))
-	if err != nil {
-		return fmt.Errorf("looking at %s: %w", c.path, err)
+// hasRandomFully reports whether iptables of a version knows MASQUERADE
+// --random-fully: since 1.6.2.
+func hasRandomFully(version string) bool {
+	var major, minor, patch int
+	_, number, _ := strings.Cut(version, " v")
+	if n, _ := fmt.Sscanf(number, "%d.%d.%d", &major, &minor, &patch); n < 2 {
+		return false
 	}
-	c.randomFully = ipt.HasRandomFully()
-	return nil
+	return slices.Compare([]int{major, minor, patch}, []int{1, 6, 2}) >= 0
 }
 
 // variantOf asks an iptables program which variant it is.
-func variantOf(path string) (Variant, string, error) {
-	out, err := exec.Command(path, "--version").CombinedOutput()
+func variantOf(ctx context.Context, path string) (Variant, string, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionMost)
+	defer cancel()
+	out, err := command(ctx, path, "--version").CombinedOutput()
 	if err != nil {
 		return "", "", fmt.Errorf("asking %s for its version: %w: %s", path, err, bytes.TrimSpace(out))
 	}
@@ -178,7 +194,9 @@ func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 	}
 	// --noflush leaves alone what the input does not name.
 	flags = append([]string{"--noflush", "-w", strconv.Itoa(c.lockWait)}, flags...)
-	cmd := exec.CommandContext(ctx, c.restorePath, flags...)
+	ctx, cancel := context.WithTimeout(ctx, c.most)
+	defer cancel()
+	cmd := command(ctx, c.restorePath, flags...)
 	cmd.Stdin = bytes.NewReader(input)
 	cmd.ExtraFiles = []*os.File{c.lock.file}
 	out, err := c.output(cmd)
@@ -253,7 +271,9 @@ func firstLines(out []byte) string {
 // legacy iptables has not used yet are not made by it.
 func (c *commands) scan(ctx context.Context, line func(table string, line []byte)) error {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, c.savePath)
+	ctx, cancel := context.WithTimeout(ctx, c.most)
+	defer cancel()
+	cmd := command(ctx, c.savePath)
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -262,6 +282,7 @@ func (c *commands) scan(ctx context.Context, line func(table string, line []byte
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running %s: %w", c.savePath, err)
 	}
+	defer context.AfterFunc(ctx, func() { _ = out.Close() })() // its own children may hold the other end
 	table := ""
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)

@@ -1,9 +1,16 @@
 package iptables
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/switchyard-io/switchyard/dataplane"
 )
 
 // TestMayPass: what another try may succeed at.
@@ -21,6 +28,53 @@ func TestMayPass(t *testing.T) {
 	} {
 		if got := mayPass(c.err); got != c.want {
 			t.Errorf("%s: %t, want %t", c.name, got, c.want)
+		}
+	}
+}
+
+// TestCommandsEnd: a command that hangs is stopped, with the children that hold its
+// output, and does not keep the agent.
+func TestCommandsEnd(t *testing.T) {
+	hangs := filepath.Join(t.TempDir(), "hangs")
+	if err := os.WriteFile(hangs, []byte("#!/bin/sh\nsleep 30\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := openLock(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lock.close() })
+	c := &commands{path: hangs, restorePath: hangs, savePath: hangs, variant: Legacy, family: dataplane.IPv4, lock: lock, most: 100 * time.Millisecond}
+	for name, do := range map[string]func() error{
+		"iptables-restore": func() error { return c.restore(t.Context(), []byte("*nat\nCOMMIT\n")) },
+		"iptables-save":    func() error { return c.scan(t.Context(), func(string, []byte) {}) },
+		"listing a chain":  func() error { _, err := c.list(t.Context(), tableFilter, chainInput); return err },
+		"the version": func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), c.most)
+			defer cancel()
+			_, _, err := variantOf(ctx, hangs)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			start := time.Now()
+			if err := do(); err == nil || time.Since(start) > 3*pipeMost {
+				t.Errorf("%v after %v", err, time.Since(start))
+			} else if !strings.Contains(err.Error(), hangs) {
+				t.Errorf("the error does not name the command: %v", err)
+			}
+		})
+	}
+}
+
+func TestHasRandomFully(t *testing.T) {
+	for version, want := range map[string]bool{
+		"iptables v1.8.9 (nf_tables)": true, "iptables v1.8.11 (legacy)": true, "ip6tables v1.6.2": true, "iptables v2.0": true,
+		"iptables v1.6.1": false, "iptables v1.4.21": false, "": false, "busybox": false,
+	} {
+		if got := hasRandomFully(version); got != want {
+			t.Errorf("%q: %v, want %v", version, got, want)
 		}
 	}
 }

@@ -83,10 +83,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 		return nil, err
 	}
 	_, err = cfg.Usable(func(f dataplane.Family) error {
-		cmds, err := findCommands(v, f, o.lockWait())
-		if err == nil {
-			err = cmds.learn()
-		}
+		cmds, err := findCommands(ctx, v, f, o.lockWait())
 		if err != nil {
 			return err
 		}
@@ -99,7 +96,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 			}
 		}
 		b.halves = append(b.halves, h)
-		if other, err := findCommands(v.other(), f, o.lockWait()); err == nil {
+		if other, err := findCommands(ctx, v.other(), f, o.lockWait()); err == nil {
 			other.lock = b.lock
 			b.others = append(b.others, &half{family: f, commands: other, log: log})
 		}
@@ -149,7 +146,7 @@ func everyVariant(ctx context.Context, o Options, log *slog.Logger, do func(cont
 	var errs []error
 	for _, v := range []Variant{NFT, Legacy} {
 		for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-			cmds, err := findCommands(v, f, o.lockWait())
+			cmds, err := findCommands(ctx, v, f, o.lockWait())
 			if errors.Is(err, dataplane.ErrUnsupported) {
 				log.Debug("nothing to remove where iptables is not installed", "variant", string(v), "family", f.String(), "reason", err)
 				continue

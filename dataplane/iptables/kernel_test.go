@@ -88,7 +88,7 @@ func missing(t testing.TB, why string) {
 func eachVariant(t *testing.T, do func(*testing.T, *kernel)) {
 	for _, v := range []Variant{NFT, Legacy} {
 		t.Run(string(v), func(t *testing.T) {
-			if _, err := findCommands(v, dataplane.IPv4, 1); err != nil {
+			if _, err := findCommands(t.Context(), v, dataplane.IPv4, 1); err != nil {
 				missing(t, err.Error())
 			}
 			inNetns(t, func() { do(t, newKernel(t, v)) })

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 
@@ -102,7 +101,9 @@ func (h *half) read(ctx context.Context) (map[string]*saved, error) {
 
 // list lists one chain. iptables does so even where it does not list the table.
 func (c *commands) list(ctx context.Context, table, chain string) (string, error) {
-	out, err := exec.CommandContext(ctx, c.path, "-t", table, "-S", chain).Output()
+	ctx, cancel := context.WithTimeout(ctx, c.most)
+	defer cancel()
+	out, err := command(ctx, c.path, "-t", table, "-S", chain).Output()
 	if err != nil {
 		return "", fmt.Errorf("listing the chain %s with %s: %w", chain, c.path, err)
 	}

@@ -41,7 +41,7 @@ func choose(ctx context.Context, families []dataplane.Family) (Variant, string, 
 	if err != nil {
 		return "", "", fmt.Errorf("%w: iptables is not installed: %w", dataplane.ErrUnsupported, err)
 	}
-	v, version, err := variantOf(path)
+	v, version, err := variantOf(ctx, path)
 	if err != nil {
 		return "", "", err
 	}
@@ -63,7 +63,7 @@ func hints() []string { return []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANA
 // any family. What cannot be read holds none.
 func findChain(ctx context.Context, v Variant, families []dataplane.Family, table string, names ...string) string {
 	for _, f := range families {
-		cmds, err := findCommands(v, f, 0)
+		cmds, err := findCommands(ctx, v, f, 0)
 		if err != nil || !cmds.inUse(f) {
 			continue
 		}

@@ -131,7 +131,7 @@ func openKernel(c *counts) (*kernel, error) {
 func hasIPVS() error {
 	_, err := netlink.GenlFamilyGet("IPVS")
 	if errors.Is(err, unix.ENOENT) {
-		_ = exec.Command("modprobe", "ip_vs").Run() // what it achieved is seen next
+		loadIPVS()
 		_, err = netlink.GenlFamilyGet("IPVS")
 	}
 	if errors.Is(err, unix.ENOENT) {
@@ -145,6 +145,16 @@ func hasIPVS() error {
 
 // Families implements dataplane.Familied.
 func (b *backend) Families() []dataplane.Family { return b.cfg.Families }
+
+// modprobeMost is how long the loading of a module may take.
+const modprobeMost = 10 * time.Second
+
+// loadIPVS has the module loaded. What that achieved is seen next.
+func loadIPVS() {
+	ctx, cancel := context.WithTimeout(context.Background(), modprobeMost)
+	defer cancel()
+	_ = exec.CommandContext(ctx, "modprobe", "ip_vs").Run()
+}
 
 // probe finds out whether the backend works here.
 func probe(o Options, cfg dataplane.Config) error {

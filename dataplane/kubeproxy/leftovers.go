@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -63,8 +64,13 @@ func ownsSet(set string) bool {
 	}, strings.TrimPrefix(strings.TrimPrefix(set, "KUBE-"), "6-")) && strings.HasPrefix(set, "KUBE-")
 }
 
+// nftMost is how long nft may take for all tables.
+const nftMost = 5 * time.Minute
+
 // removeTables removes the tables of nftables mode.
 func removeTables(ctx context.Context, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, nftMost)
+	defer cancel()
 	nft, err := exec.LookPath("nft")
 	if err != nil {
 		log.Info("nft is not installed, so tables of kube-proxy's nftables mode are not looked for")
