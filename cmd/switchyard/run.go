@@ -130,7 +130,7 @@ func (a *agent) once(ctx context.Context) error {
 			return errors.Join(err, backend.Close())
 		}
 	}
-	conntrack.Tune(a.log, a.config.Conntrack())
+	tuned := conntrack.Tune(a.log, a.config.Conntrack())
 	a.config.ProtectFromOOM(a.log)
 	if a.options.InitOnly {
 		a.log.Info("what needs full root privileges is done; ending, as --init-only asks for")
@@ -139,7 +139,7 @@ func (a *agent) once(ctx context.Context) error {
 	a.inForce.Store(a.config)
 	a.wire(backend)
 	a.log.Info("started", "version", version, "node", node, "backend", a.backend, "families", fmt.Sprintf("%v", a.families))
-	err = a.serve(ctx)
+	err = a.serve(ctx, tuned)
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
 	}
@@ -367,8 +367,9 @@ func (a *agent) giveMemoryBack(ctx context.Context) {
 	}
 }
 
-// serve runs all parts until ctx ends or one of them cannot go on.
-func (a *agent) serve(ctx context.Context) error {
+// serve runs all parts until ctx ends or one of them cannot go on. tuned says that
+// the settings of conntrack are in force.
+func (a *agent) serve(ctx context.Context, tuned bool) error {
 	a.healthServer.Handler = status.HealthMux(a.health, a.metrics)
 	a.metricsServer.Handler = status.MetricsMux(a.pages())
 	g, ctx := errgroup.WithContext(ctx)
@@ -382,6 +383,12 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.conntrack.Run(ctx); return nil })
 	g.Go(func() error { a.healthcheck.Run(ctx); return nil })
 	g.Go(func() error { a.giveMemoryBack(ctx); return nil })
+	if !tuned {
+		g.Go(func() error {
+			conntrack.TuneLater(ctx, a.log, func() conntrack.Settings { return a.inForce.Load().Conntrack() })
+			return nil
+		})
+	}
 	if a.firewall != nil {
 		g.Go(func() error { a.firewall.Run(ctx); return nil })
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
 )
 
 // Auto is the name that stands for the first backend which works here.
@@ -63,6 +64,7 @@ func choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 		backend, err := open(ctx, d, cfg)
 		if err == nil {
 			cfg.Log.Info("backend chosen", "backend", d.Name, "asked", name)
+			warnOfBridges(cfg.Log, sysctl.Proc, cfg.Families)
 			choice.Driver, choice.Backend, choice.Layers = d, backend, []string{d.Name}
 			if l, ok := backend.(dataplane.Layered); ok {
 				choice.Layers = l.Layers()

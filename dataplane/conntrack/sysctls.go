@@ -1,6 +1,9 @@
 package conntrack
 
 import (
+	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime"
@@ -49,8 +52,40 @@ func DefaultSettings() Settings {
 // own: one that cannot be set is a logged warning, and what is right already is
 // not written. The table's size is only raised. kube-proxy gives up where one
 // fails, which keeps it out of containers whose /proc is read-only.
-func Tune(log *slog.Logger, s Settings) {
-	kernel{proc: sysctl.Proc, module: sysctl.Module, cpus: onlineCPUs}.tune(log, s)
+//
+// It reports false where the kernel has no conntrack yet: its module comes with the
+// first rule that needs it, ours or a CNI's, and forgets what nobody could set.
+func Tune(log *slog.Logger, s Settings) bool {
+	return kernel{proc: sysctl.Proc, module: sysctl.Module, cpus: onlineCPUs}.tune(log, s)
+}
+
+// TuneLater waits until the kernel has conntrack, and sets what settings then says.
+func TuneLater(ctx context.Context, log *slog.Logger, settings func() Settings) {
+	kernel{proc: sysctl.Proc, module: sysctl.Module, cpus: onlineCPUs}.tuneLater(ctx, log, settings, tunePause)
+}
+
+// tunePause is how often TuneLater looks.
+const tunePause = 5 * time.Second
+
+func (k kernel) tuneLater(ctx context.Context, log *slog.Logger, settings func() Settings, pause time.Duration) {
+	log.Info("the kernel has no connection tracking yet; its settings follow when it has")
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		if k.tune(log, settings()) {
+			log.Info("connection tracking has come; its settings are in force")
+			return
+		}
+	}
+}
+
+// present reports whether the kernel has conntrack.
+func (k kernel) present() bool {
+	_, err := k.proc.Get("net/netfilter/nf_conntrack_max")
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // kernel is where Tune reads and writes.
@@ -59,7 +94,10 @@ type kernel struct {
 	cpus         func() int
 }
 
-func (k kernel) tune(log *slog.Logger, s Settings) {
+func (k kernel) tune(log *slog.Logger, s Settings) bool {
+	if !k.present() {
+		return false
+	}
 	try := func(err error) {
 		if err != nil {
 			log.Warn("Could not set a conntrack setting; leaving it as it is", "error", err)
@@ -90,6 +128,7 @@ func (k kernel) tune(log *slog.Logger, s Settings) {
 	if s.TCPBeLiberal {
 		try(k.proc.SetInt("net/netfilter/nf_conntrack_tcp_be_liberal", 1))
 	}
+	return true
 }
 
 // tableSize is the least number of entries that the table must take; 0: any.

@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -73,9 +74,9 @@ func TestTune(t *testing.T) {
 		},
 		{
 			name: "one that cannot be set holds up no other", settings: DefaultSettings(),
-			kernel:   map[string]string{prefix + "max": "", prefix + "tcp_timeout_established": ""},
-			changed:  map[string]string{"nf_conntrack/parameters/hashsize": "32768", prefix + "tcp_timeout_close_wait": "3600"},
-			warnings: 2,
+			kernel:   map[string]string{prefix + "tcp_timeout_established": ""},
+			changed:  map[string]string{prefix + "max": "131072", "nf_conntrack/parameters/hashsize": "32768", prefix + "tcp_timeout_close_wait": "3600"},
+			warnings: 1,
 		},
 	}
 	for _, tc := range cases {
@@ -105,6 +106,38 @@ func TestTune(t *testing.T) {
 				t.Errorf("%d warnings, want %d:\n%s", n, tc.warnings, out.String())
 			}
 		})
+	}
+}
+
+// TestTuneLater: a kernel that gets conntrack later gets the settings then, once,
+// and nobody is warned before.
+func TestTuneLater(t *testing.T) {
+	dir := t.TempDir()
+	tree := sysctl.Tree(dir)
+	k := kernel{tree, tree, func() int { return 2 }}
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, nil))
+	settings := Settings{UDPTimeout: 10 * time.Second}
+	if k.tune(log, settings) || out.Len() > 0 {
+		t.Fatalf("a kernel without conntrack was tuned: %s", out.String())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.tuneLater(ctx, log, func() Settings { return settings }, time.Millisecond)
+	}()
+	time.Sleep(10 * time.Millisecond)
+	// The table's size comes last, which is what it is known by.
+	writeSetting(t, dir, "net/netfilter/nf_conntrack_udp_timeout", "30")
+	writeSetting(t, dir, "net/netfilter/nf_conntrack_max", "65536")
+	<-done
+	if got, _ := tree.Get("net/netfilter/nf_conntrack_udp_timeout"); got != "10" || ctx.Err() != nil {
+		t.Errorf("nf_conntrack_udp_timeout is %s, want 10", got)
+	}
+	if strings.Contains(out.String(), "level=WARN") {
+		t.Errorf("warnings:\n%s", out.String())
 	}
 }
 
