@@ -96,6 +96,7 @@ func boundAddresses(r *run) {
 			r.world.bound = append(r.world.bound, singles(at.Addr())...)
 		}
 	}
+	r.world.boundOn = a.Name
 	r.sync(r.world) // as the watcher would
 	var probes []probe
 	for _, client := range []string{"a3", "node-a", "outside"} {

@@ -34,8 +34,9 @@ type world struct {
 	pods     detector
 	// nodePorts are the addresses of a node that take NodePorts; nil: those of eth0.
 	nodePorts func(*netlab.Node) []netip.Prefix
-	// bound are addresses that the nodes have themselves.
-	bound []netip.Prefix
+	// bound are addresses that the nodes have themselves, or the one of boundOn alone.
+	bound   []netip.Prefix
+	boundOn string
 }
 
 // service is one Service.
@@ -129,7 +130,7 @@ func (w world) snapshot(r *run, n *netlab.Node) *dataplane.Snapshot {
 	slices.SortFunc(addrs, netip.Prefix.Compare)
 	s := &dataplane.Snapshot{
 		Revision:     1,
-		Node:         &dataplane.Node{Name: n.Name, NodePorts: addrs, Bound: w.bound, LocalPods: w.pods.localPods(n)},
+		Node:         &dataplane.Node{Name: n.Name, NodePorts: addrs, Bound: w.boundAt(n), LocalPods: w.pods.localPods(n)},
 		ServiceCIDRs: prefixes([]string{clusterIPs4, clusterIPs6}),
 	}
 	var ports []*dataplane.ServicePort
@@ -145,6 +146,13 @@ func (w world) snapshot(r *run, n *netlab.Node) *dataplane.Snapshot {
 	}
 	s.Ports = dataplane.MakePorts(ports...)
 	return s
+}
+
+func (w world) boundAt(n *netlab.Node) []netip.Prefix {
+	if w.boundOn != "" && w.boundOn != n.Name {
+		return nil
+	}
+	return w.bound
 }
 
 // id names a ServicePort; the case's number keeps what a backend remembers
