@@ -19,7 +19,8 @@ import (
 type Snapshot struct {
 	Revision uint64 // grows with each Snapshot of one process; starts at 1
 	Node     *Node  // never nil; the same pointer while nothing in it changes
-	// ServiceCIDRs are the ranges that ClusterIPs are allocated from, sorted.
+	// ServiceCIDRs are the ranges that ClusterIPs are allocated from, sorted and
+	// disjoint: none lies in another, and no two make up a wider one.
 	// A new connection to an address of them that is no ClusterIP is dropped
 	// (KUBE-PROXY §1.7). Empty: unknown, and nothing is dropped.
 	ServiceCIDRs []netip.Prefix
@@ -150,8 +151,9 @@ type Frontend struct {
 	// Inside answers clients on the node itself and, where Node.LocalPods can
 	// tell them, its pods. nil: Pool answers them too (KUBE-PROXY §1.5).
 	Inside *Pool
-	// Sources are the only client addresses served, sorted; others are dropped,
-	// pods and node included. Empty: anyone (KUBE-PROXY §1.9).
+	// Sources are the only client addresses served, sorted and disjoint as
+	// ServiceCIDRs are; others are dropped, pods and node included. Empty: anyone
+	// (KUBE-PROXY §1.9).
 	Sources []netip.Prefix
 	SNAT    SNAT
 }

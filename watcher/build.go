@@ -82,7 +82,8 @@ func (w *Watcher) surround(next *dataplane.Snapshot) {
 	}
 }
 
-// serviceCIDRs is every ServiceCIDR's ranges of the families forwarded, sorted.
+// serviceCIDRs returns every ServiceCIDR's ranges of the families forwarded,
+// sorted and disjoint. ServiceCIDRs may overlap.
 func (w *Watcher) serviceCIDRs() []netip.Prefix {
 	var out []netip.Prefix
 	for _, c := range w.cidrs {
@@ -92,8 +93,7 @@ func (w *Watcher) serviceCIDRs() []netip.Prefix {
 			}
 		}
 	}
-	slices.SortFunc(out, netip.Prefix.Compare)
-	return slices.Compact(out)
+	return policy.Disjoint(out)
 }
 
 // build builds the dirty services: which ServicePorts are new, and which are gone.

@@ -70,9 +70,7 @@ func drawService(t *rapid.T) *facts.Service {
 		ExternalLocal:   rapid.Bool().Draw(t, "externalLocal"),
 		HealthCheckPort: rapid.SampledFrom([]uint16{0, 32000}).Draw(t, "healthCheckPort"),
 	}
-	if rapid.Bool().Draw(t, "ranges") {
-		s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-	}
+	s.SourceRanges = drawPrefixes(t, "ranges", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.128/25", "203.0.113.0/24", "2001:db8::/32", "2001:db8:1::/48")
 	for i, name := range []string{"http", "dns"}[:rapid.IntRange(1, 2).Draw(t, "ports")] {
 		s.Ports = append(s.Ports, facts.ServicePort{
 			Name: name, Port: uint16(80 + i),
@@ -142,7 +140,7 @@ func (w *world) step(t *rapid.T) facts.Change {
 			delete(w.cidrs, n)
 			break
 		}
-		s := &facts.ServiceCIDR{Name: n, CIDRs: []netip.Prefix{netip.MustParsePrefix(rapid.SampledFrom([]string{"10.96.0.0/16", "10.97.0.0/16"}).Draw(t, "cidr"))}}
+		s := &facts.ServiceCIDR{Name: n, CIDRs: []netip.Prefix{netip.MustParsePrefix(rapid.SampledFrom([]string{"10.96.0.0/16", "10.97.0.0/16", "10.96.4.0/24", "10.98.0.0/16"}).Draw(t, "cidr"))}}
 		c.ServiceCIDRs.Put = []*facts.ServiceCIDR{s}
 		w.cidrs[n] = s
 	case "relist":
@@ -189,6 +187,7 @@ func TestASnapshotDependsOnTheObjectsAlone(t *testing.T) {
 			before := w.last()
 			w.Apply(now.step(rt))
 			unique(rt, w.last())
+			canonical(rt, w.last())
 			sparing(rt, before, w.last())
 		}
 		w.SetAddresses(now.local)
@@ -229,6 +228,32 @@ func unique(t *rapid.T, s *dataplane.Snapshot) {
 				t.Fatalf("%s is of %s and of %s", key, other, p.ID)
 			}
 			seen[key] = p.ID
+		}
+	}
+}
+
+// canonical: no list of ranges has two that overlap or make up a wider one.
+func canonical(t *rapid.T, s *dataplane.Snapshot) {
+	if s == nil {
+		return
+	}
+	check := func(of string, list []netip.Prefix) {
+		for i, p := range list {
+			if p != p.Masked() || p.Bits() == 0 {
+				t.Fatalf("%s: %s in %v", of, p, list)
+			}
+			for _, q := range list[i+1:] {
+				whole := netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked()
+				if p.Overlaps(q) || p.Compare(q) > 0 || p.Bits() == q.Bits() && whole.Contains(q.Addr()) {
+					t.Fatalf("%s: %s and %s in %v", of, p, q, list)
+				}
+			}
+		}
+	}
+	check("ServiceCIDRs", s.ServiceCIDRs)
+	for p := range s.Ports.All() {
+		for _, f := range p.Frontends {
+			check(fmt.Sprint(p.ID, " ", f.Addr), f.Sources)
 		}
 	}
 }

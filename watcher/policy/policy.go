@@ -117,8 +117,8 @@ func healthCheck(svc *facts.Service, sets []*facts.Slice, family dataplane.Famil
 	return &dataplane.HealthCheck{Port: svc.HealthCheckPort, LocalEndpoints: len(ready)}
 }
 
-// sourceRanges is who may use the load balancer addresses of a family, sorted;
-// empty: anyone (§1.9).
+// sourceRanges returns who may use the load balancer addresses of a family,
+// sorted and disjoint. Empty means anyone (§1.9).
 func sourceRanges(svc *facts.Service, family dataplane.Family, nodeIPs []netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	node := false // a range has this node's address
@@ -141,6 +141,8 @@ func sourceRanges(svc *facts.Service, family dataplane.Family, nodeIPs []netip.A
 			}
 		}
 	}
-	slices.SortFunc(out, netip.Prefix.Compare)
-	return slices.Compact(out)
+	if out = Disjoint(out); len(out) == 1 && out[0].Bits() == 0 { // as halves
+		return nil
+	}
+	return out
 }

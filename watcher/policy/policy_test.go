@@ -367,6 +367,12 @@ func TestSourceRanges(t *testing.T) {
 		{"/0 among others: no filter", []string{"198.51.100.0/24", "0.0.0.0/0"}, "[]", "[]"},
 		{"/0 of the other family", []string{"198.51.100.0/24", "::/0"}, "[198.51.100.0/24]", "[]"},
 		{"host bits are ignored, twice is once, sorted", []string{"198.51.100.77/24", "10.0.0.0/8", "198.51.100.0/24"}, "[10.0.0.0/8 198.51.100.0/24]", "[]"},
+		{"one in another is left out", []string{"10.1.0.0/16", "10.0.0.0/8", "10.1.2.0/24"}, "[10.0.0.0/8]", "[]"},
+		{"halves are the whole", []string{"10.0.0.0/9", "10.128.0.0/10", "10.192.0.0/10"}, "[10.0.0.0/8]", "[]"},
+		{"neighbours that are no halves stay two", []string{"10.1.0.0/16", "10.2.0.0/16"}, "[10.1.0.0/16 10.2.0.0/16]", "[]"},
+		{"halves of all: no filter", []string{"0.0.0.0/1", "128.0.0.0/1"}, "[]", "[]"},
+		{"of IPv6, too", []string{"2001:db8:5::/48", "2001:db8:5:1::/64", "2001:db8:4::/48"}, "[]", "[2001:db8:4::/47]"},
+		{"the node's address is in, and the load balancer's", []string{"192.0.2.0/24", "203.0.113.0/24"}, "[192.0.2.0/24 203.0.113.0/24]", "[]"},
 		{"the node's address is in: the load balancer's too", []string{"192.0.2.0/24"}, "[192.0.2.0/24 203.0.113.1/32]", "[]"},
 		{"the node's IPv6 address is in", []string{"2001:db8::/64"}, "[]", "[2001:db8::/64 2001:db8:9::1/128]"},
 	} {
