@@ -50,6 +50,9 @@ type SyncerConfig struct {
 	// repaired where it is not as programmed. It is longer where that takes long, so
 	// that a hundredth of the time is spent on it. Default 1 minute; negative: never.
 	AuditInterval time.Duration
+	// Next returns the newest Snapshot, or nil if it did so before. It is called
+	// when a Sync is about to begin, after Notify. nil: Submit has them all.
+	Next func() *Snapshot
 	// Report is called after every Sync, from the Syncer's goroutine: it must not
 	// block. nil: nobody is told.
 	Report func(SyncReport)
@@ -120,6 +123,7 @@ type Syncer struct {
 	// Of Run's goroutine alone:
 	inForce  *Snapshot // what the kernel holds; nil: unknown
 	lastGood *Snapshot // what it held when that was last known; nil: never
+	tried    *Snapshot // what the last Sync was to bring
 	refused  refusals
 	faults   faults
 	failures int // failed Syncs in a row
@@ -198,7 +202,9 @@ func (s *Syncer) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = s.syncOnce(ctx) // it is logged, and in the status
+		if !s.idle(time.Now()) {
+			_ = s.syncOnce(ctx) // it is logged, and in the status
+		}
 		due = s.nextDue(time.Now())
 	}
 }
@@ -292,6 +298,7 @@ func growing(first, most time.Duration, failures int) time.Duration {
 // syncOnce gives the Backend the newest Snapshot.
 func (s *Syncer) syncOnce(ctx context.Context) error {
 	want := s.newest()
+	s.tried = want
 	start := time.Now()
 	audit := s.inForce == nil || s.disturbed && start.Sub(s.audited) >= disturbedPause || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
 	prev := s.inForce
@@ -444,7 +451,7 @@ func (s *Syncer) record(want *Snapshot, err error, end time.Time) SyncStatus {
 		}
 	}
 	s.status.Behind = time.Time{}
-	if s.want != want { // a newer one came during the Sync
+	if s.want != want || len(s.poke) > 0 { // a newer one came during the Sync
 		s.status.Behind = end
 	}
 	return s.status

@@ -94,12 +94,6 @@ func (s *Syncer) settled(ctx context.Context) *Snapshot {
 	return s.newest()
 }
 
-func (s *Syncer) newest() *Snapshot {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.want
-}
-
 // between has Run's goroutine do something between two Syncs. do gets Run's
 // context, because nobody who stops waiting may leave a Sync half done.
 func (s *Syncer) between(ctx context.Context, do func(context.Context) error) error {

@@ -29,7 +29,7 @@ func newServer(t *testing.T, socket string) *Server {
 	log := slog.New(slog.DiscardHandler)
 	syncer := dataplane.NewSyncer(kernel{}, dataplane.SyncerConfig{Log: log})
 	go syncer.Run(t.Context())
-	w, err := watcher.New(watcher.Options{Log: log, NodeName: "here", Families: []dataplane.Family{dataplane.IPv4}}, syncer.Submit)
+	w, err := watcher.New(watcher.Options{Log: log, NodeName: "here", Families: []dataplane.Family{dataplane.IPv4}}, syncer.Notify)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,42 +10,59 @@ import (
 	"github.com/switchyard-io/switchyard/watcher/policy"
 )
 
-// advance builds what is dirty and publishes a Snapshot if anything in it is
-// new. The cost is that of what changed, but for a change of the Node that
-// policy depends on: then every Service is built again, and those that come
-// out the same keep their pointers.
+// advance reports that there is something to build, if there is.
 func (w *Watcher) advance() {
+	w.started = w.started || w.ready()
+	if w.started && (w.snapshot == nil || w.moved || len(w.dirty) > 0) {
+		w.changed()
+	}
+}
+
+// Next returns the newest Snapshot, or nil while nothing in it is new. It is for
+// one caller, and builds what changed since the last call: so many changes cost
+// one build where the caller is busy. Whom Options name are told of the Snapshot
+// before it is returned.
+func (w *Watcher) Next() *dataplane.Snapshot {
+	next, triggers, lost := w.build()
+	w.losses.tell(lost)
+	if next != nil && w.set.Programming != nil {
+		w.set.Programming(next.Revision, triggers)
+	}
+	return next
+}
+
+// build makes the next Snapshot if it differs from the last. The cost is that of
+// what changed, but for a change of the Node that policy depends on: then every
+// Service is built again, and those that come out the same keep their pointers.
+func (w *Watcher) build() (*dataplane.Snapshot, []time.Time, []Loss) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.started {
+		return nil, nil, nil
+	}
 	last := w.snapshot
 	if last == nil {
-		if !w.ready() {
-			return
-		}
-		last = &dataplane.Snapshot{}
-		w.moved = true
+		last, w.moved = &dataplane.Snapshot{}, true
 	}
 	next := *last
 	if w.moved {
 		w.surround(&next)
 		w.moved = false
 	}
-	put, remove := w.build()
-	w.claims.report()
+	put, remove := w.rebuild()
+	triggers, lost := w.triggers, w.claims.takeLost()
+	w.triggers = nil // if nothing is new, what they are of changed nothing here
 	switch {
 	case w.snapshot == nil:
 		next.Ports = dataplane.MakePorts(put...)
 	case len(put) > 0 || len(remove) > 0:
 		next.Ports = last.Ports.With(put, remove)
 	case next.Node == last.Node && slices.Equal(next.ServiceCIDRs, last.ServiceCIDRs):
-		w.triggers = nil // what they tell of changed nothing here
-		return
+		return nil, nil, lost
 	}
 	next.Revision++
 	w.snapshot = &next
-	w.publish(w.snapshot)
-	if w.set.Programming != nil {
-		w.set.Programming(next.Revision, w.triggers)
-		w.triggers = nil
-	}
+	return w.snapshot, triggers, lost
 }
 
 // surround brings what is around the Services into next: the Node, and the
@@ -96,8 +113,8 @@ func (w *Watcher) serviceCIDRs() []netip.Prefix {
 	return policy.Disjoint(out)
 }
 
-// build builds the dirty services: which ServicePorts are new, and which are gone.
-func (w *Watcher) build() (put []*dataplane.ServicePort, remove []dataplane.PortID) {
+// rebuild builds the dirty services: which ServicePorts are new, and which are gone.
+func (w *Watcher) rebuild() (put []*dataplane.ServicePort, remove []dataplane.PortID) {
 	for _, s := range w.dirty.take() {
 		var built []*dataplane.ServicePort
 		if s.facts != nil {

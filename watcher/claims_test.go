@@ -6,13 +6,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/watcher/facts"
 )
 
-// claim is a Service made at a time, with an external IP and a node port.
-func claim(name string, n int, created int64, externalIP string, nodePort uint16) *facts.Service {
+// claiming is a Service made at a time, with an external IP and a node port.
+func claiming(name string, n int, created int64, externalIP string, nodePort uint16) *facts.Service {
 	s := svc(name, n)
 	s.Created = created
 	s.Ports[0].NodePort = nodePort
@@ -32,23 +33,23 @@ func TestConflicts(t *testing.T) {
 		has       []string // frontends in conflict, as "service kind address"
 		conflicts []string
 	}{
-		{"the older Service has the external IP", []*facts.Service{claim("a", 1, 20, ip, 0), claim("b", 2, 10, ip, 0)},
+		{"the older Service has the external IP", []*facts.Service{claiming("a", 1, 20, ip, 0), claiming("b", 2, 10, ip, 0)},
 			[]string{"b ExternalIP 198.51.100.1:80"}, []string{"TCP 198.51.100.1:80 is shop/b's, so that shop/a is without it"}},
-		{"of the same age: by name", []*facts.Service{claim("b", 1, 10, ip, 0), claim("a", 2, 10, ip, 0), claim("c", 3, 10, ip, 0)},
+		{"of the same age: by name", []*facts.Service{claiming("b", 1, 10, ip, 0), claiming("a", 2, 10, ip, 0), claiming("c", 3, 10, ip, 0)},
 			[]string{"a ExternalIP 198.51.100.1:80"}, []string{"TCP 198.51.100.1:80 is shop/a's, so that shop/b, shop/c is without it"}},
-		{"a node port", []*facts.Service{claim("a", 1, 20, "", 30000), claim("b", 2, 10, "", 30000)},
+		{"a node port", []*facts.Service{claiming("a", 1, 20, "", 30000), claiming("b", 2, 10, "", 30000)},
 			[]string{"b NodePort 0.0.0.0:30000"}, []string{"TCP 0.0.0.0:30000 is shop/b's, so that shop/a is without it"}},
-		{"a ClusterIP", []*facts.Service{claim("a", 1, 20, "", 0), claim("b", 1, 10, "", 0)},
+		{"a ClusterIP", []*facts.Service{claiming("a", 1, 20, "", 0), claiming("b", 1, 10, "", 0)},
 			[]string{"b ClusterIP 10.96.0.1:80"}, []string{"TCP 10.96.0.1:80 is shop/b's, so that shop/a is without it"}},
-		{"a ClusterIP is not taken by an older Service's external IP", []*facts.Service{claim("a", 1, 20, "", 0), claim("b", 2, 10, "10.96.0.1", 0)},
+		{"a ClusterIP is not taken by an older Service's external IP", []*facts.Service{claiming("a", 1, 20, "", 0), claiming("b", 2, 10, "10.96.0.1", 0)},
 			[]string{"a ClusterIP 10.96.0.1:80"}, []string{"TCP 10.96.0.1:80 is shop/a's, so that shop/b is without it"}},
-		{"another port number is no conflict", []*facts.Service{claim("a", 1, 20, ip, 30000), func() *facts.Service {
-			s := claim("b", 2, 10, ip, 30001)
+		{"another port number is no conflict", []*facts.Service{claiming("a", 1, 20, ip, 30000), func() *facts.Service {
+			s := claiming("b", 2, 10, ip, 30001)
 			s.Ports[0].Port = 81
 			return s
 		}()}, []string{"a ExternalIP 198.51.100.1:80", "a NodePort 0.0.0.0:30000", "b ExternalIP 198.51.100.1:81", "b NodePort 0.0.0.0:30001"}, nil},
-		{"nor is another protocol", []*facts.Service{claim("a", 1, 20, ip, 30000), func() *facts.Service {
-			s := claim("b", 2, 10, ip, 30000)
+		{"nor is another protocol", []*facts.Service{claiming("a", 1, 20, ip, 30000), func() *facts.Service {
+			s := claiming("b", 2, 10, ip, 30000)
 			s.Ports[0].Protocol = dataplane.UDP
 			return s
 		}()}, []string{"a ExternalIP 198.51.100.1:80", "a NodePort 0.0.0.0:30000", "b ExternalIP 198.51.100.1:80", "b NodePort 0.0.0.0:30000"}, nil},
@@ -92,7 +93,7 @@ func TestTheLoserGetsItWhenTheWinnerGoes(t *testing.T) {
 	const ip = "198.51.100.1"
 	w := watch(t, nil)
 	w.SetAddresses(nil)
-	a, b, c := claim("a", 1, 10, ip, 0), claim("b", 2, 20, ip, 0), claim("c", 3, 30, ip, 0)
+	a, b, c := claiming("a", 1, 10, ip, 0), claiming("b", 2, 20, ip, 0), claiming("c", 3, 30, ip, 0)
 	w.Apply(known([]*facts.Service{a, b, c}, nil, hereNode()))
 	holder := func(want string) {
 		t.Helper()
@@ -114,14 +115,14 @@ func TestTheLoserGetsItWhenTheWinnerGoes(t *testing.T) {
 	warnings(1)
 	w.Apply(facts.Change{Services: facts.Delta[facts.Service]{Remove: removed("a")}})
 	holder("b")
-	warnings(2)
-	w.Apply(put(claim("b", 2, 20, "", 0))) // it does not want it any more
+	warnings(1)                               // c was without it before
+	w.Apply(put(claiming("b", 2, 20, "", 0))) // it does not want it any more
 	holder("c")
-	warnings(2)
+	warnings(1)
 	w.Apply(put(a, b))
 	holder("a")
-	warnings(3)
-	w.Apply(put(claim("c", 3, 5, ip, 0))) // made anew under its name, it is told as older
+	warnings(2)
+	w.Apply(put(claiming("c", 3, 5, ip, 0))) // made anew under its name, it is told as older
 	holder("c")
 }
 
@@ -130,18 +131,23 @@ func TestTheLoserGetsItWhenTheWinnerGoes(t *testing.T) {
 func TestLosersAreTold(t *testing.T) {
 	var told []string
 	w := watch(t, func(o *Options) {
-		o.Conflict = func(s facts.Name, uid, why string) { told = append(told, s.String()+" "+uid+": "+why) }
+		o.Conflict = func(l Loss) { told = append(told, fmt.Sprintf("%s %s: %s", l.Service(), l.UID(), l)) }
 	})
 	const ip = "198.51.100.1"
-	loser := claim("a", 1, 20, ip, 0)
+	loser := claiming("a", 1, 20, ip, 0)
 	loser.UID = "0123"
 	w.SetAddresses(nil)
-	w.Apply(known([]*facts.Service{loser, claim("b", 2, 10, ip, 0)}, nil, hereNode()))
+	w.Apply(known([]*facts.Service{loser, claiming("b", 2, 10, ip, 0)}, nil, hereNode()))
 	want := []string{"shop/a 0123: TCP 198.51.100.1:80 is shop/b's, so that shop/a is without it"}
 	if !slices.Equal(told, want) {
 		t.Errorf("told %q, want %q", told, want)
 	}
-	w.Apply(put(claim("c", 3, 30, "", 0)))
+	w.Apply(put(claiming("c", 3, 30, "", 0)))
+	older := claiming("d", 4, 1, ip, 0)
+	w.Apply(facts.Change{Services: facts.Delta[facts.Service]{Remove: removed("b"), Put: []*facts.Service{older}}}) // another one has it
+	relabelled := *loser
+	relabelled.Affinity = time.Hour
+	w.Apply(put(&relabelled))
 	if !slices.Equal(told, want) {
 		t.Errorf("told again: %q", told)
 	}

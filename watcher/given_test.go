@@ -14,13 +14,32 @@ import (
 	"github.com/switchyard-io/switchyard/watcher/facts"
 )
 
-// watched is a Watcher and what it published.
+// watched is a Watcher and what was taken from it: after each change that it was
+// told of, as by a Syncer that always has time.
 type watched struct {
 	*Watcher
 	log bytes.Buffer
 
 	mu        sync.Mutex
 	snapshots []*dataplane.Snapshot
+}
+
+func (w *watched) Apply(c facts.Change) {
+	w.Watcher.Apply(c)
+	w.take()
+}
+
+func (w *watched) SetAddresses(local []netip.Prefix) {
+	w.Watcher.SetAddresses(local)
+	w.take()
+}
+
+func (w *watched) take() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s := w.Next(); s != nil {
+		w.snapshots = append(w.snapshots, s)
+	}
 }
 
 func options(log *slog.Logger) Options {
@@ -38,11 +57,7 @@ func watch(t testing.TB, change func(*Options)) *watched {
 		change(&o)
 	}
 	var err error
-	w.Watcher, err = New(o, func(s *dataplane.Snapshot) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.snapshots = append(w.snapshots, s)
-	})
+	w.Watcher, err = New(o, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +66,7 @@ func watch(t testing.TB, change func(*Options)) *watched {
 }
 
 func (w *watched) last() *dataplane.Snapshot {
+	w.take()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.snapshots) == 0 {
@@ -60,6 +76,7 @@ func (w *watched) last() *dataplane.Snapshot {
 }
 
 func (w *watched) published() int {
+	w.take()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.snapshots)

@@ -11,7 +11,7 @@ import (
 
 // Around is what decisions depend on beside the Services.
 type Around struct {
-	Snapshot *dataplane.Snapshot // the last published; nil: none yet
+	Snapshot *dataplane.Snapshot // the last built; nil: none yet
 	Local    []netip.Prefix      // what is local on this node: addresses, and destinations of local routes
 }
 
@@ -59,12 +59,13 @@ func (w *Watcher) explain(s *service, port int, family dataplane.Family) policy.
 func (w *Watcher) At(addr netip.AddrPort, protocol dataplane.Protocol) (x policy.Explained, without []string, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	claimants := w.claims.by[address{addr, protocol}]
-	if len(claimants) == 0 {
+	contenders := slices.Clone(w.claims.by[address{addr, protocol}])
+	if len(contenders) == 0 {
 		return x, nil, false
 	}
-	first := claimants[0]
-	for _, c := range claimants[1:] {
+	slices.SortFunc(contenders, (*claim).compare)
+	first := contenders[0]
+	for _, c := range contenders[1:] {
 		without = append(without, c.name())
 	}
 	return w.explain(first.service, first.port, dataplane.FamilyOf(addr.Addr())), without, true

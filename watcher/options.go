@@ -45,13 +45,14 @@ type Options struct {
 	// Addresses reports what is local on this node, at once and on each change,
 	// until the context ends. Nil means addrs.Follow.
 	Addresses func(ctx context.Context, report func([]netip.Prefix)) error
-	// Programming, if set, is told with each Snapshot when the changes that it
+	// Programming, if set, is told of each Snapshot when the changes that it
 	// brings happened, as their EndpointSlices tell, for the metric
-	// network_programming_duration_seconds. Called like publish.
+	// network_programming_duration_seconds. Next calls it.
 	Programming func(revision uint64, triggers []time.Time)
 	// Conflict, if set, is told once of each Service that does not get what it
-	// wants because another one has it. Called like publish.
-	Conflict func(service facts.Name, uid, why string)
+	// wants because another one has it, by those few nodes that report what all
+	// of them know (Speaks). Next calls it.
+	Conflict func(Loss)
 }
 
 // DetectLocalMode is how packets from this node's pods are told (KUBE-PROXY

@@ -1,10 +1,14 @@
 package watcher
 
-import "github.com/switchyard-io/switchyard/watcher/facts"
+import (
+	"slices"
+
+	"github.com/switchyard-io/switchyard/watcher/facts"
+)
 
 // Status is what there is to know of a Watcher, for health and status pages.
 type Status struct {
-	// Synced: a Snapshot has been published. Until then Waiting says for what.
+	// Synced: there is a Snapshot to take. Until then Waiting says for what.
 	Synced  bool
 	Waiting string
 	// NodeEligible: the Node is there, is not being deleted, and the cluster
@@ -21,20 +25,44 @@ type Stats struct {
 	SliceChanges   uint64 // EndpointSlices put or removed
 }
 
-// Status tells how it stands now.
+// Status returns how it stands now. What is contested is put into words without
+// the lock, because there may be much of it.
 func (w *Watcher) Status() Status {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := Status{
-		Synced:       w.snapshot != nil,
-		NodeEligible: w.node != nil && !w.nodeGone && w.node.Eligible,
-		Conflicts:    w.claims.conflicts(),
-		Stats:        w.stats,
-	}
-	if !s.Synced {
-		s.Waiting = w.waitingFor()
+	s, contests := w.status()
+	slices.SortFunc(contests, func(a, b contest) int { return a.address.compare(b.address) })
+	for _, c := range contests {
+		s.Conflicts = append(s.Conflicts, c.conflict())
 	}
 	return s
+}
+
+func (w *Watcher) status() (Status, []contest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Status{Synced: w.started, Waiting: w.waiting(), NodeEligible: w.nodeEligible(), Stats: w.stats}, w.claims.contests()
+}
+
+// Waiting returns what the first Snapshot waits for. Empty means nothing.
+func (w *Watcher) Waiting() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.waiting()
+}
+
+// NodeEligible returns Status.NodeEligible. It costs nothing, for health checks.
+func (w *Watcher) NodeEligible() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodeEligible()
+}
+
+func (w *Watcher) nodeEligible() bool { return w.node != nil && !w.nodeGone && w.node.Eligible }
+
+// Stats returns Status.Stats. It costs nothing, for metrics.
+func (w *Watcher) Stats() Stats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stats
 }
 
 // ServiceUID is the UID of a Service; "": not known.
@@ -47,8 +75,10 @@ func (w *Watcher) ServiceUID(namespace, name string) string {
 	return ""
 }
 
-func (w *Watcher) waitingFor() string {
+func (w *Watcher) waiting() string {
 	switch {
+	case w.started:
+		return ""
 	case !w.waits.services:
 		return "Services"
 	case !w.waits.slices:

@@ -1,9 +1,10 @@
 // Package watcher is API objects (or manifest files) in, Snapshots out; every policy is decided here, once.
 //
 // A source (packages kube and manifests) tells the Watcher of objects as facts.
-// Package policy makes ServicePorts of them, and the Watcher publishes a new
-// Snapshot for each change that alters one, sharing all the rest. Which events
-// led there does not show: a Snapshot depends on the objects alone.
+// They are noted and reported to whoever takes Snapshots. When that one is ready
+// for the next, package policy makes ServicePorts of what changed meanwhile, and
+// the Snapshot shares all the rest with the one before it. Which events led
+// there does not show: a Snapshot depends on the objects alone.
 package watcher
 
 import (
@@ -34,7 +35,8 @@ type Source interface {
 // is new, and a deleted Node's last facts stay in force.
 type Watcher struct {
 	set     settings
-	publish func(*dataplane.Snapshot)
+	changed func()
+	losses  losses
 
 	mu       sync.Mutex
 	services map[facts.Name]*service
@@ -48,7 +50,8 @@ type Watcher struct {
 	env      policy.Env
 	dirty    worklist
 	waits    waits
-	snapshot *dataplane.Snapshot // the last published; nil: none yet
+	started  bool                // what the first Snapshot waits for is there
+	snapshot *dataplane.Snapshot // the last built; nil: none yet
 	triggers []time.Time         // of the changes since then
 	stats    Stats
 }
@@ -59,6 +62,7 @@ type service struct {
 	name      facts.Name
 	facts     *facts.Service    // nil: not known
 	frontends []policy.Frontend // that it wants
+	claims    []claim           // on each of them
 	slices    []*facts.Slice    // sorted by name
 	ports     []*dataplane.ServicePort
 	dirty     bool // is on the worklist
@@ -85,20 +89,22 @@ func (l *worklist) take() []*service {
 	return all
 }
 
-// New makes a Watcher that hands each Snapshot to publish, in order and one at
-// a time. publish must return quickly and must not call the Watcher.
-func New(o Options, publish func(*dataplane.Snapshot)) (*Watcher, error) {
+// New makes a Watcher that calls changed when Next may have a new Snapshot: as
+// often as that is so, many times for one Snapshot. changed must return quickly
+// and must not call the Watcher.
+func New(o Options, changed func()) (*Watcher, error) {
 	set, err := newSettings(o)
 	if err != nil {
 		return nil, err
 	}
 	return &Watcher{
 		set:      set,
-		publish:  publish,
+		changed:  changed,
+		losses:   losses{log: set.Log, report: set.Conflict},
 		services: map[facts.Name]*service{},
 		slices:   map[facts.Name]*facts.Slice{},
 		cidrs:    map[facts.Name]*facts.ServiceCIDR{},
-		claims:   newClaims(set.Log, set.Conflict),
+		claims:   newClaims(),
 	}, nil
 }
 
@@ -220,12 +226,13 @@ func (w *Watcher) removeService(name facts.Name) {
 
 // claim gives a service its facts, and its frontends to whom they are due now.
 func (w *Watcher) claim(s *service, f *facts.Service) {
+	told := s.told()
 	w.claims.remove(s, &w.dirty)
 	s.facts, s.frontends = f, nil
 	if f != nil {
 		s.frontends = policy.Frontends(f, w.set.Families, w.set.ExternalIPs)
 	}
-	w.claims.add(s, &w.dirty)
+	w.claims.add(s, told, &w.dirty)
 	w.dirty.add(s)
 }
 

@@ -33,7 +33,7 @@ func TestOptions(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			o := options(slog.New(slog.DiscardHandler))
 			tc.change(&o)
-			_, err := New(o, func(*dataplane.Snapshot) {})
+			_, err := New(o, func() {})
 			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, wanted %q", err, tc.want)
 			}
@@ -384,4 +384,22 @@ func TestRun(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestWhatIsAskedOften: health checks and metrics ask this again and again, and
+// must not pay for what is contested.
+func TestWhatIsAskedOften(t *testing.T) {
+	w := watch(t, nil)
+	w.SetAddresses(nil)
+	w.Apply(known(flood(1000), nil, hereNode()))
+	for what, ask := range map[string]func(){
+		"NodeEligible": func() { w.NodeEligible() }, "Stats": func() { w.Stats() }, "Waiting": func() { w.Waiting() },
+	} {
+		if n := testing.AllocsPerRun(10, ask); n > 0 {
+			t.Errorf("%s allocates %v times", what, n)
+		}
+	}
+	if s := w.Status(); s.NodeEligible != w.NodeEligible() || s.Stats != w.Stats() || s.Waiting != w.Waiting() {
+		t.Errorf("%+v", s)
+	}
 }

@@ -157,7 +157,7 @@ func (a *agent) newWatcher() (node string, err error) {
 		return "", err
 	}
 	opts.Programming, opts.Conflict = a.programming, a.conflict
-	a.watcher, err = watcher.New(opts, a.publish)
+	a.watcher, err = watcher.New(opts, a.changed)
 	return opts.NodeName, err
 }
 
@@ -177,13 +177,19 @@ func (a *agent) newSource(node string) error {
 	return nil
 }
 
-// conflict and malformed say what is wrong with a Service.
-func (a *agent) conflict(s facts.Name, uid, why string) {
-	a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Conflict, why)
+// conflict and malformed say what is wrong with a Service. All nodes know it, so
+// that few of them say it.
+func (a *agent) conflict(l watcher.Loss) {
+	s := events.Service{Namespace: l.Service().Namespace, Name: l.Service().Name, UID: l.UID()}
+	if a.watcher.Speaks(s.UID) {
+		a.events.Wrong(s, events.Conflict, l.String())
+	}
 }
 
 func (a *agent) malformed(s facts.Name, uid string, err error) {
-	a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Malformed, err.Error())
+	if a.watcher.Speaks(uid) {
+		a.events.Wrong(events.Service{Namespace: s.Namespace, Name: s.Name, UID: uid}, events.Malformed, err.Error())
+	}
 }
 
 // unchecked says that a Service's health check cannot be answered.
@@ -288,18 +294,19 @@ func (a *agent) wire(backend dataplane.Backend) {
 	a.countContacts()
 	a.metrics.ShowPassedOver(a.choice.NamesPassedOver())
 	a.metrics.CountChanges(func() (services, slices uint64) {
-		s := a.watcher.Status().Stats
+		s := a.watcher.Stats()
 		return s.ServiceChanges, s.SliceChanges
 	})
 	a.syncer = dataplane.NewSyncer(backend, dataplane.SyncerConfig{
 		Log: a.log, MinInterval: a.config.MinInterval(), AuditInterval: a.config.Switchyard.VerifyInterval.Duration, Report: a.synced,
+		Next: a.watcher.Next,
 	})
 	a.metrics.CountDrift(a.syncer.Drift)
 	a.health = &status.Health{
 		Families:     a.families,
 		BehindLimit:  a.config.BehindLimit(),
 		Sync:         a.syncer.Status,
-		NodeEligible: func() bool { return a.watcher.Status().NodeEligible },
+		NodeEligible: a.watcher.NodeEligible,
 		Waiting:      a.waiting,
 		Now:          time.Now,
 	}
@@ -314,16 +321,16 @@ func (a *agent) waiting() string {
 	if dir, ok := a.source.(*manifests.Source); ok && dir.Err() != nil {
 		return "the manifests as they are now are not in force: " + dir.Err().Error()
 	}
-	if what := a.watcher.Status().Waiting; what != "" {
+	if what := a.watcher.Waiting(); what != "" {
 		return "waiting for " + what
 	}
 	return ""
 }
 
-// publish takes each new Snapshot from the watcher.
-func (a *agent) publish(s *dataplane.Snapshot) {
+// changed says that the watcher has a new Snapshot to take.
+func (a *agent) changed() {
 	a.metrics.Queued()
-	a.syncer.Submit(s)
+	a.syncer.Notify()
 }
 
 func (a *agent) programming(revision uint64, triggers []time.Time) {

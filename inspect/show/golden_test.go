@@ -55,7 +55,7 @@ func newInspector(t *testing.T, k *kernel, pods []netip.Prefix) *inspect.Inspect
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	synced := make(chan struct{}, 16)
-	syncer := dataplane.NewSyncer(k, dataplane.SyncerConfig{Log: log, AuditInterval: -1, Report: func(dataplane.SyncReport) { synced <- struct{}{} }})
+	var syncer *dataplane.Syncer
 	w, err := watcher.New(watcher.Options{
 		Log: log, NodeName: "node-a", Families: []dataplane.Family{dataplane.IPv4}, ExternalIPs: true, LocalhostNodePorts: true,
 		DetectLocal: watcher.DetectLocal{ClusterCIDRs: pods},
@@ -64,10 +64,11 @@ func newInspector(t *testing.T, k *kernel, pods []netip.Prefix) *inspect.Inspect
 			<-ctx.Done()
 			return nil
 		},
-	}, syncer.Submit)
+	}, func() { syncer.Notify() })
 	if err != nil {
 		t.Fatal(err)
 	}
+	syncer = dataplane.NewSyncer(k, dataplane.SyncerConfig{Log: log, AuditInterval: -1, Next: w.Next, Report: func(dataplane.SyncReport) { synced <- struct{}{} }})
 	go func() { _ = w.Run(t.Context(), manifests.New("testdata/manifests", "node-a", log)) }()
 	go syncer.Run(t.Context())
 	select {

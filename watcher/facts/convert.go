@@ -122,6 +122,8 @@ func FromSlice(s *discoveryv1.EndpointSlice, node string) (*Slice, []error) {
 		f.Endpoints = append(f.Endpoints, endpoint(e, addr, node))
 		shareZones(f.Endpoints)
 	}
+	// The order means nothing, and policy has less to sort then.
+	slices.SortStableFunc(f.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
 	if v := s.Annotations[corev1.EndpointsLastChangeTriggerTime]; v != "" {
 		f.Trigger, _ = time.Parse(time.RFC3339Nano, v) // a bad one is as good as none
 	}

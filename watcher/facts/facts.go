@@ -77,7 +77,7 @@ type Slice struct {
 	Service   string // of the same namespace
 	Family    dataplane.Family
 	Ports     []SlicePort // those with a number; at most one of each name and protocol
-	Endpoints []Endpoint
+	Endpoints []Endpoint  // sorted by address, as a rule
 	// Trigger is when the change that the slice tells of happened, for the
 	// metric network_programming_duration_seconds; zero: unknown.
 	Trigger time.Time

@@ -37,38 +37,123 @@ func (e endpoint) unready() Reason {
 	return NotReady
 }
 
-// endpoints gathers the endpoints of a port in a family, sorted by address. The
-// number of a named port is each EndpointSlice's own.
-//
-// Where slices say different things of one address and port, what is not
-// terminating wins (§1.2), then ready, then serving, then the last slice by
-// name: a rule that does not depend on which event came last.
-func endpoints(sets []*facts.Slice, port facts.ServicePort, family dataplane.Family) []endpoint {
+// gathered is every endpoint of a Service in a family, sorted by address. It is
+// the same for all ports of the Service.
+type gathered struct {
+	sets []*facts.Slice
+	all  []entry
+	room []endpoint // for of, which returns it
+}
+
+// entry is one endpoint of the EndpointSlice sets[set].
+type entry struct {
+	*facts.Endpoint
+	set, index int32
+}
+
+// compare orders entries by address. Where slices say different things of one
+// address, what is not terminating is first (§1.2), then ready, then serving,
+// then the last slice by name: a rule that does not depend on which event came
+// last.
+func (e entry) compare(f entry) int {
+	if c := e.Addr.Compare(f.Addr); c != 0 {
+		return c
+	}
+	return cmp.Or(falseFirst(e.Terminating, f.Terminating), falseFirst(!e.Ready, !f.Ready), falseFirst(!e.Serving, !f.Serving),
+		cmp.Compare(f.set, e.set), cmp.Compare(f.index, e.index))
+}
+
+// gather merges the endpoints of sets, which are sorted by name. Each of them is
+// sorted by address as a rule, so that there is little to sort.
+func gather(sets []*facts.Slice, family dataplane.Family) *gathered {
 	n := 0
 	for _, s := range sets {
-		n += len(s.Endpoints)
+		if s.Family == family {
+			n += len(s.Endpoints)
+		}
 	}
-	all := make([]endpoint, 0, n)
-	for _, s := range sets {
+	g := &gathered{sets: sets, all: make([]entry, 0, n)}
+	var ends []int // of each set's entries
+	for i, s := range sets {
 		if s.Family != family {
 			continue
 		}
+		start := len(g.all)
+		for j := range s.Endpoints {
+			g.all = append(g.all, entry{&s.Endpoints[j], int32(i), int32(j)})
+		}
+		if run := g.all[start:]; !slices.IsSortedFunc(run, entry.compare) {
+			slices.SortFunc(run, entry.compare)
+		}
+		ends = append(ends, len(g.all))
+	}
+	g.all = mergeRuns(g.all, ends)
+	return g
+}
+
+// mergeRuns sorts entries of which each part up to one of ends is sorted.
+func mergeRuns(all []entry, ends []int) []entry {
+	if len(ends) < 2 {
+		return all
+	}
+	spare := make([]entry, 0, len(all))
+	for len(ends) > 1 {
+		out, start := spare[:0], 0
+		var after []int
+		for i := 0; i < len(ends); i += 2 {
+			middle, end := ends[i], ends[min(i+1, len(ends)-1)]
+			out = merge(out, all[start:middle], all[middle:end])
+			after = append(after, len(out))
+			start = end
+		}
+		all, spare, ends = out, all, after
+	}
+	return all
+}
+
+func merge(out, a, b []entry) []entry {
+	for len(a) > 0 && len(b) > 0 {
+		if a[0].compare(b[0]) <= 0 {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
+}
+
+// of returns the endpoints of a port, sorted by address and port; they are valid
+// until the next call. The number of a named port is each EndpointSlice's own,
+// and of several entries of one address and number the first counts.
+func (g *gathered) of(port facts.ServicePort) []endpoint {
+	numbers := make([]uint16, len(g.sets)) // 0: the slice has no such port
+	for i, s := range g.sets {
 		for _, p := range s.Ports {
-			if p.Name != port.Name || p.Protocol != port.Protocol {
-				continue
-			}
-			for i := range s.Endpoints {
-				e := &s.Endpoints[i]
-				all = append(all, endpoint{netip.AddrPortFrom(e.Addr, p.Port), e})
+			if p.Name == port.Name && p.Protocol == port.Protocol {
+				numbers[i] = p.Port
 			}
 		}
 	}
-	slices.Reverse(all) // the sort is stable: of equal ones the last slice's is first
-	slices.SortStableFunc(all, func(a, b endpoint) int {
-		return cmp.Or(a.addr.Compare(b.addr), falseFirst(a.Terminating, b.Terminating),
-			falseFirst(!a.Ready, !b.Ready), falseFirst(!a.Serving, !b.Serving))
-	})
-	return slices.CompactFunc(all, func(a, b endpoint) bool { return a.addr == b.addr })
+	if g.room == nil {
+		g.room = make([]endpoint, 0, len(g.all))
+	}
+	out := g.room[:0]
+	same := 0 // where those of the last address begin
+	for _, e := range g.all {
+		number := numbers[e.set]
+		if number == 0 {
+			continue
+		}
+		if same < len(out) && out[same].addr.Addr() != e.Addr {
+			same = len(out)
+		}
+		out = append(out, endpoint{netip.AddrPortFrom(e.Addr, number), e.Endpoint})
+		if last := out[same:]; len(last) > 1 {
+			slices.SortStableFunc(last, func(a, b endpoint) int { return a.addr.Compare(b.addr) })
+			out = out[:same+len(slices.CompactFunc(last, func(a, b endpoint) bool { return a.addr == b.addr }))]
+		}
+	}
+	return out
 }
 
 func falseFirst(a, b bool) int {

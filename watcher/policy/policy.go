@@ -37,15 +37,16 @@ func (e Env) Equal(f Env) bool {
 func Ports(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env Env) []*dataplane.ServicePort {
 	var out []*dataplane.ServicePort
 	health := map[dataplane.Family]*dataplane.HealthCheck{} // shared by the ports
+	endpoints := map[dataplane.Family]*gathered{}           // likewise
 	for _, f := range env.Families {
-		health[f] = healthCheck(svc, sets, f)
+		health[f], endpoints[f] = healthCheck(svc, sets, f), gather(sets, f)
 	}
 	for len(frontends) > 0 {
 		n := 1
 		for n < len(frontends) && frontends[n].port == frontends[0].port && frontends[n].family == frontends[0].family {
 			n++
 		}
-		out = append(out, servicePort(svc, frontends[:n], sets, env, health[frontends[0].family]))
+		out = append(out, servicePort(svc, frontends[:n], endpoints[frontends[0].family], env, health[frontends[0].family]))
 		frontends = frontends[n:]
 	}
 	slices.SortFunc(out, func(a, b *dataplane.ServicePort) int { return a.ID.Compare(b.ID) })
@@ -53,9 +54,9 @@ func Ports(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env En
 }
 
 // servicePort builds one port in one family; all of frontends are of it.
-func servicePort(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env Env, health *dataplane.HealthCheck) *dataplane.ServicePort {
+func servicePort(svc *facts.Service, frontends []Frontend, endpoints *gathered, env Env, health *dataplane.HealthCheck) *dataplane.ServicePort {
 	port, family := svc.Ports[frontends[0].port], frontends[0].family
-	known := endpoints(sets, port, family)
+	known := endpoints.of(port)
 	sp := &dataplane.ServicePort{
 		ID:          portID(svc, port, family),
 		Frontends:   make([]dataplane.Frontend, 0, len(frontends)),
