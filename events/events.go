@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,12 +26,15 @@ import (
 const (
 	// controller is kube-proxy's name, so that who looks for its Events finds these.
 	controller = "kube-proxy"
-	// again is how long an Event is not told again in the same words: as long as
-	// API servers keep it.
+	// again is how long no second Event is sent about a Service for one reason: as
+	// long as API servers keep the first.
 	again = time.Hour
-	// mostTold bounds what is remembered, and mostWaiting what waits to be sent.
-	mostTold    = 10_000
-	mostWaiting = 256
+	// mostOfNamespace bounds the Events about the Services of a namespace in that
+	// time, so that a tenant who makes thousands of wrong Services costs the API
+	// server little, and mostInAll those about any Services.
+	mostOfNamespace = 10
+	mostInAll       = 60
+	mostWaiting     = 256
 	// longestNote is the API's limit, in bytes.
 	longestNote = 1024
 	// tries is how often an Event is sent, and retry the pause before each but the first.
@@ -66,11 +70,11 @@ type Recorder struct {
 	queue chan *eventsv1.Event
 }
 
-// fact is what is told once.
+// fact is what is told once, in whichever words. A Service with another UID is
+// another one.
 type fact struct {
-	object types.NamespacedName
-	reason string
-	note   string
+	service Service
+	reason  string
 }
 
 // New makes a Recorder; Run starts it.
@@ -109,14 +113,18 @@ func (r *Recorder) CannotServe(ctx context.Context, server string, err error) {
 	}
 }
 
-// Wrong says what is wrong with a Service, if that was not said before.
+// Wrong says what is wrong with a Service, if that was not said lately and too
+// much was not either. The log and the status page have what is left out here.
 func (r *Recorder) Wrong(s Service, reason, note string) {
-	if r.Send == nil || !r.first(fact{types.NamespacedName{Namespace: s.Namespace, Name: s.Name}, reason, note}) {
+	if r.Send == nil || !r.first(fact{s, reason}) {
 		return
 	}
-	r.put(r.event(corev1.ObjectReference{
+	sent := r.put(r.event(corev1.ObjectReference{
 		APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: types.UID(s.UID),
 	}, corev1.EventTypeWarning, reason, "ProgramService", note))
+	if !sent {
+		r.forget(fact{s, reason})
+	}
 }
 
 // Synced writes which Services the backend refused in a Sync.
@@ -130,7 +138,8 @@ func (r *Recorder) Synced(report dataplane.SyncReport, uid func(namespace, name 
 	}
 }
 
-// first reports whether something was not told lately, and notes that it is.
+// first reports whether something was not told lately and may be told, and notes
+// that it is.
 func (r *Recorder) first(f fact) bool {
 	now := time.Now()
 	r.mu.Lock()
@@ -138,22 +147,38 @@ func (r *Recorder) first(f fact) bool {
 	if at, ok := r.told[f]; ok && now.Sub(at) < again {
 		return false
 	}
-	if len(r.told) >= mostTold {
-		clear(r.told)
+	ofNamespace := 0
+	for other, at := range r.told { // mostInAll of them
+		if now.Sub(at) >= again {
+			delete(r.told, other)
+		} else if other.service.Namespace == f.service.Namespace {
+			ofNamespace++
+		}
+	}
+	if len(r.told) >= mostInAll || ofNamespace >= mostOfNamespace {
+		return false
 	}
 	r.told[f] = now
 	return true
 }
 
-// put queues an Event; what the API server is too slow for is lost.
-func (r *Recorder) put(e *eventsv1.Event) {
+func (r *Recorder) forget(f fact) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.told, f)
+}
+
+// put queues an Event and reports whether there was room.
+func (r *Recorder) put(e *eventsv1.Event) bool {
 	if r.Send == nil {
-		return
+		return false
 	}
 	select {
 	case r.queue <- e:
+		return true
 	default:
 		r.Log.Debug("too many events wait; one is lost", "reason", e.Reason, "object", e.Regarding.Name)
+		return false
 	}
 }
 
@@ -191,7 +216,7 @@ func (r *Recorder) event(about corev1.ObjectReference, kind, reason, action, not
 		namespace = metav1.NamespaceDefault
 	}
 	if len(note) > longestNote {
-		note = note[:longestNote-len("…")] + "…"
+		note = strings.ToValidUTF8(note[:longestNote-len("…")], "") + "…" // which the API wants it to be
 	}
 	return &eventsv1.Event{
 		ObjectMeta:          metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("%.200s.%x", about.Name, now.UnixNano())},

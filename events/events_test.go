@@ -3,12 +3,14 @@ package events
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -62,7 +64,12 @@ func TestWhatIsTold(t *testing.T) {
 		{"an address in use", func(r *Recorder) { r.CannotServe(context.Background(), "health", errors.New("in use")) }, "Warning default/node-1 FailedToStartProxierHealthcheck"},
 		{"the other address in use", func(r *Recorder) { r.CannotServe(context.Background(), "metrics", errors.New("in use")) }, "Warning default/node-1 FailedToStartMetricServer"},
 		{"once", func(r *Recorder) { r.Wrong(web, Conflict, "x"); r.Wrong(web, Conflict, "x") }, "Warning shop/web AddressInUse"},
-		{"in other words", func(r *Recorder) { r.Wrong(web, Conflict, "x"); r.Wrong(web, Conflict, "y") }, "Warning shop/web AddressInUse, Warning shop/web AddressInUse"},
+		{"once, whichever words", func(r *Recorder) { r.Wrong(web, Conflict, "x"); r.Wrong(web, Conflict, "y") }, "Warning shop/web AddressInUse"},
+		{"for each reason", func(r *Recorder) { r.Wrong(web, Conflict, "x"); r.Wrong(web, Malformed, "x") }, "Warning shop/web AddressInUse, Warning shop/web MalformedService"},
+		{"of another Service by the same name", func(r *Recorder) {
+			r.Wrong(web, Conflict, "x")
+			r.Wrong(Service{"shop", "web", "4567"}, Conflict, "x")
+		}, "Warning shop/web AddressInUse, Warning shop/web AddressInUse"},
 		{"of each Service", func(r *Recorder) { r.Synced(refusal, noUID); r.Synced(refusal, noUID) }, "Warning shop/web FailedToProgram, Warning shop/db FailedToProgram"},
 		{"of a Sync that failed as a whole", func(r *Recorder) { r.Synced(dataplane.SyncReport{Err: errors.New("x")}, noUID) }, ""},
 		{"once more when it is forgotten", func(r *Recorder) {
@@ -83,6 +90,61 @@ func TestWhatIsTold(t *testing.T) {
 				t.Errorf("told %q, want %q", s, c.want)
 			}
 		})
+	}
+}
+
+// TestAFlood: how many Events an hour a node sends, however much is wrong.
+func TestAFlood(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		namespaces int
+		want       int
+	}{
+		{"of one tenant", 1, mostOfNamespace},
+		{"of two", 2, 2 * mostOfNamespace},
+		{"of many", 100, mostInAll},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			flood := func(r *Recorder) {
+				for i := range 3000 {
+					s := Service{fmt.Sprint("tenant-", i%c.namespaces), fmt.Sprint("service-", i), fmt.Sprint("uid-", i)}
+					r.Wrong(s, Conflict, "x")
+					time.Sleep(time.Millisecond)
+				}
+			}
+			if got := len(sent(t, time.Minute, well, flood)); got != c.want {
+				t.Errorf("%d Events in an hour, want %d", got, c.want)
+			}
+			again := func(r *Recorder) { flood(r); time.Sleep(again); flood(r) }
+			if got := len(sent(t, time.Minute, well, again)); got != 2*c.want {
+				t.Errorf("%d Events in two hours, want %d", got, 2*c.want)
+			}
+		})
+	}
+}
+
+// TestWhatHasNoRoomIsToldLater: what did not fit in the queue was not told.
+func TestWhatHasNoRoomIsToldLater(t *testing.T) {
+	r := New(slog.New(slog.DiscardHandler), "node-1", func(context.Context, *eventsv1.Event) error { return nil })
+	for range mostWaiting {
+		r.Starting()
+	}
+	web := Service{"shop", "web", "0123"}
+	r.Wrong(web, Conflict, "x")
+	<-r.queue
+	r.Wrong(web, Conflict, "x")
+	if len(r.queue) != mostWaiting {
+		t.Errorf("%d Events wait, want %d", len(r.queue), mostWaiting)
+	}
+}
+
+// TestLongNotes: a note that is too long ends with a whole rune.
+func TestLongNotes(t *testing.T) {
+	for _, note := range []string{strings.Repeat("x", 2000), strings.Repeat("ü", 2000), "x" + strings.Repeat("ü", 2000), strings.Repeat("日", 2000), "xx" + strings.Repeat("😀", 2000)} {
+		got := sent(t, time.Second, well, func(r *Recorder) { r.Wrong(Service{"shop", "web", ""}, Conflict, note) })
+		if n := got[0].Note; !utf8.ValidString(n) || len(n) > longestNote || len(n) < longestNote-5 || !strings.HasSuffix(n, "…") {
+			t.Errorf("a note of %d bytes: …%q", len(n), n[len(n)-8:])
+		}
 	}
 }
 
