@@ -61,7 +61,7 @@ func watch(t testing.TB, change func(*Options)) *watched {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(w.waits.stop)
+	t.Cleanup(func() { w.waits.stop(); w.kept.stop() })
 	return w
 }
 

@@ -43,7 +43,8 @@ type Watcher struct {
 	slices   map[facts.Name]*facts.Slice
 	cidrs    map[facts.Name]*facts.ServiceCIDR
 	claims   claims
-	node     *facts.Node    // the last one seen; nil: none yet
+	node     *facts.Node    // the last one seen, with what is kept of those before it; nil: none yet
+	kept     keptFacts
 	nodeGone bool           // the Node is not there (any more)
 	local    []netip.Prefix // what is local on this node, see addrs.Follow
 	moved    bool           // what is around the Services changed: node, local or cidrs
@@ -100,6 +101,7 @@ func New(o Options, changed func()) (*Watcher, error) {
 	return &Watcher{
 		set:      set,
 		changed:  changed,
+		kept:     keptFacts{log: set.Log, nodeWait: set.NodeWait, podCIDRWait: set.PodCIDRWait},
 		losses:   losses{log: set.Log, report: set.Conflict},
 		services: map[facts.Name]*service{},
 		slices:   map[facts.Name]*facts.Slice{},
@@ -139,11 +141,12 @@ func (w *Watcher) Run(ctx context.Context, source Source) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.waits.stop()
+	w.kept.stop()
 	return err
 }
 
 // SetAddresses takes what is local on this node, as addrs.Follow reports it. Run
-// calls it. A caller without Run must, or nothing is published.
+// calls it. A caller without Run must, or there is no Snapshot.
 func (w *Watcher) SetAddresses(local []netip.Prefix) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -275,7 +278,17 @@ func (w *Watcher) putNode(d facts.Delta[facts.Node]) {
 		w.nodeGone = w.nodeGone || d.All || len(d.Remove) > 0
 		return
 	}
-	node := d.Put[len(d.Put)-1]
+	node := w.kept.complete(d.Put[len(d.Put)-1], w.node, w.forgetNode)
 	w.moved = w.moved || w.node == nil || !w.node.Equal(node)
 	w.node, w.nodeGone = node, false
+}
+
+// forgetNode takes the Node for what it says, now that it had its time to say more.
+func (w *Watcher) forgetNode() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	node := w.kept.complete(w.kept.said, w.node, w.forgetNode)
+	w.moved = w.moved || !w.node.Equal(node)
+	w.node = node
+	w.advance()
 }

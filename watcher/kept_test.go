@@ -1,0 +1,67 @@
+package watcher
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/switchyard-io/switchyard/watcher/facts"
+)
+
+// TestAKnownFactIsReplacedByAnotherFactAlone: what a Node that says less than
+// before leaves in force, and for how long. NodeWait is 30 s, PodCIDRWait 5 min.
+func TestAKnownFactIsReplacedByAnotherFactAlone(t *testing.T) {
+	whole := func() *facts.Node {
+		n := hereNode()
+		n.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
+		return n
+	}
+	with := func(change func(*facts.Node)) facts.Change {
+		n := whole()
+		change(n)
+		return putNode(n)
+	}
+	bare := with(func(n *facts.Node) { n.IPs, n.PodCIDRs, n.Zone = nil, nil, "" })
+	gone := facts.Change{Nodes: facts.Delta[facts.Node]{Remove: []facts.Name{{Name: "here"}}}}
+	const all, none = "NodePorts [192.0.2.1/32], pods [10.244.1.0/24], zone z1", "NodePorts [], pods [], zone "
+	type step struct {
+		change facts.Change
+		after  time.Duration
+		want   string
+	}
+	for _, c := range []struct {
+		name  string
+		steps []step
+	}{
+		{"registered again, bare, then filled in", []step{{gone, time.Hour, all}, {bare, time.Second, all}, {putNode(whole()), time.Hour, all}}},
+		{"the address is momentarily gone", []step{{with(func(n *facts.Node) { n.IPs = nil }), 29 * time.Second, all}, {putNode(whole()), time.Hour, all}}},
+		{"it stays bare", []step{{bare, 29 * time.Second, all}, {facts.Change{}, 2 * time.Second, "NodePorts [], pods [10.244.1.0/24], zone "}, {facts.Change{}, 4 * time.Minute, "NodePorts [], pods [10.244.1.0/24], zone "},
+			{facts.Change{}, time.Minute, none}}},
+		{"it is told again while it is bare: no new time", []step{{bare, 20 * time.Second, all}, {bare, 20 * time.Second, "NodePorts [], pods [10.244.1.0/24], zone "}}},
+		{"another time has its own time", []step{{bare, 20 * time.Second, all}, {putNode(whole()), time.Second, all}, {bare, 20 * time.Second, all}}},
+		{"other facts are taken at once", []step{{with(func(n *facts.Node) {
+			n.IPs, n.PodCIDRs, n.Zone = []netip.Addr{netip.MustParseAddr("192.0.2.2")}, []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}, "z2"
+		}), 0, "NodePorts [192.0.2.2/32], pods [10.244.2.0/24], zone z2"}}},
+		{"a final Node says all that it will", []step{{with(func(n *facts.Node) { n.IPs, n.PodCIDRs, n.Zone, n.Final = nil, nil, "", true }), 0, none}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := watch(t, func(o *Options) { o.DetectLocal.Mode, o.NodePortAddresses = NodeCIDR, []string{"primary"} })
+				w.SetAddresses([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32")})
+				w.Apply(known([]*facts.Service{svc("web", 1)}, nil, whole()))
+				for i, s := range c.steps {
+					w.Apply(s.change)
+					time.Sleep(s.after)
+					synctest.Wait()
+					n := w.last().Node
+					if got := fmt.Sprintf("NodePorts %v, pods %v, zone %s", n.NodePorts, n.LocalPods.CIDRs, n.Zone); got != s.want {
+						t.Errorf("step %d: got %s\nwant %s", i, got, s.want)
+					}
+				}
+				w.kept.stop()
+			})
+		})
+	}
+}
