@@ -43,7 +43,7 @@ type Watcher struct {
 	slices   map[facts.Name]*facts.Slice
 	cidrs    map[facts.Name]*facts.ServiceCIDR
 	claims   claims
-	node     *facts.Node    // the last one seen, with what is kept of those before it; nil: none yet
+	node     *facts.Node // the last one seen, with what is kept of those before it; nil: none yet
 	kept     keptFacts
 	nodeGone bool           // the Node is not there (any more)
 	local    []netip.Prefix // what is local on this node, see addrs.Follow

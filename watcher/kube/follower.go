@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,12 +22,11 @@ import (
 // follower hands one kind of objects on as facts, F of each O. It is the store
 // of a reflector and stores nothing: what the reflector tells is applied.
 type follower[O, F any] struct {
-	what     string // for the log
-	optional bool   // the API server may not have it
-	log      *slog.Logger
-	convert  func(*O) (*F, []error)
-	apply    func(facts.Delta[F])
-	problem  func(*O, error) // nil: nobody is told of what makes no sense, beside the log
+	luck    *luck
+	log     *slog.Logger
+	convert func(*O) (*F, []error)
+	apply   func(facts.Delta[F])
+	problem func(*O, error) // nil: nobody is told of what makes no sense, beside the log
 }
 
 // converted is what becomes of an object before all of a list is together, so
@@ -35,12 +35,12 @@ type converted[F any] struct{ facts *F }
 
 func (f *follower[O, F]) reflector(client rest.Interface, resource string, example *O, sel selection) *cache.Reflector {
 	longest := lastRetry
-	if f.optional {
+	if f.luck.optional {
 		longest = lastOptionalRetry
 	}
 	return cache.NewReflectorWithOptions(f.listWatch(client, resource, sel), example, f, cache.ReflectorOptions{
 		Name:            "switchyard/" + resource,
-		TypeDescription: f.what,
+		TypeDescription: f.luck.what,
 		Backoff:         retries(longest),
 	})
 }
@@ -50,11 +50,10 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 		o.LabelSelector, o.FieldSelector = sel.labels, sel.fields
 		return client.Get().Resource(resource).VersionedParams(&o, metav1.ParameterCodec)
 	}
-	luck := &luck{what: f.what, optional: f.optional, log: f.log}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := request(o).Do(ctx).Get()
-			luck.note(ctx, err)
+			f.luck.note(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
@@ -63,9 +62,15 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 			// An API server that does not stream lists calls the request invalid. It
 			// is asked for a list next.
 			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
-				luck.note(ctx, err)
+				f.luck.note(ctx, err)
 			}
-			return w, err
+			if err != nil {
+				return nil, err
+			}
+			return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
+				f.luck.heard()
+				return e, true
+			}), nil
 		},
 	}
 }
@@ -92,7 +97,7 @@ func (f *follower[O, F]) put(obj any) error {
 func (f *follower[O, F]) Delete(obj any) error {
 	m, ok := obj.(metav1.Object)
 	if !ok {
-		return fmt.Errorf("%s: an unexpected %T", f.what, obj)
+		return fmt.Errorf("%s: an unexpected %T", f.luck.what, obj)
 	}
 	f.apply(facts.Delta[F]{Remove: []facts.Name{{Namespace: m.GetNamespace(), Name: m.GetName()}}})
 	return nil
@@ -130,14 +135,14 @@ func (f *follower[O, F]) transform(obj any) (*converted[F], error) {
 	case *O:
 		fact, problems := f.convert(obj)
 		for _, p := range problems {
-			f.log.Warn("an object of "+f.what+" has a part that makes no sense and is left out", "object", nameOf(obj), "err", p)
+			f.log.Warn("an object of "+f.luck.what+" has a part that makes no sense and is left out", "object", nameOf(obj), "err", p)
 			if f.problem != nil {
 				f.problem(obj, p)
 			}
 		}
 		return &converted[F]{fact}, nil
 	}
-	return nil, fmt.Errorf("%s: an unexpected %T", f.what, obj)
+	return nil, fmt.Errorf("%s: an unexpected %T", f.luck.what, obj)
 }
 
 func nameOf(obj any) string {
@@ -148,25 +153,50 @@ func nameOf(obj any) string {
 }
 
 // luck tells the log how requests fare: when they begin to fail, why, now and
-// then that they still do, and that they are well again. It is used by one
-// reflector, one request at a time.
+// then that they still do, and that they are well again. One reflector notes one
+// request at a time.
 type luck struct {
-	what     string
-	optional bool
+	what     string // for the log
+	optional bool   // the API server may not have it
 	log      *slog.Logger
-	failing  string // the error; "": all is well
-	since    time.Time
-	told     time.Time
+
+	mu      sync.Mutex
+	last    time.Time // when the API server was last heard of
+	failing error     // nil: all is well
+	since   time.Time
+	told    time.Time
+}
+
+// heard notes a sign of life.
+func (l *luck) heard() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = time.Now()
+}
+
+func (l *luck) contact(resource string) Contact {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := Contact{Resource: resource, Last: l.last, Err: l.failing, Optional: l.optional}
+	if l.failing != nil {
+		c.Failing = l.since
+	}
+	return c
 }
 
 func (l *luck) note(ctx context.Context, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.last = time.Now()
+	}
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		if l.failing != "" {
+		if l.failing != nil {
 			l.log.Info("the API server answers for "+l.what+" again", "after", time.Since(l.since).Round(time.Millisecond))
 		}
-		l.failing = ""
+		l.failing = nil
 	case apierrors.IsResourceExpired(err) || apierrors.IsGone(err): // an old watch, to be begun anew
 	default:
 		var u *url.Error
@@ -174,13 +204,14 @@ func (l *luck) note(ctx context.Context, err error) {
 			err = u.Err // without the URL, which is another one with each request
 		}
 		now := time.Now()
-		if l.failing == "" {
+		before := l.failing
+		if l.failing = err; before == nil {
 			l.since = now
 		}
-		if l.failing == err.Error() && now.Sub(l.told) < repeat {
+		if before != nil && before.Error() == err.Error() && now.Sub(l.told) < repeat {
 			return
 		}
-		l.failing, l.told = err.Error(), now
+		l.told = now
 		l.tell(err)
 	}
 }

@@ -10,6 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -78,6 +82,26 @@ type Source struct {
 	core, discovery,
 	networking, events rest.Interface
 	malformed func(facts.Name, string, error)
+	contacts  map[string]*luck // by resource
+}
+
+// Contact is how the requests for one resource fare.
+type Contact struct {
+	Resource string    // as in the API's paths
+	Last     time.Time // when the API server last answered, or sent something in a watch; zero: never
+	Err      error     // of the last request; nil: it succeeded, or there was none
+	Failing  time.Time // since when requests fail; zero: they do not
+	Optional bool      // the API server need not have the resource
+}
+
+// Contact returns when the API server was last heard of, sorted by resource. A
+// watch in which nothing happens brings a sign of life about once a minute.
+func (s *Source) Contact() []Contact {
+	var out []Contact
+	for _, resource := range slices.Sorted(maps.Keys(s.contacts)) {
+		out = append(out, s.contacts[resource].contact(resource))
+	}
+	return out
 }
 
 // Config finds the API server and how to log in to it.
@@ -100,12 +124,18 @@ func Config(o Options) (*rest.Config, error) {
 		c.AcceptContentTypes = c.ContentType + "," + runtime.ContentTypeJSON
 	}
 	c.QPS, c.Burst = o.QPS, o.Burst
+	var several *servers
 	if len(o.Servers) > 0 {
-		c.Dial = newServers(o.Servers, o.NodeName, o.Log).dial
+		several = newServers(o.Servers, o.NodeName, o.Log)
+		c.Dial = several.dial
+		c.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil } // which dial would not connect to
 		if o.Kubeconfig == "" && o.Master == "" {
 			c.ServerName = inClusterName
 		}
 	}
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return &patience{next: next, servers: several, longest: answerTime}
+	})
 	return c, nil
 }
 
@@ -116,7 +146,12 @@ func New(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{node: strings.ToLower(strings.TrimSpace(o.NodeName)), log: o.Log, malformed: o.Malformed}
+	s := &Source{node: strings.ToLower(strings.TrimSpace(o.NodeName)), log: o.Log, malformed: o.Malformed, contacts: map[string]*luck{
+		"services":       {what: "Services", log: o.Log},
+		"endpointslices": {what: "EndpointSlices", log: o.Log},
+		"nodes":          {what: "the Node", log: o.Log},
+		"servicecidrs":   {what: "ServiceCIDRs", log: o.Log, optional: true},
+	}}
 	if s.node == "" {
 		return nil, errors.New("kube: no node name")
 	}
@@ -162,7 +197,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	follow := func(r *cache.Reflector) { all.Go(func() { r.RunWithContext(ctx) }) }
 
 	services := follower[corev1.Service, facts.Service]{
-		what: "Services", log: s.log, convert: facts.FromService,
+		luck: s.contacts["services"], log: s.log, convert: facts.FromService,
 		apply: func(d facts.Delta[facts.Service]) { apply(facts.Change{Services: d}) },
 	}
 	if s.malformed != nil {
@@ -175,7 +210,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		fields: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String(),
 	}))
 	endpointSlices := follower[discoveryv1.EndpointSlice, facts.Slice]{
-		what: "EndpointSlices", log: s.log,
+		luck: s.contacts["endpointslices"], log: s.log,
 		convert: func(e *discoveryv1.EndpointSlice) (*facts.Slice, []error) { return facts.FromSlice(e, s.node) },
 		apply:   func(d facts.Delta[facts.Slice]) { apply(facts.Change{Slices: d}) },
 	}
@@ -183,14 +218,14 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		labels: "!" + facts.HeadlessLabel,
 	}))
 	node := follower[corev1.Node, facts.Node]{
-		what: "the Node", log: s.log, convert: facts.FromNode,
+		luck: s.contacts["nodes"], log: s.log, convert: facts.FromNode,
 		apply: func(d facts.Delta[facts.Node]) { apply(facts.Change{Nodes: d}) },
 	}
 	follow(node.reflector(s.core, "nodes", &corev1.Node{}, selection{
 		fields: fields.OneTermEqualSelector(metav1.ObjectNameField, s.node).String(),
 	}))
 	cidrs := follower[networkingv1.ServiceCIDR, facts.ServiceCIDR]{
-		what: "ServiceCIDRs", optional: true, log: s.log, convert: facts.FromServiceCIDR,
+		luck: s.contacts["servicecidrs"], log: s.log, convert: facts.FromServiceCIDR,
 		apply: func(d facts.Delta[facts.ServiceCIDR]) { apply(facts.Change{ServiceCIDRs: d}) },
 	}
 	follow(cidrs.reflector(s.networking, "servicecidrs", &networkingv1.ServiceCIDR{}, selection{}))
@@ -226,8 +261,11 @@ func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
 	return q.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
-// Handle implements slog.Handler.
+// Handle implements slog.Handler. logr does not ask Enabled of errors.
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if !q.Enabled(ctx, r.Level) {
+		return nil
+	}
 	r.Level = slog.LevelDebug
 	return q.Handler.Handle(ctx, r)
 }

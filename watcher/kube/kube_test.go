@@ -90,6 +90,16 @@ func (s *apiServer) event(path, kind string, o metav1.Object) {
 	s.more = make(chan struct{})
 }
 
+// expire ends the watches of a path: what they began at is too old.
+func (s *apiServer) expire(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.event(path, expired, &corev1.Service{})
+}
+
+// expired is the kind of event that ends a watch.
+const expired = "EXPIRED"
+
 func (s *apiServer) answer(path string, status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,9 +156,15 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, from int) {
 		s.mu.Unlock()
 		from += len(news)
 		for _, e := range news {
-			if e.path == r.URL.Path {
-				send(w, e.kind, e.object)
+			if e.path != r.URL.Path {
+				continue
 			}
+			if e.kind == expired {
+				send(w, "ERROR", metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure,
+					Code: http.StatusGone, Reason: metav1.StatusReasonExpired, Message: "too old resource version"})
+				return
+			}
+			send(w, e.kind, e.object)
 		}
 		w.(http.Flusher).Flush()
 		select {
@@ -224,7 +240,8 @@ func (s *apiServer) shop() {
 // agent is a Watcher on an API server.
 type agent struct {
 	*watcher.Watcher
-	log *logBuffer
+	source *kube.Source
+	log    *logBuffer
 
 	mu        sync.Mutex
 	snapshots []*dataplane.Snapshot
@@ -267,6 +284,7 @@ func start(t *testing.T, url string) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.source = source
 	a.Watcher, err = watcher.New(watcher.Options{
 		Log: log, NodeName: "Node-A", Families: []dataplane.Family{dataplane.IPv4}, NodeWait: 2 * time.Second,
 		Addresses: func(ctx context.Context, report func([]netip.Prefix)) error { report(nil); <-ctx.Done(); return nil },
@@ -414,6 +432,63 @@ func TestFollowsAnAPIServer(t *testing.T) {
 				t.Errorf("%d warnings", n)
 			}
 		})
+	}
+}
+
+// TestAWatchThatExpires: the API server forgot what a watch goes on from. What
+// happened meanwhile is learned, and nobody is alarmed.
+func TestAWatchThatExpires(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		t.Run(fmt.Sprintf("without streamed lists=%v", old), func(t *testing.T) {
+			api := newAPIServer()
+			api.old = old
+			api.shop()
+			a := start(t, serve(t, api).URL)
+			within(t, "two endpoints", func() bool { return a.endpoints() == 2 })
+			api.expire(slicesPath)
+			api.slice("web", "10.244.1.2") // after the watch ended
+			within(t, "one endpoint", func() bool { return a.endpoints() == 1 })
+			api.expire(servicesPath)
+			api.remove(servicesPath, "web")
+			within(t, "no Service", func() bool { return a.last().Ports.Len() == 0 })
+			if n := a.log.count("level=WARN"); n > 0 {
+				t.Errorf("%d warnings", n)
+			}
+		})
+	}
+}
+
+// TestContact: when each resource was last heard of, and what is wrong with it.
+func TestContact(t *testing.T) {
+	api := newAPIServer()
+	api.shop()
+	api.answer(slicesPath, http.StatusServiceUnavailable)
+	h := serve(t, api)
+	a := start(t, h.URL)
+	by := func(resource string) kube.Contact {
+		for _, c := range a.source.Contact() {
+			if c.Resource == resource {
+				return c
+			}
+		}
+		t.Fatalf("no %s", resource)
+		return kube.Contact{}
+	}
+	within(t, "contact for Services", func() bool { return !by("services").Last.IsZero() })
+	within(t, "a refusal", func() bool { return by("endpointslices").Err != nil })
+	if c := by("endpointslices"); !c.Last.IsZero() || c.Failing.IsZero() {
+		t.Errorf("never answered, and %+v", c)
+	}
+	api.answer(slicesPath, 0)
+	within(t, "an answer", func() bool { c := by("endpointslices"); return c.Err == nil && c.Failing.IsZero() && !c.Last.IsZero() })
+	within(t, "two endpoints", func() bool { return a.endpoints() == 2 })
+	before := by("endpointslices").Last
+	api.slice("web", "10.244.1.2")
+	within(t, "a later time, for an event in a watch", func() bool { return by("endpointslices").Last.After(before) })
+	h.CloseClientConnections()
+	h.Close()
+	for _, resource := range []string{"services", "endpointslices", "nodes", "servicecidrs"} {
+		within(t, "an error for "+resource, func() bool { c := by(resource); return c.Err != nil && !c.Failing.IsZero() && !c.Last.IsZero() })
 	}
 }
 
