@@ -42,7 +42,9 @@ const (
 type Source struct {
 	dir, node string
 	log       *slog.Logger
-	files     map[string]file // as last read, by path; used by Run alone
+	files     map[string]file      // as last read, by path; used by Run alone, like the next two
+	loads     int64                // how often a directory without faults was read
+	since     map[facts.Name]int64 // the load that brought a Service
 
 	mu  sync.Mutex
 	err error
@@ -128,6 +130,7 @@ func (s *Source) wait(ctx context.Context, notify *fsnotify.Watcher) error {
 func (s *Source) tell(apply func(facts.Change)) map[string]stamp {
 	change, stamps, err := s.load()
 	if err == nil {
+		s.age(change.Services.Put)
 		apply(change)
 	}
 	s.mu.Lock()
@@ -142,6 +145,28 @@ func (s *Source) tell(apply func(facts.Change)) map[string]stamp {
 			"services", len(change.Services.Put), "endpointSlices", len(change.Slices.Put))
 	}
 	return stamps
+}
+
+// age gives Services that do not say when they were created the order in which
+// they came, so that a new file takes no address from a Service that has it,
+// whatever their names.
+func (s *Source) age(services []*facts.Service) {
+	s.loads++
+	since := make(map[facts.Name]int64, len(services))
+	for i, f := range services {
+		if f.Created != 0 {
+			continue
+		}
+		at, known := s.since[f.Name]
+		if !known {
+			at = s.loads
+		}
+		since[f.Name] = at
+		aged := *f
+		aged.Created = at
+		services[i] = &aged
+	}
+	s.since = since
 }
 
 // load reads what changed and puts all files together.

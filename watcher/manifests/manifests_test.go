@@ -281,3 +281,44 @@ func TestFollowsTheDirectory(t *testing.T) {
 		}
 	})
 }
+
+// TestTheHolderStays: a new file whose Service sorts earlier is younger than the
+// Services that were there before.
+func TestTheHolderStays(t *testing.T) {
+	dir := t.TempDir()
+	web := service("clusterIP: 10.96.0.10", "ports: [{port: 80}]")
+	earlier := strings.ReplaceAll(web, "web", "a")
+	write(t, filepath.Join(dir, "web.yaml"), web)
+	_, applied := run(t, dir)
+	created := func(want int) map[string]int64 {
+		t.Helper()
+		for {
+			select {
+			case c := <-applied:
+				if len(c.Services.Put) != want {
+					continue
+				}
+				got := map[string]int64{}
+				for _, s := range c.Services.Put {
+					got[s.Name.Name] = s.Created
+				}
+				return got
+			case <-time.After(20 * time.Second):
+				t.Fatalf("a change with %d Services never came", want)
+			}
+		}
+	}
+	first := created(1)
+	write(t, filepath.Join(dir, "a.yaml"), earlier)
+	if got := created(2); got["web"] != first["web"] || got["a"] <= got["web"] {
+		t.Errorf("at first %v, then %v", first, got)
+	}
+	if err := os.Remove(filepath.Join(dir, "web.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	created(1)
+	write(t, filepath.Join(dir, "web.yaml"), web) // as a new one
+	if got := created(2); got["web"] <= got["a"] {
+		t.Errorf("made again: %v", got)
+	}
+}
