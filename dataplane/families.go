@@ -54,6 +54,6 @@ func (c Config) Usable(works func(Family) error) ([]Family, error) {
 	if !c.SomeFamilies || len(have) == 0 {
 		return nil, err
 	}
-	c.Log.Warn("an address family cannot be programmed here; serving the other one alone", "families", fmt.Sprint(have), "error", err)
+	c.Log.Warn("an address family cannot be programmed here; serving the other one alone", "families", fmt.Sprintf("%v", have), "error", err)
 	return have, nil
 }

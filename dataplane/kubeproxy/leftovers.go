@@ -74,7 +74,7 @@ func removeTables(ctx context.Context, log *slog.Logger) error {
 	nft, err := exec.LookPath("nft")
 	if err != nil {
 		log.Info("nft is not installed, so tables of kube-proxy's nftables mode are not looked for")
-		return nil //nolint:nilerr // nothing to remove them with, and it is told
+		return nil // nothing to remove them with, and it is told
 	}
 	list, err := exec.CommandContext(ctx, nft, "list", "tables").CombinedOutput()
 	if err != nil {
