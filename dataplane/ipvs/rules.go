@@ -63,7 +63,7 @@ func (r *rules) serveLocalhost() bool { return r.localhost && r.Family == datapl
 func (r *rules) constants() map[string][]nft.Rule {
 	chains := map[string][]nft.Rule{
 		chainPrerouting:  {{nft.Jump(chainServices)}},
-		chainOutput:      {resets(), r.Source(0).In(setVIPs).Then(nft.Jump(chainMark)), nft.Rule{nft.Jump(chainServices)}},
+		chainOutput:      {resets(), nft.Rule{nft.Jump(chainServices)}},
 		chainPostrouting: r.postrouting(),
 		chainLocalIn:     {r.learnBy()},
 		chainPicked:      {r.picked().Then(r.learnBy()...)},
@@ -74,13 +74,13 @@ func (r *rules) constants() map[string][]nft.Rule {
 		chainServices:    r.services(),
 		chainLost:        r.lost(),
 		chainLocalhost:   append(r.restricted(byLocalhost), append(r.dispatch(setStickyIn, byLocalhost), r.dispatch(setPicks, byLocalhost)...)...),
-		chainPass:        nil,
+		chainPass:        r.pass(),
 		chainMark:        {nft.SetMark(r.mark, r.mark)},
-		chainMarkNonPods: append(r.FromPods(r.pods, nft.Verdict(expr.VerdictReturn, "")), nft.Rule{nft.Goto(chainMark)}),
-		chainMarkNode:    append(r.FromPods(r.pods, nft.Verdict(expr.VerdictReturn, "")), nft.SourceIsLocal().Then(nft.Goto(chainMark))),
+		chainMarkNonPods: append(r.FromPods(r.pods, nft.Goto(chainPass)), nft.Rule{nft.Goto(chainMark)}),
+		chainMarkNode:    append(r.FromPods(r.pods, nft.Goto(chainPass)), nft.SourceIsLocal().Then(nft.Goto(chainMark)), nft.Rule{nft.Goto(chainPass)}),
 		chainAsk:         append(r.FromPods(r.pods, nft.Goto(chainInside)), nft.SourceIsLocal().Then(nft.Goto(chainInside))),
 		chainInside:      append(r.dispatch(setStickyIn, byAddress, byNode), r.dispatch(setPicks, byAddress, byNode)...),
-		chainSpecial:     r.special(),
+		chainSpecial:     append([]nft.Rule{{nft.Jump(chainPass)}}, r.special()...),
 		chainReject:      r.Reject(),
 		chainDrop:        {nft.Rule{nft.Verdict(expr.VerdictDrop, "")}},
 	}
@@ -98,6 +98,13 @@ func (r *rules) constants() map[string][]nft.Rule {
 // the reset that it gets would be rejected as well.
 func resets() nft.Rule {
 	return nft.CtState().AnyBit(expr.CtStateBitRELATED).Then(nft.Verdict(expr.VerdictReturn, ""))
+}
+
+// pass takes the masquerade bit away, which another program may have set. What the
+// node itself sends from a Service's address, for want of one of its own, is
+// masqueraded in any case.
+func (r *rules) pass() []nft.Rule {
+	return []nft.Rule{nft.SetMark(r.mark, 0), r.Source(0).In(setVIPs).Then(nft.SetMark(r.mark, r.mark)...)}
 }
 
 // services finds the frontend of a connection's first packet.
