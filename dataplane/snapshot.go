@@ -42,6 +42,10 @@ type Node struct {
 	// it. The watcher has chosen them by nodePortAddresses, and follows the
 	// node's addresses and local routes (KUBE-PROXY §1.10).
 	NodePorts []netip.Prefix
+	// Everywhere are the families in which nodePortAddresses cover every address,
+	// sorted: what answers by listening then listens on all of them at once, those
+	// included of which NodePorts does not know.
+	Everywhere []Family
 	// Bound are the addresses that are local on this node, on a device or by a
 	// local route, sorted; both families. A Service address among them is the
 	// node's as well.

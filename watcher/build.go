@@ -85,11 +85,12 @@ func (w *Watcher) surround(next *dataplane.Snapshot) {
 	}
 	w.env = env
 	node := &dataplane.Node{
-		Name:      w.set.NodeName,
-		Zone:      env.Zone,
-		NodePorts: w.set.nodePorts.choose(w.set.Families, w.local, env.NodeIPs, w.set.LocalhostNodePorts),
-		Bound:     bound(w.set.Families, w.local),
-		LocalPods: env.LocalPods,
+		Name:       w.set.NodeName,
+		Zone:       env.Zone,
+		NodePorts:  w.set.nodePorts.choose(w.set.Families, w.local, env.NodeIPs, w.set.LocalhostNodePorts),
+		Everywhere: w.set.nodePorts.everywhere(w.set.Families, env.NodeIPs),
+		Bound:      bound(w.set.Families, w.local),
+		LocalPods:  env.LocalPods,
 	}
 	if next.Node == nil || !equalNode(next.Node, node) {
 		next.Node = node
@@ -146,7 +147,7 @@ func (w *Watcher) rebuild() (put []*dataplane.ServicePort, remove []dataplane.Po
 }
 
 func equalNode(a, b *dataplane.Node) bool {
-	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) && slices.Equal(a.Bound, b.Bound) &&
+	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) && slices.Equal(a.Bound, b.Bound) && slices.Equal(a.Everywhere, b.Everywhere) &&
 		slices.Equal(a.LocalPods.CIDRs, b.LocalPods.CIDRs) && a.LocalPods.Interface == b.LocalPods.Interface &&
 		a.LocalPods.InterfacePrefix == b.LocalPods.InterfacePrefix
 }

@@ -102,6 +102,17 @@ func (n nodePortAddresses) choose(families []dataplane.Family, local []netip.Pre
 	return slices.Compact(out)
 }
 
+// everywhere returns Node.Everywhere.
+func (n nodePortAddresses) everywhere(families []dataplane.Family, nodeIPs []netip.Addr) []dataplane.Family {
+	var out []dataplane.Family
+	for _, f := range families {
+		if slices.Contains(n.ofFamily(f, nodeIPs), everything(f)) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
 // bound returns Node.Bound. IPv6 link-local addresses are left out for the
 // reason that choose has, and no Service can have one.
 func bound(families []dataplane.Family, local []netip.Prefix) []netip.Prefix {

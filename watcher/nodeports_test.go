@@ -95,3 +95,27 @@ func TestNodePortAddresses(t *testing.T) {
 		}
 	}
 }
+
+// TestEverywhere: in which families nodePortAddresses cover every address.
+func TestEverywhere(t *testing.T) {
+	nodeIPs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	for words, want := range map[string]string{
+		"":                       "[IPv4 IPv6]",
+		"all":                    "[IPv4 IPv6]",
+		"all primary":            "[IPv4 IPv6]",
+		"0.0.0.0/0 192.0.2.0/24": "[IPv4 IPv6]", // of IPv6 nothing is said, which means all
+		"192.0.2.0/24":           "[IPv6]",
+		"2001:db8::/64":          "[IPv4]",
+		"primary":                "[]",
+		"localhost":              "[]",
+		"0.0.0.0/1 128.0.0.0/1":  "[IPv6]", // said otherwise, and then each address counts
+	} {
+		n, err := parseNodePortAddresses(strings.Fields(words))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(n.everywhere([]dataplane.Family{dataplane.IPv4, dataplane.IPv6}, nodeIPs)); got != want {
+			t.Errorf("%q: got %s, want %s", words, got, want)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ type Server struct {
 	closed    bool
 	known     *dataplane.Snapshot // what checks and addrs hold; nil: nothing yet
 	checks    map[serviceID]*check
-	addrs     []netip.Addr // where NodePorts answer
+	addrs     []netip.Addr // to listen on
 	listeners map[listenerID]*listener
 	failed    map[listenerID]string // the last error
 }
@@ -170,16 +171,22 @@ func serviceOf(p *dataplane.ServicePort) serviceID {
 	return serviceID{namespace: p.ID.Namespace, name: p.ID.Service, family: p.ID.Family}
 }
 
-// listenAddrs are the addresses where NodePorts answer. Each is listened on by
-// itself, also where they are all that the node has: so no address answers that
-// should not, and another process may use the same port elsewhere. An IPv6
-// link-local address cannot be bound without its interface, and the addresses of
-// a local prefix may be too many to listen on.
+// listenAddrs returns the addresses to listen on: the unspecified one of a family
+// in which NodePorts answer everywhere, so that a load balancer's own address is
+// among them, whatever makes it the node's. Elsewhere each address where
+// NodePorts answer is listened on by itself: no address answers that should not,
+// and another process may use the same port elsewhere. An IPv6 link-local
+// address cannot be bound without its interface, and the addresses of a local
+// prefix may be too many to listen on.
 func listenAddrs(n *dataplane.Node) []netip.Addr {
 	var addrs []netip.Addr
+	for _, f := range n.Everywhere {
+		addrs = append(addrs, f.Unspecified())
+	}
 	for _, p := range n.NodePorts {
 		a := p.Addr()
 		switch {
+		case slices.Contains(n.Everywhere, dataplane.FamilyOf(a)):
 		case a.IsLoopback():
 			addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1})) // 127.0.0.0/8
 		case !p.IsSingleIP():

@@ -55,6 +55,11 @@ func setUpLoopback() error {
 	if err != nil {
 		return err
 	}
+	// A load balancer's address, as a cloud's agent makes it local.
+	vip := &net.IPNet{IP: net.IPv4(198, 51, 100, 7).To4(), Mask: net.CIDRMask(32, 32)}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: vip, Table: 255, Type: syscall.RTN_LOCAL, Scope: netlink.SCOPE_HOST}); err != nil {
+		return err
+	}
 	for _, cidr := range []string{"192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128"} {
 		addr, err := netlink.ParseAddr(cidr)
 		if err != nil {
@@ -91,6 +96,12 @@ func node(nodePorts ...string) *dataplane.Node {
 	for _, p := range nodePorts {
 		n.NodePorts = append(n.NodePorts, netip.MustParsePrefix(p))
 	}
+	return n
+}
+
+// everywhere has NodePorts answer at every address of some families.
+func everywhere(n *dataplane.Node, families ...dataplane.Family) *dataplane.Node {
+	n.Everywhere = families
 	return n
 }
 
@@ -174,7 +185,7 @@ func TestWhereItAnswers(t *testing.T) {
 	needNetns(t)
 	const v4, v6 = dataplane.IPv4, dataplane.IPv6
 	hc2 := check30(2)
-	all := []string{"192.0.2.1:30100", "192.0.2.2:30100", "127.0.0.1:30100", "[2001:db8::1]:30100", "[::1]:30100", "192.0.2.1:30200"}
+	all := []string{"192.0.2.1:30100", "192.0.2.2:30100", "127.0.0.1:30100", "[2001:db8::1]:30100", "[::1]:30100", "192.0.2.1:30200", "198.51.100.7:30100"}
 	steps := []struct {
 		name string
 		want *dataplane.Snapshot
@@ -212,6 +223,15 @@ func TestWhereItAnswers(t *testing.T) {
 		}, {
 			"another Service takes the port", snapshot(node("192.0.2.1/32"), port("api", "a", v4, &dataplane.HealthCheck{Port: 30200, LocalEndpoints: 5})),
 			map[string]string{"192.0.2.1:30200": "5"},
+		}, {
+			"everywhere: also at addresses that nobody knows of", snapshot(everywhere(node("192.0.2.2/32"), v4, v6), port("web", "a", v4, hc2), port("web", "a", v6, check30(1))),
+			map[string]string{"192.0.2.1:30100": "2", "192.0.2.2:30100": "2", "127.0.0.1:30100": "2", "[2001:db8::1]:30100": "1", "[::1]:30100": "1", "198.51.100.7:30100": "2"},
+		}, {
+			"everywhere in one family", snapshot(everywhere(node("192.0.2.2/32"), v6), port("web", "a", v4, hc2), port("web", "a", v6, check30(1))),
+			map[string]string{"192.0.2.2:30100": "2", "[2001:db8::1]:30100": "1", "[::1]:30100": "1"},
+		}, {
+			"everywhere, and another Service takes the port", snapshot(everywhere(node("192.0.2.1/32"), v4), port("api", "a", v4, hc2)),
+			map[string]string{"192.0.2.1:30100": "2", "192.0.2.2:30100": "2", "127.0.0.1:30100": "2", "198.51.100.7:30100": "2"},
 		}, {
 			"the Service is deleted", snapshot(node("192.0.2.1/32")), nil,
 		},
