@@ -305,8 +305,12 @@ func (c noLocalEndpoints) Collect(ch chan<- prometheus.Metric) {
 	}
 	if s := c.m.inForce.Load(); s != nil {
 		for p := range s.Ports.All() {
-			for policy := range dropping(p) {
-				count[key{policy, p.ID.Family}]++
+			internal, external := dropping(p)
+			if internal {
+				count[key{"internal", p.ID.Family}]++
+			}
+			if external {
+				count[key{"external", p.ID.Family}]++
 			}
 		}
 	}
@@ -315,19 +319,19 @@ func (c noLocalEndpoints) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// dropping is the traffic policies for which a port has no endpoint here but
+// dropping reports for which traffic policies a port has no endpoint here but
 // has some elsewhere.
-func dropping(p *dataplane.ServicePort) map[string]bool {
-	policies := map[string]bool{}
-	for _, f := range p.Frontends {
+func dropping(p *dataplane.ServicePort) (internal, external bool) {
+	for i := range p.Frontends {
+		f := &p.Frontends[i]
 		if len(f.Pool.Endpoints) > 0 || f.Pool.IfEmpty != dataplane.Drop {
 			continue
 		}
 		if f.Kind == dataplane.ClusterIP {
-			policies["internal"] = true
+			internal = true
 		} else {
-			policies["external"] = true
+			external = true
 		}
 	}
-	return policies
+	return internal, external
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
@@ -429,4 +430,29 @@ func TestServerWaitsForAnAddressInUse(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 	})
+}
+
+// TestAScrapeCostsTheSameForAnyNumberOfServices: what a scrape allocates to count
+// the ports without an endpoint here does not grow with their number.
+func TestAScrapeCostsTheSameForAnyNumberOfServices(t *testing.T) {
+	scrape := func(services int) float64 {
+		var ports []*dataplane.ServicePort
+		for i := range services {
+			id := dataplane.PortID{Namespace: "shop", Service: strings.Repeat("x", i%40) + string(rune('a'+i/40)), Protocol: dataplane.TCP, Family: dataplane.IPv4}
+			dropped := &dataplane.Pool{IfEmpty: dataplane.Drop}
+			ports = append(ports, &dataplane.ServicePort{ID: id, Frontends: []dataplane.Frontend{{Kind: dataplane.ClusterIP, Pool: dropped}, {Kind: dataplane.NodePort, Pool: dropped}}})
+		}
+		m := NewMetrics("v1", "fake", both)
+		m.inForce.Store(&dataplane.Snapshot{Node: &dataplane.Node{}, Ports: dataplane.MakePorts(ports...)})
+		out := make(chan prometheus.Metric, 10)
+		return testing.AllocsPerRun(10, func() {
+			noLocalEndpoints{m}.Collect(out)
+			for len(out) > 0 {
+				<-out
+			}
+		})
+	}
+	if few, many := scrape(10), scrape(900); many > few+5 {
+		t.Errorf("%v allocations for 10 Services, %v for 900", few, many)
+	}
 }
