@@ -19,9 +19,9 @@ type source struct {
 }
 
 // change is one of which the Syncer is told.
-func (s *source) change(n int) {
+func (s *source) change() {
 	s.mu.Lock()
-	s.changes += n
+	s.changes++
 	s.mu.Unlock()
 	s.syncer.Notify()
 }
@@ -51,7 +51,7 @@ func TestSyncerBuildsASnapshotForEachSync(t *testing.T) {
 	k := &kernel{takes: 5 * time.Millisecond}
 	pull(t, k, SyncerConfig{AuditInterval: -1}, func(from *source) {
 		for range 1000 { // ten in a millisecond
-			from.change(1)
+			from.change()
 			time.Sleep(100 * time.Microsecond)
 		}
 		pass(time.Second)
@@ -85,7 +85,7 @@ func TestSyncerPulls(t *testing.T) {
 		s.Notify()
 		pass(time.Second)
 		revisions() // there is no Snapshot yet
-		from.change(1)
+		from.change()
 		pass(time.Second)
 		revisions(1)
 		s.Notify()
@@ -98,9 +98,9 @@ func TestSyncerPulls(t *testing.T) {
 			t.Error("behind, though nothing was new")
 		}
 		k.takes = time.Second
-		from.change(1)
+		from.change()
 		pass(500 * time.Millisecond)
-		from.change(1) // while the Sync of the one before it is under way
+		from.change() // while the Sync of the one before it is under way
 		pass(600 * time.Millisecond)
 		revisions(1, 2)
 		if s.Status().Behind.IsZero() {
@@ -111,7 +111,7 @@ func TestSyncerPulls(t *testing.T) {
 		k.takes = 0
 		pass(time.Minute)
 		revisions(1, 2, 3, 3) // an audit is due though nothing is new
-		from.change(1)
+		from.change()
 		if v, err := s.Verify(context.Background(), false); err != nil || v.Revision != 4 {
 			t.Errorf("compared with revision %d, error %v, want the newest", v.Revision, err)
 		}
@@ -124,10 +124,10 @@ func TestSyncerPullsAgainAfterAFailure(t *testing.T) {
 	k := &kernel{}
 	pull(t, k, SyncerConfig{AuditInterval: -1}, func(from *source) {
 		k.meet(errNothingYet)
-		from.change(1)
+		from.change()
 		pass(time.Second)
 		failed := len(k.syncs)
-		from.change(1)
+		from.change()
 		k.meet(nil)
 		pass(20 * time.Second)
 		if last := k.syncs[len(k.syncs)-1]; failed == 0 || last.revision != 2 || from.syncer.Status().InForce != 2 {

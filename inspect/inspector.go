@@ -40,7 +40,6 @@ type Inspector struct {
 
 // Status answers how all stands.
 func (i *Inspector) Status() Status {
-	// In this order, so that a Snapshot which is counted is also in Sync.Wanted.
 	around, watch := i.Watcher.Around(), i.Watcher.Status()
 	sync, drift := i.Syncer.Status(), i.Syncer.Drift()
 	s := Status{
@@ -76,6 +75,8 @@ func (i *Inspector) Status() Status {
 		s.Conflicts = append(s.Conflicts, c.String())
 	}
 	if snap := around.Snapshot; snap != nil {
+		// The Syncer may be about to take what is counted here.
+		s.Sync.Wanted = max(s.Sync.Wanted, snap.Revision)
 		s.Node.Zone, s.Node.LocalPods = snap.Node.Zone, describePods(snap.Node.LocalPods)
 		for _, p := range snap.Node.NodePorts {
 			s.Node.NodePorts = append(s.Node.NodePorts, shortPrefix(p))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/watcher"
+	"github.com/switchyard-io/switchyard/watcher/facts"
 )
 
 // kernel is a Backend that holds nothing.
@@ -143,5 +144,21 @@ func TestQuestionsWithoutAnAnswer(t *testing.T) {
 				t.Errorf("got %v, want one line with %q", err, q.want)
 			}
 		})
+	}
+}
+
+// TestWhatIsCountedIsWanted: a Snapshot that the Syncer has yet to learn of is
+// not said to be in force.
+func TestWhatIsCountedIsWanted(t *testing.T) {
+	s := newServer(t, "")
+	w := s.Inspector.Watcher
+	w.SetAddresses(nil)
+	w.Apply(facts.Change{Services: facts.Delta[facts.Service]{All: true}, Slices: facts.Delta[facts.Slice]{All: true},
+		Nodes: facts.Delta[facts.Node]{Put: []*facts.Node{{Name: facts.Name{Name: "here"}, Final: true}}}})
+	if w.Next() == nil {
+		t.Fatal("no Snapshot")
+	}
+	if got := s.Inspector.Status().Sync; got.Wanted != 1 || got.InForce != 0 {
+		t.Errorf("%+v", got)
 	}
 }

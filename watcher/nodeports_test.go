@@ -114,7 +114,7 @@ func TestEverywhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(n.everywhere([]dataplane.Family{dataplane.IPv4, dataplane.IPv6}, nodeIPs)); got != want {
+		if got := fmt.Sprintf("%v", n.everywhere([]dataplane.Family{dataplane.IPv4, dataplane.IPv6}, nodeIPs)); got != want {
 			t.Errorf("%q: got %s, want %s", words, got, want)
 		}
 	}

@@ -483,7 +483,7 @@ func TestContact(t *testing.T) {
 	within(t, "an answer", func() bool { c := by("endpointslices"); return c.Err == nil && c.Failing.IsZero() && !c.Last.IsZero() })
 	within(t, "two endpoints", func() bool { return a.endpoints() == 2 })
 	before := by("endpointslices").Last
-	api.slice("web", "10.244.1.2")
+	api.slice("db", "10.244.1.2")
 	within(t, "a later time, for an event in a watch", func() bool { return by("endpointslices").Last.After(before) })
 	h.CloseClientConnections()
 	h.Close()
