@@ -151,14 +151,14 @@ func TestQuestionsWithoutAnAnswer(t *testing.T) {
 // not said to be in force.
 func TestWhatIsCountedIsWanted(t *testing.T) {
 	s := newServer(t, "")
-	w := s.Inspector.Watcher
+	w := s.Watcher
 	w.SetAddresses(nil)
 	w.Apply(facts.Change{Services: facts.Delta[facts.Service]{All: true}, Slices: facts.Delta[facts.Slice]{All: true},
 		Nodes: facts.Delta[facts.Node]{Put: []*facts.Node{{Name: facts.Name{Name: "here"}, Final: true}}}})
 	if w.Next() == nil {
 		t.Fatal("no Snapshot")
 	}
-	if got := s.Inspector.Status().Sync; got.Wanted != 1 || got.InForce != 0 {
+	if got := s.Status().Sync; got.Wanted != 1 || got.InForce != 0 {
 		t.Errorf("%+v", got)
 	}
 }
