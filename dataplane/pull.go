@@ -33,13 +33,13 @@ func (s *Syncer) newest() *Snapshot {
 }
 
 // idle reports whether there is nothing to do after all: what Notify told of
-// changed nothing, and neither a retry nor an audit is due.
+// changed nothing, and neither a retry nor a repair is due.
 func (s *Syncer) idle(now time.Time) bool {
 	want := s.newest()
 	if want == nil {
 		return true
 	}
-	if s.cfg.Next == nil || s.inForce == nil || want != s.tried {
+	if s.cfg.Next == nil || s.inForce == nil || want != s.tried || s.audit.over {
 		return false
 	}
 	if due := s.nextDue(now); !due.IsZero() && !due.After(now) {

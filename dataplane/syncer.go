@@ -121,19 +121,27 @@ type Syncer struct {
 	asks chan func(context.Context) // for Run's goroutine to do between two Syncs
 
 	// Of Run's goroutine alone:
-	inForce  *Snapshot // what the kernel holds; nil: unknown
-	lastGood *Snapshot // what it held when that was last known; nil: never
-	tried    *Snapshot // what the last Sync was to bring
-	refused  refusals
-	faults   faults
-	failures int // failed Syncs in a row
-	lastEnd  time.Time
-	lastTook time.Duration
-	audited  time.Time
+	inForce   *Snapshot // what the kernel holds; nil: unknown
+	lastGood  *Snapshot // what it held when that was last known; nil: never
+	tried     *Snapshot // what the last Sync was to bring
+	refused   refusals
+	faults    faults
+	failures  int // failed Syncs in a row
+	lastEnd   time.Time
+	lastTook  time.Duration
+	syncs     uint64        // begun so far
+	audit     audit         // that goes on, or was the last
+	audited   time.Time     // when the last one was over, or a Sync that read the kernel back
+	auditCost time.Duration // of the last audit
 	// clean: the last comparison found nothing, and no repair was made since.
 	clean bool
-	// disturbed: somebody else may have changed what the Backend wrote since.
+	// disturbed: somebody else may have changed what the Backend wrote since the last
+	// audit began. The next one is due at lookSoon.
 	disturbed bool
+	lookSoon  time.Time
+
+	lookers sync.WaitGroup
+	looks   chan look // from a look alongside Syncs; one slot
 }
 
 // NewSyncer readies a Syncer; Run starts it.
@@ -141,7 +149,7 @@ func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, traits: TraitsOf(b), cfg: cfg, poke: make(chan struct{}, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}, faults: faults{}}
+	return &Syncer{backend: b, traits: TraitsOf(b), cfg: cfg, poke: make(chan struct{}, 1), looks: make(chan look, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}, faults: faults{}}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -175,12 +183,18 @@ func (s *Syncer) Run(ctx context.Context) {
 	if w, ok := s.backend.(Watched); ok {
 		disturbed = w.Disturbed()
 	}
+	defer s.lookers.Wait()
 	for {
+		next := earlier(due, s.lookDue())
 		wake := timer.C
-		if due.IsZero() {
+		if next.IsZero() {
 			wake = nil
 		} else {
-			timer.Reset(time.Until(due))
+			timer.Reset(time.Until(next))
+		}
+		asks := s.asks
+		if s.audit.running {
+			asks = nil // they may look as well
 		}
 		select {
 		case <-ctx.Done():
@@ -189,12 +203,17 @@ func (s *Syncer) Run(ctx context.Context) {
 			due = s.afterPoke(due)
 			continue
 		case <-disturbed:
-			due = s.afterDisturbance(due)
+			s.afterDisturbance()
 			continue
-		case do := <-s.asks:
+		case do := <-asks:
 			last := s.lastEnd
 			if do(ctx); s.lastEnd != last { // it was a repair
 				due = s.nextDue(time.Now())
+			}
+			continue
+		case l := <-s.looks:
+			if s.looked(ctx, l); s.audit.over {
+				due = time.Now()
 			}
 			continue
 		case <-wake:
@@ -202,11 +221,26 @@ func (s *Syncer) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if !s.idle(time.Now()) {
-			_ = s.syncOnce(ctx) // it is logged, and in the status
+		if look := s.lookDue(); !look.IsZero() && !time.Now().Before(look) {
+			if s.startAudit(ctx); s.audit.over {
+				due = time.Now()
+			}
 		}
-		due = s.nextDue(time.Now())
+		if !due.IsZero() && !time.Now().Before(due) {
+			if !s.idle(time.Now()) {
+				_ = s.syncOnce(ctx) // it is logged, and in the status
+			}
+			due = s.nextDue(time.Now())
+		}
 	}
+}
+
+// earlier returns the earlier of two times, where zero means never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // afterPoke is when to sync now that there is a new Snapshot and a Sync was due
@@ -236,47 +270,31 @@ func (s *Syncer) afterPoke(due time.Time) time.Time {
 	return due
 }
 
-// afterDisturbance is when to sync now that somebody else may have changed what
-// the Backend wrote and a Sync was due at a time already. It will be an audit.
-func (s *Syncer) afterDisturbance(due time.Time) time.Time {
+// afterDisturbance notes that somebody else may have changed what the Backend
+// wrote, so that an audit is due soon.
+func (s *Syncer) afterDisturbance() {
 	if s.inForce == nil || s.cfg.AuditInterval < 0 { // it reads all back anyway, or nobody wants it to
-		return due
+		return
 	}
-	soonest := time.Now().Add(disturbedFirst)
-	if again := s.audited.Add(disturbedPause); again.After(soonest) {
-		soonest = again
+	s.clean = false
+	if s.disturbed {
+		return
 	}
-	s.clean, s.disturbed = false, true
-	if due.IsZero() || soonest.Before(due) {
-		return soonest
+	s.disturbed = true
+	s.lookSoon = time.Now().Add(disturbedFirst)
+	if again := s.audited.Add(max(disturbedPause, disturbedDuty*s.auditCost)); again.After(s.lookSoon) {
+		s.lookSoon = again
 	}
-	return due
 }
 
-// undisturbed reports whether the kernel is as the last comparison and the Syncs
-// since left it, so that no audit is needed.
-func (s *Syncer) undisturbed() bool {
-	w, ok := s.backend.(Watched)
-	return ok && s.clean && w.Undisturbed()
-}
-
-// nextDue is when to sync though nothing changes: a retry or an audit.
+// nextDue is when to sync though nothing changes: a retry.
 func (s *Syncer) nextDue(now time.Time) time.Time {
 	if s.inForce == nil {
 		return now.Add(backOff(s.failures))
 	}
-	var due time.Time
-	if s.cfg.AuditInterval > 0 {
-		due = s.audited.Add(s.cfg.AuditInterval)
-	}
-	if s.disturbed {
-		due = s.audited.Add(disturbedPause)
-	}
-	if again := s.faults.due(); !again.IsZero() && (due.IsZero() || again.Before(due)) {
-		due = again
-	}
-	if again := s.refused.again; len(s.refused.ports) > 0 && (due.IsZero() || again.Before(due)) {
-		due = again
+	due := s.faults.due()
+	if len(s.refused.ports) > 0 {
+		due = earlier(due, s.refused.again)
 	}
 	return due
 }
@@ -300,24 +318,17 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	want := s.newest()
 	s.tried = want
 	start := time.Now()
-	audit := s.inForce == nil || s.disturbed && start.Sub(s.audited) >= disturbedPause || s.cfg.AuditInterval > 0 && start.Sub(s.audited) >= s.cfg.AuditInterval
-	prev := s.inForce
-	var found Verification
-	if audit && prev != nil && s.undisturbed() {
-		audit, s.audited = false, start
+	prev, found := s.inForce, s.audit.found
+	readBack := prev == nil || s.audit.over && s.audit.read
+	if s.audit.over && s.audit.repair {
+		prev = nil
 	}
-	if audit && prev != nil {
-		var repair bool
-		if found, repair = s.audit(ctx); repair {
-			prev = nil
-		}
-	}
+	s.audit.over, s.audit.found = false, Verification{}
 	s.clean = s.clean && prev != nil
-	s.disturbed = s.disturbed && !audit
+	s.syncs++
 	families := s.hold(s.faults.held(start))
 	held := s.refused.heldBack(s.inForce, want, families, start)
 	target := s.without(s.asKnown(want, families), held)
-	syncStart := time.Now()
 	err := s.backend.Sync(ctx, prev, target)
 	end := time.Now()
 	if ctx.Err() != nil { // stopped in the middle: no failure, and nobody waits for it
@@ -331,21 +342,21 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	if s.inForce != nil {
 		failed := (*FamilyError)(nil)
 		errors.As(err, &failed)
-		s.faults.note(s.cfg.Log, families, failed, end, end.Sub(syncStart))
+		s.faults.note(s.cfg.Log, families, failed, end, end.Sub(start))
 	}
-	if audit && s.inForce != nil {
+	if readBack && s.inForce != nil {
 		s.audited = end
 		if len(found.Differences) > 0 {
 			found.Repaired = true
 			s.noteRepair(found)
 		}
 	}
-	s.lastEnd, s.lastTook = end, end.Sub(syncStart)
+	s.lastEnd, s.lastTook = end, end.Sub(start)
 	st := s.record(want, err, end)
 	if s.cfg.Report != nil {
 		s.cfg.Report(SyncReport{
 			Want: want, Err: err, Served: st.Served, Refused: st.Refused, Tried: tried, Failing: st.Failing,
-			Audit: audit, Took: s.lastTook, InForce: s.inForce,
+			Audit: readBack, Took: s.lastTook, InForce: s.inForce,
 		})
 	}
 	return err

@@ -29,6 +29,8 @@ type kernel struct {
 	// drifted is what Observe finds until a Sync reads back; whole as Observation's.
 	drifted []string
 	whole   bool
+	// observes is how long Observe takes.
+	observes time.Duration
 }
 
 type call struct {
@@ -92,6 +94,7 @@ func (k *kernel) meet(fail error, refuse ...string) {
 
 func (k *kernel) Observe(context.Context) (*Observation, error) {
 	k.mu.Lock()
+	defer time.Sleep(k.observes) // what is read is soon old
 	defer k.mu.Unlock()
 	o := Expect(k.holds).without(k.hold)
 	o.Other, o.Whole = k.drifted, k.whole
@@ -139,6 +142,11 @@ func service(name string) *ServicePort {
 
 // run starts a Syncer on k in a bubble of fake time and stops it at the end of do.
 func run(t *testing.T, k *kernel, cfg SyncerConfig, do func(s *Syncer)) {
+	t.Helper()
+	runOn(t, k, cfg, do)
+}
+
+func runOn(t *testing.T, k Backend, cfg SyncerConfig, do func(s *Syncer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -49,7 +49,7 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 			return errNothingYet
 		}
 		var err error
-		v, _, err = s.compare(ctx, want)
+		v, err = s.compare(ctx, want)
 		v.Differences = append(v.Differences, s.notProgrammed()...)
 		if err != nil || !repair || len(v.Differences) == 0 {
 			return err
@@ -59,7 +59,7 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 		if err := s.syncOnce(ctx); s.inForce == nil { // not even in part
 			return err
 		}
-		after, _, err := s.compare(ctx, want)
+		after, err := s.compare(ctx, want)
 		after.Differences = append(after.Differences, s.notProgrammed()...)
 		v.Repaired, v.Left = err == nil, after.Differences
 		if v.Repaired {
@@ -120,44 +120,13 @@ func (s *Syncer) notProgrammed() []string {
 	return out
 }
 
-// compare, of Run's goroutine, reads the kernel back and counts what differs. whole: it sees all
-// that a repair would mend.
-func (s *Syncer) compare(ctx context.Context, want *Snapshot) (v Verification, whole bool, err error) {
-	v = Verification{At: time.Now(), Revision: want.Revision}
-	failing := s.hold(s.faults.families())
-	have, err := s.backend.Observe(ctx)
-	if err != nil {
-		return v, false, err
+// compare, of Run's goroutine, reads the kernel back and counts what differs.
+func (s *Syncer) compare(ctx context.Context, want *Snapshot) (Verification, error) {
+	l := s.lookOnce(ctx, want, s.hold(s.faults.families()), false)
+	if l.err == nil {
+		s.noteLook(l)
 	}
-	v.Differences = have.Differences(Expect(want).without(failing))
-	v.Took = time.Since(v.At)
-	s.clean = have.Whole && len(v.Differences) == 0
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.drift.Checks++
-	s.drift.LastCheck = v.At
-	if len(v.Differences) > 0 {
-		s.drift.LastFound = v
-	}
-	return v, have.Whole, nil
-}
-
-// audit compares the kernel with what it was last known to hold, and tells
-// whether a repair is due: for what was found, or because not all can be seen.
-func (s *Syncer) audit(ctx context.Context) (found Verification, repair bool) {
-	found, whole, err := s.compare(ctx, s.inForce)
-	if ctx.Err() != nil {
-		return found, true
-	}
-	if err != nil {
-		s.cfg.Log.Error("the kernel cannot be read back; it is programmed anew", "error", err)
-		return found, true
-	}
-	if n := len(found.Differences); n > 0 {
-		s.noteDamage(found.At)
-		s.cfg.Log.Warn("the kernel is not as it was programmed; repairing it", "differences", n, "first", firstFew(found.Differences))
-	}
-	return found, !whole || len(found.Differences) > 0
+	return l.Verification, l.err
 }
 
 // firstFew returns as many differences as fit a line of the log.
