@@ -23,12 +23,36 @@ type backend struct {
 	known  bool                // held is still true
 
 	resting atomic.Pointer[[]dataplane.Family] // families to leave alone
+	noted   atomic.Pointer[noted]              // for Observe
+}
+
+// noted is what the last Sync left, for an Observe alongside the next one.
+type noted struct {
+	held   *dataplane.Snapshot
+	halves []*half // those whose tables are known, with as much of them as drift needs
+}
+
+// note notes what a Sync left.
+func (b *backend) note() {
+	if !b.known {
+		b.noted.Store(nil)
+		return
+	}
+	n := &noted{held: b.held}
+	for _, h := range b.halves {
+		if h.model != nil {
+			n.halves = append(n.halves, h.copy())
+		}
+	}
+	b.noted.Store(n)
 }
 
 var errFamily = errors.New("this address family is not programmed")
 
-// Traits implements dataplane.Backend's: iptables goes through all rules.
-func (b *backend) Traits() dataplane.Traits { return dataplane.Traits{CostGrows: true} }
+// Traits say that iptables goes through all rules, and reads them alongside.
+func (b *backend) Traits() dataplane.Traits {
+	return dataplane.Traits{CostGrows: true, ObservesAlongside: true}
+}
 
 // Hold implements dataplane.FamilyHolder.
 func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
@@ -40,6 +64,7 @@ func (b *backend) rests(f dataplane.Family) bool {
 
 // Sync implements dataplane.Backend.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
+	defer b.note()
 	unlock, err := b.lock.lock(ctx)
 	if err != nil {
 		b.known = false

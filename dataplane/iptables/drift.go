@@ -37,13 +37,7 @@ func (h *half) drift(have map[string]*saved, held *dataplane.Snapshot) ([]string
 	if err != nil {
 		return nil, err
 	}
-	var ports []change
-	for p := range held.Ports.All() {
-		if p.ID.Family == h.family {
-			ports = append(ports, change{new: p})
-		}
-	}
-	m, tx := mend(have, next, ports)
+	m, tx := mend(have, next, portsOf(held, h.family))
 	var out []string
 	if h.model.env.localnet != localnetOff {
 		if on, err := routesLocalnet(); err == nil && !on {
@@ -57,6 +51,17 @@ func (h *half) drift(have map[string]*saved, held *dataplane.Snapshot) ([]string
 		}
 	}
 	return out, nil
+}
+
+// portsOf returns the ServicePorts of a family.
+func portsOf(s *dataplane.Snapshot, f dataplane.Family) []change {
+	var out []change
+	for p := range s.Ports.All() {
+		if p.ID.Family == f {
+			out = append(out, change{new: p})
+		}
+	}
+	return out
 }
 
 // drift says in words what a change of a table would mend.

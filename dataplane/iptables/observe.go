@@ -12,6 +12,25 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
+// copy returns what drift needs of a half.
+func (h *half) copy() *half {
+	return &half{
+		family: h.family, commands: h.commands, log: h.log, marks: h.marks, localhost: h.localhost,
+		model: &model{env: h.model.env}, warned: true, stale: slices.Clone(h.stale),
+	}
+}
+
+// known returns the half of a family whose tables are known; nil: they are not.
+func (n *noted) known(f dataplane.Family) *half {
+	if n == nil {
+		return nil
+	}
+	if i := slices.IndexFunc(n.halves, func(h *half) bool { return h.family == f }); i >= 0 {
+		return n.halves[i]
+	}
+	return nil
+}
+
 // Observe implements dataplane.Backend. It follows the chains from the hooks as
 // a packet would, so what nothing leads to is not seen. Where it is known what
 // the tables should hold, all of them is compared with that.
@@ -21,20 +40,26 @@ func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 		if b.rests(h.family) {
 			continue
 		}
-		have, err := h.read(ctx)
-		if err == nil && h.model == nil && len(h.unread) > 0 {
-			err = have[h.unread[0]].unread
-		}
+		have, err := h.commands.read(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", h.family, err)
 		}
-		if b.known && h.model != nil {
-			drift, err := h.drift(have, b.held)
+		noted := b.noted.Load() // a Sync may have ended since
+		known := noted.known(h.family)
+		unread, reason := unreadTables(have)
+		if len(unread) > 0 && known == nil {
+			return nil, fmt.Errorf("%s: %w", h.family, reason)
+		}
+		if known != nil {
+			if len(unread) > 0 {
+				assume(have, unread, known.model.env, portsOf(noted.held, h.family))
+			}
+			drift, err := known.copy().drift(have, noted.held)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", h.family, err)
 			}
 			o.Other = append(o.Other, drift...)
-			o.Whole = o.Whole && len(h.stale) == 0 && len(h.unread) == 0
+			o.Whole = o.Whole && len(known.stale) == 0 && len(unread) == 0
 		} else {
 			o.Whole = false
 		}

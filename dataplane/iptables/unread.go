@@ -43,54 +43,49 @@ func (s *saved) outline(f dataplane.Family, table string) error {
 	return nil
 }
 
-// assume has the chains of a table that cannot be read hold what was written
-// last, so that a repair writes only those that are gone.
-func (s *saved) assume(bodies map[string]string) {
-	for name := range s.chains {
-		if body, ok := bodies[name]; ok {
-			s.chains[name] = body
-		}
-	}
-}
-
-// bodies returns the rules of all chains that a model stands for, by table.
-func (m *model) bodies() map[string]map[string]string {
-	d := newDelta()
-	changes := make([]change, 0, len(m.owners))
-	for _, p := range m.owners {
-		changes = append(changes, change{new: p})
-	}
-	newModel(m.env).start(changes, d)
-	out := map[string]map[string]string{}
-	for table, chains := range d.write {
-		out[table] = make(map[string]string, len(chains))
-		for _, c := range chains {
-			out[table][c.name] = c.body
-		}
-	}
-	return out
-}
-
-// read reads a half's tables back. It reports once those whose rules cannot be
-// compared with what is wanted.
-func (h *half) read(ctx context.Context) (map[string]*saved, error) {
-	have, err := h.commands.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var tables []string
-	var reason error
+// unreadTables returns the tables whose rules are not known, and why.
+func unreadTables(have map[string]*saved) (tables []string, reason error) {
 	for _, table := range []string{tableFilter, tableNAT} {
 		if have[table].unread != nil {
 			tables, reason = append(tables, table), have[table].unread
 		}
 	}
-	if len(tables) > 0 && h.model != nil {
-		for table, bodies := range h.model.bodies() {
-			if have[table].unread != nil {
-				have[table].assume(bodies)
+	return tables, reason
+}
+
+// assume has the chains of tables that cannot be read hold what was written last
+// for these ServicePorts, so that a repair writes only those that are gone.
+func assume(have map[string]*saved, tables []string, e env, ports []change) {
+	d := newDelta()
+	newModel(e).start(ports, d)
+	for _, table := range tables {
+		for _, c := range d.write[table] {
+			if _, there := have[table].chains[c.name]; there {
+				have[table].chains[c.name] = c.body
 			}
 		}
+	}
+}
+
+// served returns the ServicePorts that a model stands for.
+func (m *model) served() []change {
+	out := make([]change, 0, len(m.owners))
+	for _, p := range m.owners {
+		out = append(out, change{new: p})
+	}
+	return out
+}
+
+// read reads a half's tables back for a Sync. It reports once those whose rules
+// cannot be compared with what is wanted.
+func (h *half) read(ctx context.Context) (map[string]*saved, error) {
+	have, err := h.commands.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tables, reason := unreadTables(have)
+	if len(tables) > 0 && h.model != nil {
+		assume(have, tables, h.model.env, h.model.served())
 	}
 	if len(tables) > 0 && !slices.Equal(tables, h.unread) {
 		h.log.Warn("iptables cannot list some tables; they are programmed, but only missing chains and jumps are noticed", "tables", tables, "error", reason)

@@ -35,7 +35,7 @@ func TestDisturbed(t *testing.T) {
 		{"iptables-legacy -t nat -A POSTROUTING -j ACCEPT", Legacy, false},
 	} {
 		t.Run(c.does, func(t *testing.T) {
-			if _, err := findCommands(c.variant, dataplane.IPv4, 1); err != nil {
+			if _, err := findCommands(t.Context(), c.variant, dataplane.IPv4, 1); err != nil {
 				missing(t, err.Error())
 			}
 			inNetns(t, func() {
