@@ -33,6 +33,9 @@ type backend struct {
 // Hold implements dataplane.FamilyHolder.
 func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
 
+// Traits say that the tables are read alongside.
+func (b *backend) Traits() dataplane.Traits { return dataplane.Traits{ObservesAlongside: true} }
+
 func (b *backend) rests(h *half) bool {
 	families := b.resting.Load()
 	return families != nil && slices.Contains(*families, h.table.Family)
@@ -174,16 +177,17 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 		if b.rests(h) {
 			continue
 		}
-		state, err := h.table.Read()
+		state, err := h.reader.Read()
 		if err != nil {
 			return nil, err
 		}
 		out.Frontends = append(out.Frontends, observe(h.table.Family, state)...)
-		if h.held == nil {
+		noted := h.noted.Load() // a Sync may have ended since
+		if noted == nil {
 			out.Whole = false
 			continue
 		}
-		drift, err := h.drift(state)
+		drift, err := noted.drift(state)
 		if err != nil {
 			return nil, err
 		}
@@ -198,7 +202,7 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 func (b *backend) Close() error {
 	errs := []error{b.watch.close(), b.counter.close()}
 	for _, h := range b.halves {
-		errs = append(errs, h.table.Close())
+		errs = append(errs, h.table.Close(), h.reader.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -14,7 +14,7 @@ import (
 func (h *half) drift(state *nft.State) ([]string, error) {
 	held := *state
 	held.Elements = maps.Clone(state.Elements)
-	d, err := whole(h.table, rulesFor(&h.node), h.ids, &held, h.note)
+	d, err := whole(h.table, rulesFor(&h.node), h.ids, &held, h.notes)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +29,7 @@ func (h *half) drift(state *nft.State) ([]string, error) {
 	}
 	for port := range h.held.Ports.All() {
 		if port.ID.Family == h.table.Family {
-			d.port(planFor(port, h.ids.of(port)))
+			d.port(planFor(port, h.ids.look(port)))
 		}
 	}
 	d.rest()

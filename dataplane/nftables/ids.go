@@ -3,6 +3,7 @@ package nftables
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"sync"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -12,6 +13,7 @@ import (
 // restart. If two names give the same one, as somebody may choose them to, the
 // later ServicePort gets the next free number.
 type ids struct {
+	mu     sync.Mutex
 	byPort map[dataplane.PortID]uint32
 	taken  map[uint32]bool
 }
@@ -23,6 +25,24 @@ func (i *ids) of(port *dataplane.ServicePort) uint32 {
 	if port.Affinity == 0 {
 		return 0
 	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	id := i.find(port)
+	i.byPort[port.ID], i.taken[id] = id, true
+	return id
+}
+
+// look returns the number that a ServicePort has or would get, and gives it none.
+func (i *ids) look(port *dataplane.ServicePort) uint32 {
+	if port.Affinity == 0 {
+		return 0
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.find(port)
+}
+
+func (i *ids) find(port *dataplane.ServicePort) uint32 {
 	if id, ok := i.byPort[port.ID]; ok {
 		return id
 	}
@@ -31,7 +51,6 @@ func (i *ids) of(port *dataplane.ServicePort) uint32 {
 	for id == 0 || i.taken[id] {
 		id++
 	}
-	i.byPort[port.ID], i.taken[id] = id, true
 	return id
 }
 
@@ -40,6 +59,8 @@ func (i *ids) forget(old, cur *dataplane.ServicePort) {
 	if cur != nil && cur.Affinity > 0 {
 		return
 	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	if id, ok := i.byPort[old.ID]; ok {
 		delete(i.taken, id)
 		delete(i.byPort, old.ID)

@@ -151,6 +151,40 @@ func TestFamilyAlone(t *testing.T) {
 	}
 }
 
+// TestObserveAlongside: the tables are read while Syncs change them (for -race),
+// and what is read after the last one is as wanted.
+func TestObserveAlongside(t *testing.T) {
+	b := opened(t, dataplane.IPv4, dataplane.IPv6)
+	var ports []*dataplane.ServicePort
+	for _, p := range services(200, 3) {
+		p.Affinity = time.Hour
+		ports = append(ports, p)
+	}
+	with, without := snapshot(ports...), snapshot(ports[:100]...)
+	mustSync(t, b, nil, with)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 10 {
+			if _, err := b.Observe(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for prev, want := with, without; ; prev, want = want, prev {
+		mustSync(t, b, prev, want)
+		select {
+		case <-done:
+			have, err := b.Observe(t.Context())
+			if err != nil || !have.Whole || len(have.Differences(dataplane.Expect(want))) > 0 {
+				t.Errorf("observed %v, %v", have.Differences(dataplane.Expect(want)), err)
+			}
+			return
+		default:
+		}
+	}
+}
+
 // TestNothingToDo: an agent that starts where all is as it is wanted writes
 // nothing, and neither does a Sync without a change.
 func TestNothingToDo(t *testing.T) {

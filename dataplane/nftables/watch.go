@@ -75,6 +75,7 @@ func (w *watch) paused(do func() error) error {
 	if err := w.follower.Pause(); err != nil {
 		return fmt.Errorf("pausing the watch on nftables: %w", err)
 	}
+	defer w.unsure.Store(true) // whatever was read meanwhile
 	w.unsure.Store(true)
 	return errors.Join(do(), w.follower.Resume())
 }

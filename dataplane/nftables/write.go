@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
@@ -18,6 +19,8 @@ const elementsAWrite = 20_000
 // half is the backend's table of one family.
 type half struct {
 	table     *nft.Table
+	reader    *nft.Table // for Observe alongside Syncs
+	noted     atomic.Pointer[half]
 	log       *slog.Logger
 	watch     *watch
 	mark      uint32
@@ -48,7 +51,17 @@ func (h *half) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	if err == nil {
 		h.held = want
 	}
+	h.note()
 	return err
+}
+
+// note notes what a Sync left, as far as drift needs it.
+func (h *half) note() {
+	if h.held == nil {
+		h.noted.Store(nil)
+		return
+	}
+	h.noted.Store(&half{table: h.reader, held: h.held, node: h.node, localnet: h.localnet, localnetFailed: h.localnetFailed, ids: h.ids})
 }
 
 // change writes what differs between two Snapshots, the first of which the
@@ -73,7 +86,7 @@ func (h *half) change(prev, want *dataplane.Snapshot) error {
 		return err
 	}
 	h.node = next
-	return h.table.Write(&d.last, h.note)
+	return h.table.Write(&d.last, h.notes)
 }
 
 // full reads the table back and writes what differs.
@@ -113,7 +126,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 		return err
 	}
 	h.node, h.refs, h.remake = next, d.refs, false
-	return h.table.Write(&d.last, h.note)
+	return h.table.Write(&d.last, h.notes)
 }
 
 // writePart writes what a diff has so far, if it is much. A table that is made
@@ -154,7 +167,7 @@ func (h *half) writeFirst(c *nft.Change, state localnet.State) error {
 	return nil
 }
 
-func (h *half) note(chain string) string { return noteFor(h.localnet)(chain) }
+func (h *half) notes(chain string) string { return noteFor(h.localnet)(chain) }
 
 // noteFor returns what the comments of a chain's rules carry beside their signature.
 func noteFor(s localnet.State) func(string) string {
