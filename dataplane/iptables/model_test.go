@@ -115,7 +115,7 @@ func freshTables(t *rapid.T, f dataplane.Family, s *dataplane.Snapshot) kernelTa
 
 // changesOf divides as Sync does.
 func changesOf(f dataplane.Family, prev, want *dataplane.Snapshot) []change {
-	b := &backend{halves: []*half{{family: f}}}
+	b := &backend{halves: []*half{{family: f, model: &model{}}}}
 	return b.divide(prev, want)[0].changes
 }
 
