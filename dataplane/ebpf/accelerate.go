@@ -182,12 +182,10 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	session, socketsErr := a.sockets.begin(prev, want)
-	var asideErr error
-	if socketsErr != nil {
-		asideErr = a.sockets.stepAside()
-	}
+	session, socketsErr, asideErr := a.beginSockets(prev, want)
 	err := a.Backend.Sync(ctx, prev, want)
+	a.sockets.mu.Lock()
+	defer a.sockets.mu.Unlock()
 	partial, failed, ok := dataplane.IsPartial(err)
 	if err != nil && !ok {
 		a.sockets.records = nil // they were changed half
@@ -204,6 +202,16 @@ func (a *accelerated) Sync(ctx context.Context, prev, want *dataplane.Snapshot) 
 		return &dataplane.LayerError{Layer: LayerName, Err: fmt.Errorf("sockets go on by what the maps hold, which may be out of date: %w", errors.Join(socketsErr, asideErr))}
 	}
 	return err
+}
+
+// beginSockets begins a session, or leaves sockets to packets if it cannot.
+func (a *accelerated) beginSockets(prev, want *dataplane.Snapshot) (s *session, err, asideErr error) {
+	a.sockets.mu.Lock()
+	defer a.sockets.mu.Unlock()
+	if s, err = a.sockets.begin(prev, want); err != nil {
+		asideErr = a.sockets.stepAside()
+	}
+	return s, err, asideErr
 }
 
 // unserved returns the ServicePorts that the packet backend did not take: those that
@@ -232,12 +240,9 @@ func unserved(prev, want *dataplane.Snapshot, partial *dataplane.PartialError, f
 	return out
 }
 
-// Traits are those of the packet backend.
-func (a *accelerated) Traits() dataplane.Traits {
-	t := dataplane.TraitsOf(a.Backend)
-	t.ObservesAlongside = t.ObservesAlongside && a.sockets == nil
-	return t
-}
+// Traits are those of the packet backend. The sockets' layer can be read alongside
+// and costs what changes.
+func (a *accelerated) Traits() dataplane.Traits { return dataplane.TraitsOf(a.Backend) }
 
 // Hold implements dataplane.FamilyHolder.
 func (a *accelerated) Hold(families []dataplane.Family) {
@@ -313,7 +318,7 @@ func disturbances(b dataplane.Backend) <-chan struct{} {
 
 // Undisturbed implements dataplane.Watched. If nobody changed what the packet
 // backend wrote, just the socket maps are compared: they take a fraction of the
-// time. The Syncer calls it where it would call Observe.
+// time.
 func (a *accelerated) Undisturbed() bool {
 	w, ok := a.Backend.(dataplane.Watched)
 	if !ok || !w.Undisturbed() {
@@ -329,13 +334,21 @@ func (a *accelerated) Undisturbed() bool {
 // observe lists where hooks and maps are not as they were left, and tells
 // whether that is known of all of them.
 func (b *sockets) observe() (differs []string, whole bool, err error) {
+	b.mu.Lock()
 	differs = problems(b.checkAttached())
-	if b.records == nil {
+	known := b.records != nil
+	b.mu.Unlock()
+	if !known {
 		return differs, false, nil
 	}
-	held, err := b.readBack()
+	held, err := b.readBack() // a Sync may go on
 	if err != nil {
 		return nil, false, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.records == nil {
+		return differs, false, nil
 	}
 	drift, err := b.drift(held)
 	return append(differs, drift...), err == nil, err

@@ -59,6 +59,33 @@ func TestSocketsKeepWhatThePacketBackendRefuses(t *testing.T) {
 	leadsTo(t, b, "10.96.0.3:80", "10.40.1.2:80")
 }
 
+// The socket maps are read while Syncs change them (for -race), and what is read
+// after the last one is as wanted.
+func TestObserveAlongside(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	one := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"), web("goes", "10.96.0.2:80", "10.40.1.1:80"))
+	two := snapshot(web("a", "10.96.0.1:80", "10.40.1.2:80"), web("comes", "10.96.0.3:80", "10.40.1.1:80"))
+	mustSync(t, b, nil, one)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 200 {
+			if _, _, err := b.sockets.observe(); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for prev, want := one, two; ; prev, want = want, prev {
+		mustSync(t, b, prev, want)
+		select {
+		case <-done:
+			checkHolds(t, b, want)
+			return
+		default:
+		}
+	}
+}
+
 // A family that the packet backend could not program stays in the socket maps as
 // it was, but for what goes.
 func TestSocketsKeepAFamilyThatFailed(t *testing.T) {

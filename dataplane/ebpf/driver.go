@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
@@ -85,8 +86,10 @@ func (o Options) check() error {
 }
 
 // sockets is the translation of sockets: maps, and programs at the hooks of a
-// cgroup. Its calls come from one goroutine at a time, but for Counts and Status.
+// cgroup. Its calls come from one goroutine at a time, but for observe, Counts and
+// Status.
 type sockets struct {
+	mu        sync.Mutex // held by each half of a Sync, and by observe to compare
 	opts      Options
 	cfg       dataplane.Config
 	base      string // name of the packet backend
