@@ -60,7 +60,7 @@ func TestRefusedServicePortsAreTriedWhenSomethingMayHaveMadeRoom(t *testing.T) {
 			run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
 				s.Submit(of(1, other))
 				pass(20 * time.Minute) // pauses are 5 minutes now
-				for next := len(k.syncs); len(k.syncs) == next; {
+				for next := k.count(); k.count() == next; {
 					pass(time.Second) // right after a try
 				}
 				pass(time.Minute)
