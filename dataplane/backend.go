@@ -106,6 +106,9 @@ type Driver struct {
 	OpensFirewall bool
 	// Local says that its connections come to INPUT before they are translated.
 	Local bool
+	// Find returns, in plain words, what of Switchyard's Cleanup would remove;
+	// empty: nothing. It changes nothing.
+	Find func(context.Context) ([]string, error)
 	// Cleanup removes all that Switchyard put into the kernel with this
 	// mechanism, and nothing else. It needs no Backend and succeeds where there
 	// is nothing to remove.

@@ -19,6 +19,7 @@ func Layer(o Options) dataplane.Driver {
 	o = o.withDefaults()
 	return dataplane.Driver{
 		Name:    LayerName,
+		Find:    func(context.Context) ([]string, error) { return find(o) },
 		Cleanup: func(context.Context, dataplane.Config) error { return cleanup(o) },
 	}
 }

@@ -44,6 +44,7 @@ func Driver(o Options) dataplane.Driver {
 		Open: func(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(ctx, o, cfg)
 		},
+		Find:    func(ctx context.Context) ([]string, error) { return Find(ctx, isOwn) },
 		Cleanup: func(ctx context.Context, cfg dataplane.Config) error { return cleanup(ctx, o, cfg) },
 	}
 }

@@ -70,6 +70,7 @@ func Driver(o Options) dataplane.Driver {
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(o, cfg)
 		},
+		Find:    func(context.Context) ([]string, error) { return find() },
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
 		Retire:  func(ctx context.Context, cfg dataplane.Config, _ *dataplane.Node) error { return retire(ctx, cfg) },
 	}

@@ -27,11 +27,15 @@ const nftTable = "kube-proxy"
 
 // Remove removes the chains, tables, sets and the device of kube-proxy's
 // iptables, nftables and ipvs modes, and nothing else. What is not there is no
-// error. Stop kube-proxy first, or it puts everything back.
+// error. While a kube-proxy runs it removes nothing and fails, because that one
+// would put everything back.
 //
 // IPVS services stay: they bear no mark of whose they are (kube-proxy's own
 // cleanup removes all of the host's).
 func Remove(ctx context.Context, log *slog.Logger) error {
+	if err := checkStopped(); err != nil {
+		return err
+	}
 	// Sets cannot go before the rules that ask them.
 	return errors.Join(
 		iptables.RemoveChains(ctx, log, ownsChain),

@@ -22,6 +22,7 @@ func Driver() dataplane.Driver {
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(cfg)
 		},
+		Find:    func(context.Context) ([]string, error) { return find() },
 		Cleanup: func(context.Context, dataplane.Config) error { return cleanup() },
 	}
 }
@@ -102,6 +103,21 @@ func example(f dataplane.Family, addr netip.Addr) *dataplane.ServicePort {
 			{Kind: dataplane.NodePort, Addr: netip.AddrPortFrom(f.Unspecified(), 30080), Pool: pool, Inside: pool, SNAT: dataplane.SNATAll},
 		},
 	}
+}
+
+// find returns the names of our tables that are there.
+func find() ([]string, error) {
+	var out []string
+	var errs []error
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		t := nft.NewTable(f, spec(f), &nft.Counts{})
+		there, err := t.Exists()
+		errs = append(errs, err, t.Close())
+		if there {
+			out = append(out, t.String())
+		}
+	}
+	return out, errors.Join(errs...)
 }
 
 // cleanup removes our tables of both families.

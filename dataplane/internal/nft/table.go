@@ -164,6 +164,18 @@ func notHere(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
 }
 
+// Exists reports whether the kernel has the table.
+func (t *Table) Exists() (bool, error) {
+	if err := t.open(); err != nil {
+		return false, err
+	}
+	there, err := t.exists()
+	if notHere(err) {
+		return false, nil
+	}
+	return there, err
+}
+
 // exists asks for the table by its name, so that no other table is looked at.
 func (t *Table) exists() (bool, error) {
 	found, err := t.find()
