@@ -20,6 +20,9 @@ type Status struct {
 	Drift     Drift     `json:"drift"`
 	Conflicts []string  `json:"conflicts,omitempty"` // frontends that several Services want
 	Refused   []string  `json:"refused,omitempty"`   // Service ports that the backend cannot program, and why
+	// Leftovers are what other backends and kube-proxy left in the kernel, by whose
+	// it is: it is in force, and nobody updates it.
+	Leftovers map[string][]string `json:"leftovers,omitempty"`
 }
 
 // Node is what is known of the node.

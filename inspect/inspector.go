@@ -25,6 +25,9 @@ type Inspector struct {
 	Health   func() Health
 	// Contacts returns how the API server last answered; nil: nobody asks one.
 	Contacts func() []Contact
+	// Leftovers returns what other backends and kube-proxy left in the kernel, by
+	// whose it is; nil: nobody looks.
+	Leftovers func() map[string][]string
 	// VerifyInterval is how often the Syncer compares by itself.
 	VerifyInterval time.Duration
 	// Flows calls visit with each connection through a Service that the kernel
@@ -58,6 +61,9 @@ func (i *Inspector) Status() Status {
 	s.Health.NodeEligible = watch.NodeEligible
 	if i.Contacts != nil {
 		s.Source = i.Contacts()
+	}
+	if i.Leftovers != nil {
+		s.Leftovers = i.Leftovers()
 	}
 	if sync.Err != nil {
 		s.Sync.Error = sync.Err.Error()

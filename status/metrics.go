@@ -159,6 +159,28 @@ func (m *Metrics) ShowPassedOver(backends []string) {
 	m.registry.MustRegister(v)
 }
 
+// CountLeftovers makes the metric of what other backends and kube-proxy left in
+// the kernel, from a function that returns it by whose it is.
+func (m *Metrics) CountLeftovers(found func() map[string][]string) {
+	m.registry.MustRegister(leftovers{found})
+}
+
+type leftovers struct{ found func() map[string][]string }
+
+func (leftovers) desc() *prometheus.Desc {
+	return prometheus.NewDesc(ownNamespace+"_leftovers", "Always 1; the label names a backend that does not run, or kube-proxy, of which rules are in force.", []string{"of"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (l leftovers) Describe(ch chan<- *prometheus.Desc) { ch <- l.desc() }
+
+// Collect implements prometheus.Collector.
+func (l leftovers) Collect(ch chan<- prometheus.Metric) {
+	for whose := range l.found() {
+		ch <- prometheus.MustNewConstMetric(l.desc(), prometheus.GaugeValue, 1, whose)
+	}
+}
+
 // CountContacts makes the metric of when the source of objects last answered,
 // from a function that returns it for each resource. One that never answered is
 // left out.

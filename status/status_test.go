@@ -128,6 +128,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountBackend(slog.New(slog.DiscardHandler), counter{})
 	m.CountAPIRequests()
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
+	m.CountLeftovers(func() map[string][]string { return map[string][]string{"kube-proxy": {"4 chains"}} })
 	m.ShowPassedOver([]string{"ebpf"})
 	m.CountContacts(func() map[string]time.Time {
 		return map[string]time.Time{"Services": time.UnixMilli(1500), "EndpointSlices": {}}
@@ -168,6 +169,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`switchyard_drift_found_total 4`,
 		`switchyard_drift_repairs_total 2`,
 		`switchyard_backend_passed_over{backend="ebpf"} 1`,
+		`switchyard_leftovers{of="kube-proxy"} 1`,
 		`switchyard_source_last_contact_timestamp_seconds{resource="Services"} 1.5`,
 		`switchyard_map_entries{map="frontends"} 7`,
 		`switchyard_dropped_total{reason="no_route"} 3`,
@@ -277,6 +279,7 @@ func metricsMade(t *testing.T) []string {
 	m := NewMetrics("v1", "iptables", both)
 	m.CountChanges(func() (uint64, uint64) { return 1, 1 })
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{} })
+	m.CountLeftovers(func() map[string][]string { return map[string][]string{"kube-proxy": {"4 chains"}} })
 	m.ShowPassedOver([]string{"ebpf"})
 	m.CountContacts(func() map[string]time.Time { return map[string]time.Time{"Services": time.UnixMilli(1)} })
 	m.ShowGates([]Gate{{"A", "", true}})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -23,7 +24,7 @@ import (
 
 func cleanupCommand() *cobra.Command {
 	o := options()
-	var verbose, kubeProxy bool
+	var verbose, kubeProxy, dryRun, force bool
 	var drain time.Duration
 	cmd := &cobra.Command{
 		Use:   "cleanup",
@@ -31,9 +32,10 @@ func cleanupCommand() *cobra.Command {
 		Long: `Remove from the kernel all that Switchyard put there, and nothing else.
 
 Stop the agent first. While it runs, cleanup removes nothing and says which
-process it is; there is no way around that, because the agent would put
-everything back. Once the agent's process has ended, in whatever way, nothing is
-left that keeps cleanup from running. Without --backend, what any backend left is
+process it is, because the agent would put everything back; --force removes all
+the same, and Services are not served until the agent notices. Once the agent's
+process has ended, in whatever way, nothing is left that keeps cleanup from
+running. What was removed is printed. --dry-run prints it and removes nothing. Without --backend, what any backend left is
 removed. The translation of sockets, which may be on top of any backend, is always
 removed, and first.
 
@@ -42,12 +44,14 @@ goes on with: kube-proxy does with what the kernel's NAT translates, and sockets
 that were translated need nobody. With --drain IPVS, which translates by itself,
 serves nothing new at once, and is removed when its connections are over.
 
-With --kube-proxy, what a kube-proxy of any mode left is removed too. Stop it
-first, or it puts everything back.`,
+With --kube-proxy, what a kube-proxy of any mode left is removed too. While that
+runs in this network namespace, it is left alone and cleanup fails.`,
 		Args: cobra.NoArgs,
 	}
 	o.AddBackendFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be removed, and remove nothing; an agent may run")
+	cmd.Flags().BoolVar(&force, "force", false, "remove although an agent runs, which puts everything back")
 	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only IPVS can serve")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -67,17 +71,19 @@ first, or it puts everything back.`,
 			opts.Level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(os.Stderr, opts))
-		held, err := lockForCleanup(cmd.Context(), c)
-		if err != nil {
-			return err
+		if !dryRun && !force {
+			held, err := lockForCleanup(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			defer held.Release()
 		}
-		defer held.Release()
-		if drain > 0 {
+		if drain > 0 && !dryRun {
 			if err := drainConnections(cmd.Context(), log, c, backend, drain); err != nil {
 				return err
 			}
 		}
-		return cleanup(cmd.Context(), log, c, backend, kubeProxy)
+		return removal{Out: cmd.OutOrStdout(), Log: log, Config: c, Backend: backend, KubeProxy: kubeProxy, DryRun: dryRun}.run(cmd.Context())
 	}
 	return cmd
 }
@@ -133,23 +139,48 @@ func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, b
 	return takeover.Release(cfg.Families)
 }
 
-// cleanup removes what one backend left, or all of them (auto), and if asked
-// what kube-proxy left.
-func cleanup(ctx context.Context, log *slog.Logger, c *config.Config, backend string, kubeProxy bool) error {
-	cfg := dataplane.Config{Log: log, Families: dataplane.HostFamilies()}
+// removal removes what Switchyard left in the kernel, and says what it was.
+type removal struct {
+	Out       io.Writer
+	Log       *slog.Logger
+	Config    *config.Config
+	Backend   string // one, or all of them (auto)
+	KubeProxy bool   // what kube-proxy left, too
+	DryRun    bool   // remove nothing
+}
+
+func (r removal) run(ctx context.Context) error {
+	cfg := dataplane.Config{Log: r.Log, Families: dataplane.HostFamilies()}
 	var errs []error
-	for _, d := range layersOf(c, backend) {
-		if err := d.Cleanup(ctx, cfg); err != nil {
-			errs = append(errs, fmt.Errorf("removing what backend %s left: %w", d.Name, err))
+	some := false
+	step := func(whose string, find func(context.Context) ([]string, error), remove func() error) {
+		found, err := find(ctx)
+		if err != nil {
+			r.Log.Debug("cannot look for what is left in the kernel", "of", whose, "error", err)
+		}
+		if !r.DryRun {
+			if err := remove(); err != nil {
+				errs = append(errs, fmt.Errorf("removing what %s left: %w", whose, err))
+				return
+			}
+		}
+		some = some || len(found) > 0
+		for _, what := range found {
+			_, _ = fmt.Fprintf(r.Out, "%s %s: %s\n", map[bool]string{true: "would remove", false: "removed"}[r.DryRun], whose, what)
 		}
 	}
-	if backend == catalog.Auto {
+	for _, d := range layersOf(r.Config, r.Backend) {
+		step(d.Name, d.Find, func() error { return d.Cleanup(ctx, cfg) })
+	}
+	if r.Backend == catalog.Auto && !r.DryRun {
 		errs = append(errs, takeover.Release(cfg.Families))
 	}
-	if kubeProxy {
-		if err := kubeproxy.Remove(ctx, log); err != nil {
-			errs = append(errs, fmt.Errorf("removing what kube-proxy left: %w", err))
-		}
+	if r.KubeProxy {
+		step("kube-proxy", kubeproxy.Find, func() error { return kubeproxy.Remove(ctx, r.Log) })
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err == nil && !some {
+		_, _ = fmt.Fprintln(r.Out, "There is nothing to remove.")
+	}
+	return err
 }

@@ -302,7 +302,7 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 		Socket: a.config.Switchyard.Socket, HardFail: a.config.KubeProxy.BindAddressHardFail, Log: a.log,
 		Inspector: inspect.Inspector{
 			Version: version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
-			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, Contacts: a.contacts(), VerifyInterval: a.config.Switchyard.VerifyInterval.Duration,
+			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, Contacts: a.contacts(), Leftovers: a.leftovers.get, VerifyInterval: a.config.Switchyard.VerifyInterval.Duration,
 			Flows: a.flows, Counted: a.counted(), Sockets: a.sockets(), Device: deviceTo,
 		},
 	}

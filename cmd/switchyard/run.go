@@ -82,7 +82,7 @@ func run(ctx context.Context, o *config.Options) error {
 	if o.WriteTo != "" {
 		return c.Write(o.WriteTo)
 	}
-	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), backends: backends{catalog.Drivers, catalog.Layers}}
+	a := &agent{options: o, config: c, families: dataplane.HostFamilies(), backends: backends{catalog.Drivers, catalog.Layers}, leftovers: leftovers{again: make(chan struct{}, 1)}}
 	a.log = c.Logger(os.Stderr, &a.verbosity)
 	for _, w := range c.Warnings {
 		a.log.Warn(w)
@@ -99,7 +99,7 @@ func run(ctx context.Context, o *config.Options) error {
 			return err
 		}
 		defer held.Release()
-		return cleanup(ctx, a.log, c, catalog.Auto, true)
+		return removal{Out: os.Stdout, Log: a.log, Config: c, Backend: catalog.Auto, KubeProxy: true}.run(ctx)
 	}
 	return a.run(ctx)
 }
@@ -228,7 +228,8 @@ type agent struct {
 	health                      *status.Health
 	programmed                  bool          // the kernel held all that was wanted, once
 	forwarding                  chan struct{} // closed when it did
-	podsHeld                    atomic.Bool   // while IPVS of an earlier agent has connections
+	leftovers                   leftovers
+	podsHeld                    atomic.Bool // while IPVS of an earlier agent has connections
 }
 
 // leave is how long the agent waits for the one that it replaces to end.
@@ -292,6 +293,7 @@ func (a *agent) wire(backend dataplane.Backend) {
 	a.metrics.ShowGates(gates)
 	a.metrics.CountBackend(a.log, backend)
 	a.countContacts()
+	a.metrics.CountLeftovers(a.leftovers.get)
 	a.metrics.ShowPassedOver(a.choice.NamesPassedOver())
 	a.metrics.CountChanges(func() (services, slices uint64) {
 		s := a.watcher.Stats()
@@ -401,6 +403,7 @@ func (a *agent) serve(ctx context.Context, tuned bool) error {
 	}
 	a.serveInspector(ctx, g)
 	g.Go(func() error { a.takeOver(ctx); return nil })
+	g.Go(func() error { a.watchLeftovers(ctx); return nil })
 	g.Go(func() error { return a.fallThrough(ctx) })
 	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return load(a.options) }, Apply: a.retune}
 	g.Go(func() error { return follower.Run(ctx, a.config) })

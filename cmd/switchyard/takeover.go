@@ -52,6 +52,7 @@ func (a *agent) predecessors() []takeover.Old {
 				// It may have switched off a sysctl that both want (route_localnet), and
 				// sockets of pods may have been held.
 				_, err := a.syncer.Verify(ctx, true)
+				a.leftovers.lookAgain()
 				return err
 			},
 		})
@@ -59,7 +60,10 @@ func (a *agent) predecessors() []takeover.Old {
 	if !a.config.Switchyard.TakeOver {
 		return all
 	}
-	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error { return kubeproxy.Remove(ctx, a.log) }})
+	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error {
+		defer a.leftovers.lookAgain()
+		return kubeproxy.Remove(ctx, a.log)
+	}})
 }
 
 const driverIPVS = "ipvs"

@@ -20,7 +20,7 @@ func (s System) neighbours(ctx context.Context) []Check {
 		found(Problem, "kube-proxy", "it runs (process "+strings.Join(pids, ", ")+")",
 			"two programs balance the same Services: take its DaemonSet off this node")
 	}
-	const leftovers = "kube-proxy's rules decide before ours or after them: `kube-proxy --cleanup`, or a restart of the node"
+	const leftovers = "kube-proxy's rules decide before ours or after them: `switchyard cleanup --kube-proxy` while no agent runs, --take-over, or a restart of the node"
 	for _, command := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
 		if n := s.kubeChains(ctx, command); n > 0 {
 			found(Problem, "kube-proxy's chains", fmt.Sprintf("%d KUBE-… chains of Services in %s", n, strings.TrimSuffix(command, "-save")), leftovers)

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -114,6 +116,7 @@ func (p *Printer) Status(s inspect.Status) error {
 	}
 	rows = append(rows, p.list("Refused", s.Refused)...)
 	rows = append(rows, p.list("Conflicts", s.Conflicts)...)
+	rows = append(rows, p.list("Leftovers", leftovers(s.Leftovers))...)
 	p.facts(rows)
 	return p.err
 }
@@ -141,6 +144,15 @@ func (p *Printer) source(contacts []inspect.Contact) [][2]string {
 		return p.list("API server", bad)
 	}
 	return [][2]string{{"API server", "last contact " + p.ago(oldest)}}
+}
+
+// leftovers says what is left of each.
+func leftovers(found map[string][]string) []string {
+	var lines []string
+	for _, whose := range slices.Sorted(maps.Keys(found)) {
+		lines = append(lines, "of "+whose+", which nobody updates: "+strings.Join(found[whose], ", "))
+	}
+	return lines
 }
 
 // list are facts of one name, which are all bad.
