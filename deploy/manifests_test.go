@@ -291,6 +291,26 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// TestMetricsAreLocal: without monitoring nobody reaches metrics, configuration
+// and flags from outside the node.
+func TestMetricsAreLocal(t *testing.T) {
+	for name, c := range map[string]struct {
+		rendered []byte
+		want     string
+	}{
+		"helm":                             {chart(t, "ebpf"), "127.0.0.1:10249"},
+		"helm, rules alone":                {chart(t, "ebpf", "monitoring.prometheusRule=true"), "127.0.0.1:10249"},
+		"helm, with monitoring":            {chart(t, "ebpf", "monitoring.podMonitor=true"), "0.0.0.0:10249"},
+		"helm, with monitoring, overruled": {chart(t, "ebpf", "monitoring.podMonitor=true", "kubeProxyConfiguration.metricsBindAddress=192.0.2.1:10249"), "192.0.2.1:10249"},
+		"kustomize":                        {kustomized(t, "ebpf"), "127.0.0.1:10249"},
+		"kustomize, with monitoring":       {kustomized(t, "ebpf", "../components/monitoring"), "0.0.0.0:10249"},
+	} {
+		if got := strings.Count(string(c.rendered), "metricsBindAddress: "+c.want+"\n"); got != 1 {
+			t.Errorf("%s: metricsBindAddress is %s in %d places, want 1", name, c.want, got)
+		}
+	}
+}
+
 // TestAllRights: with them just the flag tells one backend from another.
 func TestAllRights(t *testing.T) {
 	want := strings.ReplaceAll(string(chart(t, "auto")), "--backend=auto", "--backend=iptables")

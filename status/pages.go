@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strconv"
@@ -32,6 +33,19 @@ type Pages struct {
 	SetVerbosity func(level int)
 }
 
+// local serves a page to clients on this node alone, on whatever address the
+// server listens: a profile costs processor time, and shows what memory holds.
+func local(page http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "this page is for clients at a loopback address of the node; kubectl port-forward is one", http.StatusForbidden)
+			return
+		}
+		page(w, r)
+	})
+}
+
 // MetricsMux serves the pages.
 func MetricsMux(p Pages) http.Handler {
 	mux := &listing{mux: http.NewServeMux()}
@@ -44,13 +58,13 @@ func MetricsMux(p Pages) http.Handler {
 		mux.handle("/flagz", http.HandlerFunc(p.flagz))
 	}
 	if p.Profiling {
-		mux.handle("/debug/pprof/", http.HandlerFunc(pprof.Index))
-		mux.handle("/debug/pprof/cmdline", http.HandlerFunc(pprof.Cmdline))
-		mux.handle("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
-		mux.handle("/debug/pprof/symbol", http.HandlerFunc(pprof.Symbol))
-		mux.handle("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
+		mux.handle("/debug/pprof/", local(pprof.Index))
+		mux.handle("/debug/pprof/cmdline", local(pprof.Cmdline))
+		mux.handle("/debug/pprof/profile", local(pprof.Profile))
+		mux.handle("/debug/pprof/symbol", local(pprof.Symbol))
+		mux.handle("/debug/pprof/trace", local(pprof.Trace))
 		if p.SetVerbosity != nil {
-			mux.handle("/debug/flags/v", http.HandlerFunc(p.verbosity))
+			mux.handle("/debug/flags/v", local(p.verbosity))
 		}
 	}
 	if p.Statusz {

@@ -359,7 +359,7 @@ func TestPages(t *testing.T) {
 		"/debug/pprof/cmdline": "",
 	} {
 		w := httptest.NewRecorder()
-		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		MetricsMux(p).ServeHTTP(w, requestFrom("127.0.0.1:40000", http.MethodGet, path, ""))
 		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), want) {
 			t.Errorf("%s: %d: %s; want %s", path, w.Code, w.Body, want)
 		}
@@ -370,6 +370,39 @@ func TestPages(t *testing.T) {
 		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		if w.Code != http.StatusNotFound {
 			t.Errorf("%s: %d though it is off", path, w.Code)
+		}
+	}
+}
+
+func requestFrom(client, method, path, body string) *http.Request {
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.RemoteAddr = client
+	return r
+}
+
+// TestDebugPagesAreLocal: whatever address the server has, profiles and the
+// level of the log are for clients on the node.
+func TestDebugPagesAreLocal(t *testing.T) {
+	changed := false
+	mux := MetricsMux(Pages{Metrics: NewMetrics("v1", "fake", both), Profiling: true, SetVerbosity: func(int) { changed = true }})
+	for client, allowed := range map[string]bool{
+		"127.0.0.1:40000": true, "127.0.0.2:40000": true, "[::1]:40000": true, "[::ffff:127.0.0.1]:40000": true,
+		"192.0.2.1:40000": false, "[2001:db8::1]:40000": false, "[::ffff:192.0.2.1]:40000": false, "@": false,
+	} {
+		for _, page := range []struct{ method, path, body string }{
+			{http.MethodGet, "/debug/pprof/", ""}, {http.MethodGet, "/debug/pprof/cmdline", ""}, {http.MethodGet, "/debug/pprof/heap", ""},
+			{http.MethodGet, "/debug/pprof/symbol", ""}, {http.MethodPut, "/debug/flags/v", "4"},
+		} {
+			changed = false
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(w, requestFrom(client, page.method, page.path, page.body))
+			if (w.Code == http.StatusOK) != allowed || !allowed && (w.Code != http.StatusForbidden || changed) {
+				t.Errorf("%s %s from %s: %d; want allowed: %v", page.method, page.path, client, w.Code, allowed)
+			}
+		}
+		w := httptest.NewRecorder()
+		if mux.ServeHTTP(w, requestFrom(client, http.MethodGet, "/metrics", "")); w.Code != http.StatusOK {
+			t.Errorf("/metrics from %s: %d", client, w.Code)
 		}
 	}
 }
@@ -391,7 +424,7 @@ func TestVerbosityPage(t *testing.T) {
 	} {
 		level = -1
 		w := httptest.NewRecorder()
-		MetricsMux(p).ServeHTTP(w, httptest.NewRequest(tc.method, "/debug/flags/v", strings.NewReader(tc.body)))
+		MetricsMux(p).ServeHTTP(w, requestFrom("[::1]:40000", tc.method, "/debug/flags/v", tc.body))
 		if w.Code != tc.code || level != tc.level {
 			t.Errorf("%s %q: %d and level %d: %s", tc.method, tc.body, w.Code, level, w.Body)
 		}

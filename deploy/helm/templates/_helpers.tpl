@@ -1,6 +1,6 @@
 {{- define "switchyard.config" -}}
 {{- $theirs := dict "apiVersion" "kubeproxy.config.k8s.io/v1alpha1" "kind" "KubeProxyConfiguration"
-      "detectLocalMode" .Values.detectLocalMode "metricsBindAddress" "0.0.0.0:10249" -}}
+      "detectLocalMode" .Values.detectLocalMode "metricsBindAddress" (ternary "0.0.0.0:10249" "127.0.0.1:10249" .Values.monitoring.podMonitor) -}}
 {{- with .Values.clusterCIDR }}{{ $_ := set $theirs "clusterCIDR" . }}{{ end -}}
 {{- $ours := dict "apiVersion" "config.switchyard.io/v1alpha1" "kind" "SwitchyardConfiguration"
       "apiServers" .Values.apiServers -}}
