@@ -269,3 +269,28 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		t.Errorf("kube-proxy's decoder reads other %v", d)
 	}
 }
+
+// TestFlagsWithUnderscores: each flag may be written with underscores, as
+// kube-proxy takes it, beside a file and without one.
+func TestFlagsWithUnderscores(t *testing.T) {
+	o := &Options{}
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	o.AddFlags(fs)
+	var names []string
+	fs.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	for _, name := range names {
+		if f := fs.Lookup(strings.ReplaceAll(name, "-", "_")); f == nil || f.Name != name {
+			t.Errorf("--%s is not known with underscores", name)
+		}
+	}
+	for _, file := range []string{"", "--config=" + write(t, kubeProxyHead+"clusterCIDR: 10.0.0.0/8\n")} {
+		args := []string{"--cluster_cidr=10.0.0.0/8", "--hostname_override=node-1"}
+		if file != "" {
+			args = append(args, file)
+		}
+		c, err := complete(t, args...)
+		if err != nil || c.KubeProxy.ClusterCIDR != "10.0.0.0/8" || c.KubeProxy.HostnameOverride != "node-1" {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}

@@ -32,10 +32,17 @@ type Options struct {
 	flags                    *pflag.FlagSet
 }
 
+// WithDashes gives a flag its name with dashes, as kube-proxy does: --cluster_cidr
+// is --cluster-cidr.
+func WithDashes(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
+}
+
 // AddFlags adds the flags to fs, which is to be parsed before Complete.
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.given, o.flags = Default(), fs
 	fs.SortFlags = false
+	fs.SetNormalizeFunc(WithDashes)
 	fs.StringVar(&o.File, "config", "", "file with a KubeProxyConfiguration, a SwitchyardConfiguration or both; kube-proxy's flags then count as they do there: few of them")
 	fs.StringVar(&o.OwnFile, "switchyard-config", "", "file with a SwitchyardConfiguration, where --config does not have it")
 	fs.StringVar(&o.WriteTo, "write-config-to", "", "write the configuration, with all defaults, to this file and end")

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/switchyard-io/switchyard/config"
 )
 
 // version is set by the build (-X main.version).
@@ -50,6 +52,7 @@ func newRoot() *cobra.Command {
 	}
 	root.AddCommand(runCommand(), cleanupCommand(), versionCommand(), benchCommand())
 	root.AddCommand(inspectCommands()...)
+	root.SetGlobalNormalizationFunc(config.WithDashes)
 	return root
 }
 

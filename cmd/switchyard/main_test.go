@@ -64,6 +64,8 @@ func TestWrongInput(t *testing.T) {
 		{"explain 10.0.0.1:80/icmp", `protocol "icmp"; it can be TCP, UDP or SCTP`},
 		{"explain --from me 10.0.0.1:80", `--from is "me"; it must be an IP address`},
 		{"verify now", `unknown command "now" for "switchyard verify"`},
+		{"doctor --back_end userspace", "unknown flag: --back_end"},
+		{"run --proxy_mode userspace", `userspace`},
 		{"doctor --backend userspace", `--backend is "userspace"; it can be auto`},
 	} {
 		t.Run(c.args, func(t *testing.T) {
