@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -199,4 +202,51 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 	t.Fatalf("never: %s", what)
+}
+
+// TestAutoOnPoorMachines runs real agents where a backend lacks something, or
+// settings cannot be written: auto serves by another one, or without it.
+func TestAutoOnPoorMachines(t *testing.T) {
+	if !ownNetns(t) {
+		return
+	}
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
+	pins := fmt.Sprintf("--ebpf-pin-dir=/sys/fs/bpf/switchyard-test-%d", os.Getpid())
+	plain := func() string { return t.TempDir() } // no cgroup v2, and no bpffs
+	for _, c := range []struct {
+		name, before string // a shell command in the agent's mount namespace
+		flags        []string
+		passed       string // a part of the reason; "": nothing is passed over
+	}{
+		{"settings are read-only", "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys", []string{"--ebpf-pin-dir=" + plain()}, "bpf file system"},
+		{"the cgroup is not v2", "true", []string{pins, "--ebpf-cgroup-root=" + plain()}, "is no cgroup v2 directory and has none below it"},
+		{"pins are not on bpffs", "true", []string{"--ebpf-pin-dir=" + plain()}, "bpf file system"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "agent.sock")
+			p := start(t, func(cmd *exec.Cmd) {
+				exe, err := os.Executable()
+				if err != nil {
+					t.Fatal(err)
+				}
+				args := append([]string{"unshare", "--mount", "sh", "-c", c.before + ` && exec "$0" "$@"`, exe}, append(cmd.Args[1:], "--socket="+socket)...)
+				if cmd.Path, err = exec.LookPath("unshare"); err != nil {
+					t.Skip(err)
+				}
+				cmd.Args = args
+			}, append([]string{"run", "--manifests=" + dir, "--hostname-override=node-1", "--cluster-cidr=10.244.0.0/16", "--healthz-bind-address=", "--metrics-bind-address="}, c.flags...)...)
+			var s inspect.Status
+			p.within(t, "ready", func() bool { s, _, _ = (inspect.Client{Socket: socket}).Status(t.Context()); return s.Health.Ready })
+			if len(s.Backend.PassedOver) != 1 || !strings.Contains(s.Backend.PassedOver[0].Reason, c.passed) {
+				t.Errorf("passed over %+v; want one, because of %q", s.Backend.PassedOver, c.passed)
+			}
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			<-p.done
+			p = start(t, nil, append([]string{"cleanup"}, c.flags...)...)
+			if code, line := p.ended(t, 20*time.Second); code != 0 {
+				t.Errorf("cleanup: %d, %s", code, line)
+			}
+		})
+	}
 }
