@@ -49,7 +49,10 @@ func TestLeftoversAreTold(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	second, status := agent("nftables")
-	second.within(t, "status tells of both", func() bool { l := status().Leftovers; return len(l["iptables"]) > 0 && len(l["kube-proxy"]) == 1 && len(l) == 2 })
+	second.within(t, "status tells of both", func() bool {
+		l := status().Leftovers
+		return len(l["iptables"]) > 0 && len(l["kube-proxy"]) == 1 && len(l) == 2
+	})
 	if _, page := get("http://127.0.0.1:10249/metrics"); !strings.Contains(page, `switchyard_leftovers{of="iptables"} 1`) {
 		t.Error("no metric of them")
 	}

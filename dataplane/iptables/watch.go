@@ -28,6 +28,7 @@ type watch struct {
 	follower  *nft.Follower // nil: nothing is heard
 	poller    *poller       // nil: of nft
 	stop      chan struct{}
+	once      sync.Once // of closing
 	closing   atomic.Bool
 	done      sync.WaitGroup
 
@@ -145,7 +146,7 @@ func (b *backend) Undisturbed() bool { return false }
 
 func (w *watch) close() error {
 	w.closing.Store(true)
-	close(w.stop)
+	w.once.Do(func() { close(w.stop) })
 	var err error
 	if w.follower != nil {
 		err = w.follower.Close()
