@@ -4,19 +4,35 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/inspect"
+	"github.com/switchyard-io/switchyard/watcher/kube"
 )
 
 // contacted is a source of objects that knows when it last answered, by resource.
 type contacted interface {
-	Contacts() []inspect.Contact
+	Contact() []kube.Contact
 }
 
-// contacts returns how the source last answered; nil: nobody asks one.
+// contacts returns how the source last answered; nil: nobody asks one. What the
+// API server need not have, and never had, is left out.
 func (a *agent) contacts() func() []inspect.Contact {
-	if s, ok := a.source.(contacted); ok {
-		return s.Contacts
+	source, ok := a.source.(contacted)
+	if !ok {
+		return nil
 	}
-	return nil
+	return func() []inspect.Contact {
+		var out []inspect.Contact
+		for _, c := range source.Contact() {
+			if c.Optional && c.Last.IsZero() {
+				continue
+			}
+			contact := inspect.Contact{Resource: c.Resource, Last: c.Last}
+			if c.Err != nil {
+				contact.Error = c.Err.Error()
+			}
+			out = append(out, contact)
+		}
+		return out
+	}
 }
 
 // countContacts makes the metric of them.

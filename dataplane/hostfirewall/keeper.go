@@ -202,7 +202,28 @@ const LayerName = "hostfirewall"
 
 // Layer cleans up what a Keeper wrote.
 func Layer() dataplane.Driver {
-	return dataplane.Driver{Name: LayerName, Cleanup: func(_ context.Context, cfg dataplane.Config) error { return Remove(cfg.Families) }}
+	return dataplane.Driver{
+		Name:    LayerName,
+		Find:    func(context.Context) ([]string, error) { return find(dataplane.HostFamilies()) },
+		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return Remove(cfg.Families) },
+	}
+}
+
+// find returns the chains of ours that are there.
+func find(families []dataplane.Family) ([]string, error) {
+	found, err := tables(families)
+	errs := []error{err}
+	var out []string
+	for _, t := range found {
+		for _, chain := range []string{openForward, openInput} {
+			exists, err := t.ipt.ChainExists(filter, chain)
+			if exists {
+				out = append(out, "chain "+chain+" of "+t.Command)
+			}
+			errs = append(errs, err)
+		}
+	}
+	return out, errors.Join(errs...)
 }
 
 // Remove removes all that a Keeper wrote.

@@ -21,8 +21,9 @@ const (
 	filter       = "filter"
 	forward      = "FORWARD"
 	input        = "INPUT"
-	openForward  = "SWITCHYARD-OPEN-FORWARD"
-	openInput    = "SWITCHYARD-OPEN-INPUT"
+	// The iptables backend takes chains whose names begin with SWITCHYARD- for its own.
+	openForward  = "OPEN-SWITCHYARD-FORWARD"
+	openInput    = "OPEN-SWITCHYARD-INPUT"
 	lockSeconds  = 10 // the longest wait for the xtables lock
 	jumpFirst    = 1  // position of our jump: before whatever drops
 	legacySuffix = "-legacy"
