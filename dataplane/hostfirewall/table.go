@@ -18,9 +18,9 @@ import (
 
 // Chains of the table filter: iptables' own, and ours that they jump to.
 const (
-	filter       = "filter"
-	forward      = "FORWARD"
-	input        = "INPUT"
+	filter  = "filter"
+	forward = "FORWARD"
+	input   = "INPUT"
 	// The iptables backend takes chains whose names begin with SWITCHYARD- for its own.
 	openForward  = "OPEN-SWITCHYARD-FORWARD"
 	openInput    = "OPEN-SWITCHYARD-INPUT"
