@@ -74,6 +74,8 @@ func TestSyncerPulls(t *testing.T) {
 		s := from.syncer
 		revisions := func(want ...uint64) {
 			t.Helper()
+			k.mu.Lock()
+			defer k.mu.Unlock()
 			var got []uint64
 			for _, c := range k.syncs {
 				got = append(got, c.revision)
@@ -97,7 +99,7 @@ func TestSyncerPulls(t *testing.T) {
 		if !s.Status().Behind.IsZero() {
 			t.Error("behind, though nothing was new")
 		}
-		k.takes = time.Second
+		k.take(time.Second)
 		from.change()
 		pass(500 * time.Millisecond)
 		from.change() // while the Sync of the one before it is under way
@@ -108,7 +110,7 @@ func TestSyncerPulls(t *testing.T) {
 		}
 		pass(2 * time.Second)
 		revisions(1, 2, 3)
-		k.takes = 0
+		k.take(0)
 		pass(time.Minute)
 		revisions(1, 2, 3, 3) // an audit is due though nothing is new
 		from.change()

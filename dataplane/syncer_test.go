@@ -41,8 +41,18 @@ type call struct {
 	hold     []Family
 }
 
+// take makes later Syncs take so long.
+func (k *kernel) take(d time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.takes = d
+}
+
 func (k *kernel) Sync(_ context.Context, prev, want *Snapshot) error {
-	time.Sleep(k.takes)
+	k.mu.Lock()
+	takes := k.takes
+	k.mu.Unlock()
+	time.Sleep(takes)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.syncs = append(k.syncs, call{time.Now(), prev == nil, want.Revision, names(want), k.hold})

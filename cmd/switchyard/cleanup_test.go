@@ -8,6 +8,7 @@ import (
 	"github.com/switchyard-io/switchyard/config"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
@@ -75,7 +76,7 @@ func TestCleanupBeginsWithSockets(t *testing.T) {
 		if layers[0] != ebpf.LayerName {
 			t.Errorf("--backend=%s: cleanup begins with %s", backend, layers[0])
 		}
-		if backend != catalog.Auto && backend != "ebpf" && !slices.Equal(layers, []string{ebpf.LayerName, backend}) {
+		if backend != catalog.Auto && backend != "ebpf" && !slices.Equal(layers, []string{ebpf.LayerName, hostfirewall.LayerName, backend}) {
 			t.Errorf("--backend=%s: cleanup removes %q", backend, layers)
 		}
 	}

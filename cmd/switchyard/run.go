@@ -279,7 +279,7 @@ func (a *agent) keepFirewallOpen(cfg dataplane.Config) {
 		k.Local = k.Local || d.Local
 	}
 	a.firewall = hostfirewall.NewKeeper(k)
-	a.choice.Layers = append(a.choice.Layers, hostfirewall.LayerName)
+	a.choice.Layers = slices.Insert(a.choice.Layers, 0, hostfirewall.LayerName) // the packet backend stays the last
 }
 
 // wire makes the parts that follow the Syncer.

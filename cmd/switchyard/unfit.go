@@ -63,7 +63,7 @@ func (a *agent) fallThrough(ctx context.Context) error {
 		return nil
 	case fault = <-a.faults:
 	}
-	if !slices.Contains(a.choice.Layers, fault.layer) { // another backend would fail likewise
+	if !slices.Contains(a.choice.Layers, fault.layer) || a.unfit[fault.layer] != nil { // another backend would fail likewise
 		return nil
 	}
 	o := a.backendOptions()

@@ -142,7 +142,7 @@ func TestFirstSyncDecides(t *testing.T) {
 		{"no such system call", "auto", map[string]error{"first": unix.ENOSYS}, "second", []string{"first"}},
 		{"no such operation, twice", "auto", map[string]error{"first": unix.EOPNOTSUPP, "second": unix.EAFNOSUPPORT}, "third", []string{"first", "second"}},
 		{"what may pass is tried again", "auto", map[string]error{"first": transient}, "", nil},
-		{"a Service is refused", "auto", map[string]error{"first": refused}, "", nil},
+		{"a Service is refused", "auto", map[string]error{"first": refused}, "first", nil},
 		{"no other was asked for", "first", map[string]error{"first": unix.EPERM}, "", nil},
 		{"no other is left", "auto", map[string]error{"first": unix.EPERM, "second": unix.EPERM, "third": unix.EPERM}, "", []string{"first", "second"}},
 	} {
