@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"time"
 	"unsafe"
 
@@ -49,12 +50,12 @@ func legacyMesh() mesh {
 	return m
 }
 
-// in runs a shell command on a host.
+// in runs a shell command on a host, which has an xtables lock of its own.
 func (r *run) in(h *netlab.Host, command string) {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.Context(), netlab.Patient(20*time.Second))
 	defer cancel()
-	_, err := h.Run(ctx, "sh", "-ec", command)
+	_, err := h.Run(ctx, "env", "XTABLES_LOCKFILE="+filepath.Join(r.locks, h.Name), "sh", "-ec", command)
 	r.must(err)
 }
 
