@@ -135,6 +135,7 @@ func firewalls() []neighbour {
 			chain forward { type filter hook forward priority 10; policy drop; ct state established,related accept; `+acceptPods("ip")+acceptPods("ip6")+`}`),
 		shellNeighbour("iptables' policies DROP, with pods accepted, change no answer",
 			dropPolicies("-A", "DROP"), dropPolicies("-D", "ACCEPT")).with(func(*run) []probe { return wideAnswers() }),
+		shellNeighbour("rules that accept a bit of the mark's upper half, and clear others of it, change nothing (Calico)", calicoMarks("-I"), calicoMarks("-D")),
 		preRoutingDrops(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
 	}
 }
@@ -157,6 +158,20 @@ func dropPolicies(add, policy string) string {
 			script += iptables + " " + add + " " + rule + "; "
 		}
 		script += iptables + " -P FORWARD " + policy + "; " + iptables + " -P INPUT " + policy + "; "
+	}
+	return script
+}
+
+// calicoMarks are rules that Calico has at the top of iptables' chains.
+func calicoMarks(do string) string {
+	script := ""
+	for _, iptables := range []string{"iptables-nft", "ip6tables-nft"} {
+		for _, rule := range []string{
+			"INPUT -m mark --mark 0x10000/0x10000 -j ACCEPT", "OUTPUT -m mark --mark 0x10000/0x10000 -j ACCEPT",
+			"FORWARD -m mark --mark 0x10000/0x10000 -j ACCEPT", "FORWARD -j MARK --set-xmark 0x0/0xe0000",
+		} {
+			script += iptables + " -w " + do + " " + rule + "; "
+		}
 	}
 	return script
 }

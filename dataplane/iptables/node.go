@@ -16,12 +16,14 @@ type marks struct {
 }
 
 // The marks of packets that the nat table, which cannot drop them, leaves to the
-// hooks that can. They are whole marks: a packet that is doomed loses nothing with
-// the one it had, and no program takes these numbers for a bit or two of its own.
+// hooks that can. They are numbers of 16 bits, none of which is a bit that others
+// are known to ask for by itself: Calico has the upper 16, Cilium 0x0f00, the AWS
+// CNI 0x80, kube-proxy and kubelets 0x4000 and 0x8000.
 const (
-	markDrop    uint32 = 0x5c9bd4ae
+	markMask    uint32 = 0xffff
+	markDrop    uint32 = 0x305a
 	markReject         = markDrop | 1
-	markVerdict        = ^uint32(1) // the bits that both have
+	markVerdict        = markMask &^ 1 // the bits that both have
 )
 
 // makeMarks makes Config.MasqueradeBit a mark.
@@ -37,13 +39,8 @@ func setMark(bits, mask uint32) string {
 	return fmt.Sprintf("-j MARK --set-xmark %#x/%#x\n", bits, mask)
 }
 
-// ifMark is the match for some bits within a mask, as iptables-save writes it.
-func ifMark(bits, mask uint32) string {
-	if mask == ^uint32(0) {
-		return fmt.Sprintf("-m mark --mark %#x ", bits)
-	}
-	return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask)
-}
+// ifMark is the match for some bits within a mask.
+func ifMark(bits, mask uint32) string { return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask) }
 
 // env is what rules depend on beside the ServicePorts. Two equal ones give
 // equal rules.
@@ -183,8 +180,8 @@ func natConstants(e *env) []chain {
 		{name: chainMarked, rank: rankHook, body: setMark(0, bit) + trees + mark},
 		{name: chainServices, rank: rankHook, body: ifMark(bit, bit) + "-g " + chainMarked + "\n" + trees},
 		// ACCEPT ends this table alone: no later rule shall redirect what is doomed.
-		{name: chainReject, body: setMark(markReject, ^uint32(0)) + "-j ACCEPT\n"},
-		{name: chainDrop, body: setMark(markDrop, ^uint32(0)) + "-j ACCEPT\n"},
+		{name: chainReject, body: setMark(markReject, markMask) + "-j ACCEPT\n"},
+		{name: chainDrop, body: setMark(markDrop, markMask) + "-j ACCEPT\n"},
 		{name: chainMasqNonPods, body: pods.String() + mark},
 		{name: chainMasqNode, body: pods.String() + "-m addrtype --src-type LOCAL " + mark},
 		{name: chainPostrouting, rank: rankHook, body: "-m conntrack ! --ctstate DNAT -j RETURN\n-j " + chainHairpin + "\n" +
@@ -220,7 +217,7 @@ func filterConstants(e *env) []chain {
 	}
 	return []chain{
 		{name: chainRefuse, body: reject},
-		{name: chainVerdict, body: ifMark(markReject, ^uint32(0)) + "-g " + chainRefuse + "\n-j DROP\n"},
+		{name: chainVerdict, body: ifMark(markReject, markMask) + "-g " + chainRefuse + "\n-j DROP\n"},
 		// An address that somebody bound on this node is meant to answer there (a DNS
 		// cache on the node does so).
 		{name: chainLost, rank: rankHook, body: "-m addrtype --dst-type LOCAL -j RETURN\n-j " + chainVIPs + "\n" + ranges.String()},
