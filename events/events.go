@@ -138,6 +138,10 @@ func (r *Recorder) Synced(report dataplane.SyncReport, uid func(namespace, name 
 	}
 }
 
+// ofNode reports whether a fact is about this node's own work. Those have room of
+// their own, which what tenants write cannot fill.
+func (f fact) ofNode() bool { return f.reason == Refused || f.reason == HealthCheck }
+
 // first reports whether something was not told lately and may be told, and notes
 // that it is.
 func (r *Recorder) first(f fact) bool {
@@ -147,15 +151,18 @@ func (r *Recorder) first(f fact) bool {
 	if at, ok := r.told[f]; ok && now.Sub(at) < again {
 		return false
 	}
-	ofNamespace := 0
-	for other, at := range r.told { // mostInAll of them
+	inAll, ofNamespace := 0, 0
+	for other, at := range r.told { // mostInAll of each kind
 		if now.Sub(at) >= again {
 			delete(r.told, other)
-		} else if other.service.Namespace == f.service.Namespace {
-			ofNamespace++
+		} else if other.ofNode() == f.ofNode() {
+			inAll++
+			if other.service.Namespace == f.service.Namespace {
+				ofNamespace++
+			}
 		}
 	}
-	if len(r.told) >= mostInAll || ofNamespace >= mostOfNamespace {
+	if inAll >= mostInAll || ofNamespace >= mostOfNamespace {
 		return false
 	}
 	r.told[f] = now

@@ -205,3 +205,20 @@ func TestWithoutAnAPIServer(t *testing.T) {
 		t.Errorf("%d events wait", len(r.queue))
 	}
 }
+
+// TestTenantsCannotSilenceTheNode: what is wrong with many tenants' Services takes
+// no room from what this node cannot do.
+func TestTenantsCannotSilenceTheNode(t *testing.T) {
+	r := New(slog.New(slog.DiscardHandler), "n1", func(context.Context, *eventsv1.Event) error { return nil })
+	for ns := range 20 {
+		for s := range mostOfNamespace {
+			r.Wrong(Service{fmt.Sprint("tenant-", ns), fmt.Sprint("s", s), "u"}, Malformed, "x")
+		}
+	}
+	before := len(r.queue)
+	r.Wrong(Service{"shop", "lb", "u"}, HealthCheck, "cannot listen")
+	r.Wrong(Service{"shop", "web", "u"}, Refused, "refused")
+	if n := len(r.queue) - before; before != mostInAll || n != 2 {
+		t.Errorf("%d Events of tenants, then %d of the node; want %d and 2", before, n, mostInAll)
+	}
+}

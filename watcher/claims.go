@@ -120,11 +120,14 @@ func (c *claim) name() string {
 func addressOf(f policy.Frontend) address { return address{f.Addr, f.Protocol} }
 
 // told returns the frontends of s of which it was reported that they are another's.
-func (s *service) told() []address {
-	var out []address
+func (s *service) told() map[address]struct{} {
+	var out map[address]struct{}
 	for i, f := range s.frontends {
 		if s.claims[i].told {
-			out = append(out, addressOf(f))
+			if out == nil {
+				out = map[address]struct{}{}
+			}
+			out[addressOf(f)] = struct{}{}
 		}
 	}
 	return out
@@ -132,11 +135,12 @@ func (s *service) told() []address {
 
 // add puts in the claims of s. Who loses a frontend by that is dirty. told is
 // what was reported of s before its facts changed.
-func (c *claims) add(s *service, told []address, dirty *worklist) {
+func (c *claims) add(s *service, told map[address]struct{}, dirty *worklist) {
 	s.claims = make([]claim, len(s.frontends))
 	for i, f := range s.frontends {
 		a, added := addressOf(f), &s.claims[i]
-		*added = claim{service: s, facts: s.facts, port: f.Port(), frontend: i, kind: f.Kind, told: slices.Contains(told, a)}
+		_, wasTold := told[a]
+		*added = claim{service: s, facts: s.facts, port: f.Port(), frontend: i, kind: f.Kind, told: wasTold}
 		all := c.by[a]
 		var before *claim
 		if len(all) > 0 {

@@ -155,3 +155,30 @@ func TestLosersAreTold(t *testing.T) {
 		t.Errorf("UIDs %q and %q", w.ServiceUID("shop", "a"), w.ServiceUID("shop", "none"))
 	}
 }
+
+// BenchmarkEditOfAContestedService edits a Service whose frontends are all
+// another's. The time for each frontend is the same for any number of them.
+func BenchmarkEditOfAContestedService(b *testing.B) {
+	for _, n := range []int{10, 100, 200} {
+		b.Run(fmt.Sprintf("frontends=%d", n*n), func(b *testing.B) {
+			many := func(name string, created int64) *facts.Service {
+				s := claiming(name, int(created), created, "203.0.113.1", 0)
+				s.ExternalIPs, s.Ports = nil, nil
+				for i := range n {
+					s.ExternalIPs = append(s.ExternalIPs, netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}))
+					s.Ports = append(s.Ports, facts.ServicePort{Name: fmt.Sprint("p", i), Protocol: dataplane.TCP, Port: uint16(1000 + i)})
+				}
+				return s
+			}
+			w := watch(b, nil)
+			w.SetAddresses(nil)
+			w.Apply(known([]*facts.Service{many("younger", 2), many("older", 1)}, nil, hereNode()))
+			w.take()
+			for i := range b.N {
+				edit := many("younger", 2)
+				edit.InternalLocal = i%2 == 0
+				w.Apply(put(edit))
+			}
+		})
+	}
+}

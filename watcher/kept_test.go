@@ -2,7 +2,9 @@ package watcher
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +43,7 @@ func TestAKnownFactIsReplacedByAnotherFactAlone(t *testing.T) {
 			{facts.Change{}, time.Minute, none}}},
 		{"it is told again while it is bare: no new time", []step{{bare, 20 * time.Second, all}, {bare, 20 * time.Second, "NodePorts [], pods [10.244.1.0/24], zone "}}},
 		{"another time has its own time", []step{{bare, 20 * time.Second, all}, {putNode(whole()), time.Second, all}, {bare, 20 * time.Second, all}}},
+		{"each fact has its own time", []step{{bare, 20 * time.Second, all}, {with(func(n *facts.Node) { n.PodCIDRs = nil }), 20 * time.Second, all}, {bare, 20 * time.Second, all}}},
 		{"other facts are taken at once", []step{{with(func(n *facts.Node) {
 			n.IPs, n.PodCIDRs, n.Zone = []netip.Addr{netip.MustParseAddr("192.0.2.2")}, []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}, "z2"
 		}), 0, "NodePorts [192.0.2.2/32], pods [10.244.2.0/24], zone z2"}}},
@@ -63,5 +66,27 @@ func TestAKnownFactIsReplacedByAnotherFactAlone(t *testing.T) {
 				w.kept.stop()
 			})
 		})
+	}
+}
+
+// TestFamiliesAreKeptApart: a dual-stack Node that comes back with the addresses
+// of one family keeps those of the other, in their order.
+func TestFamiliesAreKeptApart(t *testing.T) {
+	four, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	other := netip.MustParseAddr("192.0.2.2")
+	for _, c := range []struct{ before, said, want []netip.Addr }{
+		{[]netip.Addr{four, six}, []netip.Addr{four}, []netip.Addr{four, six}},
+		{[]netip.Addr{six, four}, []netip.Addr{other}, []netip.Addr{six, other}},
+		{[]netip.Addr{four, six}, []netip.Addr{six}, []netip.Addr{four, six}},
+		{[]netip.Addr{four, six}, nil, []netip.Addr{four, six}},
+		{[]netip.Addr{four}, []netip.Addr{other}, []netip.Addr{other}},
+		{[]netip.Addr{four}, []netip.Addr{four, six}, []netip.Addr{four, six}},
+	} {
+		k := keptFacts{log: slog.New(slog.DiscardHandler), nodeWait: time.Hour, podCIDRWait: time.Hour}
+		got := k.complete(&facts.Node{IPs: c.said}, &facts.Node{IPs: c.before}, func() {})
+		k.stop()
+		if !slices.Equal(got.IPs, c.want) {
+			t.Errorf("%v, then %v: kept %v, want %v", c.before, c.said, got.IPs, c.want)
+		}
 	}
 }

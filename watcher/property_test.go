@@ -193,7 +193,9 @@ func TestASnapshotDependsOnTheObjectsAlone(t *testing.T) {
 		w.SetAddresses(now.local)
 		w.Apply(now.all())
 		if w.kept.said != nil { // what is kept of the Node's facts has had its time
-			w.kept.bare = w.kept.bare.Add(-defaultPodCIDRWait)
+			for fact, since := range w.kept.lacking {
+				w.kept.lacking[fact] = since.Add(-defaultPodCIDRWait)
+			}
 			w.forgetNode()
 			w.kept.stop()
 		}

@@ -34,7 +34,8 @@ func mix(h uint64) uint64 {
 
 // nodes returns how many nodes some of the endpoints are on: a number that is
 // not below that of the cluster's nodes by much, as long as these are no more
-// than endpoints are looked at.
+// than endpoints are looked at. It is the most that was ever seen: a tenant's
+// many Services of one node say little.
 func (w *Watcher) nodes() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -52,5 +53,6 @@ func (w *Watcher) nodes() int {
 			break
 		}
 	}
-	return len(seen)
+	w.mostNodes = max(w.mostNodes, len(seen))
+	return w.mostNodes
 }

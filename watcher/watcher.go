@@ -45,16 +45,18 @@ type Watcher struct {
 	claims   claims
 	node     *facts.Node // the last one seen, with what is kept of those before it; nil: none yet
 	kept     keptFacts
-	nodeGone bool           // the Node is not there (any more)
-	local    []netip.Prefix // what is local on this node, see addrs.Follow
-	moved    bool           // what is around the Services changed: node, local or cidrs
-	env      policy.Env
-	dirty    worklist
-	waits    waits
-	started  bool                // what the first Snapshot waits for is there
-	snapshot *dataplane.Snapshot // the last built; nil: none yet
-	triggers []time.Time         // of the changes since then
-	stats    Stats
+	// mostNodes is the most nodes that endpoints were seen on at once.
+	mostNodes int
+	nodeGone  bool           // the Node is not there (any more)
+	local     []netip.Prefix // what is local on this node, see addrs.Follow
+	moved     bool           // what is around the Services changed: node, local or cidrs
+	env       policy.Env
+	dirty     worklist
+	waits     waits
+	started   bool                // what the first Snapshot waits for is there
+	snapshot  *dataplane.Snapshot // the last built; nil: none yet
+	triggers  []time.Time         // of the changes since then
+	stats     Stats
 }
 
 // service is one Service and what belongs to it. It exists while there is

@@ -1,6 +1,7 @@
 package facts
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -236,7 +237,17 @@ func ParsePrefix(s string) (netip.Prefix, bool) {
 // problems gathers what makes no sense in an object.
 type problems []error
 
-func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Errorf(format, args...)) }
+// mostOfProblem bounds the bytes of what is said of one problem: it holds values
+// of a tenant's.
+const mostOfProblem = 300
+
+func (p *problems) add(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if len(text) > mostOfProblem {
+		text = strings.ToValidUTF8(text[:mostOfProblem], "") + "…"
+	}
+	*p = append(*p, errors.New(text))
+}
 
 func (p *problems) addrs(field string, in []string) []netip.Addr {
 	var out []netip.Addr

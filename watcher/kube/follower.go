@@ -27,6 +27,10 @@ type follower[O, F any] struct {
 	convert func(*O) (*F, []error)
 	apply   func(facts.Delta[F])
 	problem func(*O, error) // nil: nobody is told of what makes no sense, beside the log
+
+	since     time.Time // when lines about objects began to be counted
+	lines     int       // written since then
+	unwritten int       // problems of which no line told since one did
 }
 
 // converted is what becomes of an object before all of a list is together, so
@@ -135,7 +139,7 @@ func (f *follower[O, F]) transform(obj any) (*converted[F], error) {
 	case *O:
 		fact, problems := f.convert(obj)
 		for _, p := range problems {
-			f.log.Warn("an object of "+f.luck.what+" has a part that makes no sense and is left out", "object", nameOf(obj), "err", p)
+			f.warn(nameOf(obj), p)
 			if f.problem != nil {
 				f.problem(obj, p)
 			}
@@ -143,6 +147,30 @@ func (f *follower[O, F]) transform(obj any) (*converted[F], error) {
 		return &converted[F]{fact}, nil
 	}
 	return nil, fmt.Errorf("%s: an unexpected %T", f.luck.what, obj)
+}
+
+// mostLines bounds the lines about objects in each linesPause: whoever may write
+// one must not be able to fill the disk of every node.
+const (
+	mostLines  = 20
+	linesPause = time.Minute
+)
+
+// warn logs that a part of an object is left out. status has it, too.
+func (f *follower[O, F]) warn(object string, problem error) {
+	if now := time.Now(); now.Sub(f.since) >= linesPause {
+		f.since, f.lines = now, 0
+	}
+	if f.lines++; f.lines > mostLines {
+		f.unwritten++
+		return
+	}
+	args := []any{"object", object, "err", problem}
+	if f.unwritten > 0 {
+		args = append(args, "others", f.unwritten)
+		f.unwritten = 0
+	}
+	f.log.Warn("an object of "+f.luck.what+" has a part that makes no sense and is left out", args...)
 }
 
 func nameOf(obj any) string {

@@ -43,7 +43,7 @@ type Source struct {
 	dir, node string
 	log       *slog.Logger
 	files     map[string]file      // as last read, by path; used by Run alone, like the next two
-	loads     int64                // how often a directory without faults was read
+	now       int64                // Unix seconds of the last reading without faults, later than the one before
 	since     map[facts.Name]int64 // the load that brought a Service
 
 	mu  sync.Mutex
@@ -151,7 +151,7 @@ func (s *Source) tell(apply func(facts.Change)) map[string]stamp {
 // they came, so that a new file takes no address from a Service that has it,
 // whatever their names.
 func (s *Source) age(services []*facts.Service) {
-	s.loads++
+	s.now = max(s.now+1, time.Now().Unix())
 	since := make(map[facts.Name]int64, len(services))
 	for i, f := range services {
 		if f.Created != 0 {
@@ -159,7 +159,7 @@ func (s *Source) age(services []*facts.Service) {
 		}
 		at, known := s.since[f.Name]
 		if !known {
-			at = s.loads
+			at = s.now
 		}
 		since[f.Name] = at
 		aged := *f

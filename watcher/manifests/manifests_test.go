@@ -322,3 +322,15 @@ func TestTheHolderStays(t *testing.T) {
 		t.Errorf("made again: %v", got)
 	}
 }
+
+// TestANewFileIsYoung: a Service of a new file is younger than one that says when
+// it was created.
+func TestANewFileIsYoung(t *testing.T) {
+	s := New(t.TempDir(), "node-a", slog.New(slog.DiscardHandler))
+	dated, undated := &facts.Service{Name: facts.Name{Name: "dated"}, Created: time.Now().Add(-time.Minute).Unix()}, &facts.Service{Name: facts.Name{Name: "undated"}}
+	services := []*facts.Service{dated, undated}
+	s.age(services)
+	if services[0].Created >= services[1].Created {
+		t.Errorf("created at %d, and in a new file %d", services[0].Created, services[1].Created)
+	}
+}
