@@ -35,7 +35,7 @@ type Metrics struct {
 	conntrackDeleted                            *prometheus.CounterVec
 	healthz, livez                              *prometheus.CounterVec
 	syncErrors                                  *prometheus.CounterVec
-	refused                                     *prometheus.GaugeVec
+	refused, failing                            *prometheus.GaugeVec
 	ownDuration                                 *prometheus.HistogramVec
 
 	changes                        func() (services, slices uint64) // seen so far
@@ -75,10 +75,12 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.healthz = counter(namespace, "proxy_healthz_total", "Answers of /healthz.", "code")
 	m.livez = counter(namespace, "proxy_livez_total", "Answers of /livez.", "code")
 	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that failed. Refused Service ports are no failure.", "backend", "ip_family")
+	m.failing = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "family_failing_since_timestamp_seconds", Help: "Since when a family is not programmed while others are; 0: it is."}, perFamily)
 	m.refused = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "refused_service_ports", Help: "Service ports that the backend cannot program."}, perFamily)
 	for _, f := range families {
 		m.syncErrors.WithLabelValues(backend, f.String())
 		m.refused.WithLabelValues(f.String())
+		m.failing.WithLabelValues(f.String())
 	}
 
 	for _, f := range families {
@@ -87,7 +89,7 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.ownDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ownNamespace, Name: "sync_duration_seconds", Help: "Time of one Sync of the kernel, all families together.", Buckets: seconds}, []string{"backend", "audit"})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
 	info.WithLabelValues(version, backend).Set(1)
-	reg.MustRegister(info, m.ownDuration, m.refused, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
+	reg.MustRegister(info, m.ownDuration, m.refused, m.failing, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -261,10 +263,13 @@ func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
 	m.inForce.Store(r.InForce)
 	m.countRefused(r.Refused)
 	for _, f := range m.families {
-		if !slices.ContainsFunc(r.Failing, func(s dataplane.FamilyStatus) bool { return s.Family == f }) {
-			m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
-			m.latency.inForce(r.Want.Revision, f)
+		if i := slices.IndexFunc(r.Failing, func(s dataplane.FamilyStatus) bool { return s.Family == f }); i >= 0 {
+			m.failing.WithLabelValues(f.String()).Set(float64(r.Failing[i].Since.Unix()))
+			continue
 		}
+		m.failing.WithLabelValues(f.String()).Set(0)
+		m.lastSync.WithLabelValues(f.String()).SetToCurrentTime()
+		m.latency.inForce(r.Want.Revision, f)
 	}
 	if m.changes != nil && len(r.Failing) == 0 {
 		services, endpointSlices := m.changes()

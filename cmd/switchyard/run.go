@@ -330,12 +330,11 @@ func (a *agent) waiting() string {
 }
 
 // changed says that the watcher has a new Snapshot to take.
-func (a *agent) changed() {
-	a.metrics.Queued()
-	a.syncer.Notify()
-}
+func (a *agent) changed() { a.syncer.Notify() }
 
+// programming says that the Syncer takes a new Snapshot.
 func (a *agent) programming(revision uint64, triggers []time.Time) {
+	a.metrics.Queued()
 	a.metrics.Programming(revision, triggers)
 }
 
