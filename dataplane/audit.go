@@ -27,6 +27,8 @@ type audit struct {
 	found   Verification  // what is to be repaired, or just noted
 	read    bool          // the kernel was read back
 	repair  bool
+	unsure  bool // the looks did not agree, so that the next audit reads again
+	urgent  bool // somebody is known to have changed something
 	over    bool // a Sync is to follow
 }
 
@@ -52,7 +54,7 @@ func (s *Syncer) lookDue() time.Time {
 
 // startAudit looks at the kernel, alongside Syncs if the Backend can.
 func (s *Syncer) startAudit(ctx context.Context) {
-	s.audit = audit{}
+	s.audit = audit{urgent: s.disturbed}
 	s.disturbed = false
 	s.look(ctx)
 }
@@ -102,8 +104,8 @@ func (s *Syncer) looked(ctx context.Context, l look) {
 		a.differs = slices.DeleteFunc(a.differs, func(d string) bool { return !slices.Contains(l.Differences, d) })
 	}
 	between := a.syncs != s.syncs
-	if l.err == nil && between && len(a.differs) > 0 {
-		if a.looks < mostLooks {
+	if l.err == nil && between && (len(a.differs) > 0 || a.urgent && len(l.Differences) > 0) {
+		if a.looks < mostLooks && !a.urgent {
 			s.look(ctx)
 			return
 		}
@@ -111,6 +113,7 @@ func (s *Syncer) looked(ctx context.Context, l look) {
 		a.cost += last.Took
 		l, a.differs = last, last.Differences
 	}
+	a.unsure = len(l.Differences) > len(a.differs)
 	l.Differences = a.differs
 	s.judge(l)
 }
@@ -137,7 +140,7 @@ func (s *Syncer) judge(l look) {
 
 // noteLook counts a look that decides.
 func (s *Syncer) noteLook(l look) {
-	s.clean = l.whole && len(l.Differences) == 0 && !s.disturbed
+	s.clean = l.whole && len(l.Differences) == 0 && !s.disturbed && !s.audit.unsure
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drift.Checks++

@@ -35,7 +35,8 @@ type Backend interface {
 	// repair, prune.
 	//
 	// A *PartialError says that the ServicePorts which it names are still as
-	// they were in prev (or absent) and that all else is as in want. A *FamilyError
+	// they were in prev, less the frontends that they do not want any more (see
+	// Fallback), or absent, and that all else is as in want. A *FamilyError
 	// says that the kernel's state is unknown for the families which it names: the
 	// Backend remembers that and reads them back in its next Sync. All else is as in
 	// want. The two may be joined. Any other error leaves the kernel's state unknown.
@@ -104,8 +105,6 @@ type Driver struct {
 	// OpensFirewall says that the Backend itself lets its connections through what
 	// iptables' rules on the host drop. For others package hostfirewall does.
 	OpensFirewall bool
-	// Local says that its connections come to INPUT before they are translated.
-	Local bool
 	// Find returns, in plain words, what of Switchyard's Cleanup would remove;
 	// empty: nothing. It changes nothing.
 	Find func(context.Context) ([]string, error)

@@ -329,6 +329,7 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	families := s.hold(s.faults.held(start))
 	held := s.refused.heldBack(s.inForce, want, families, start)
 	target := s.without(s.asKnown(want, families), held)
+	mends := prev == nil || len(s.faults.families()) > 0
 	err := s.backend.Sync(ctx, prev, target)
 	end := time.Now()
 	if ctx.Err() != nil { // stopped in the middle: no failure, and nobody waits for it
@@ -336,17 +337,18 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	}
 
 	tried, err := s.settle(target, held, err, end)
-	if prev == nil && s.inForce != nil {
+	failed := (*FamilyError)(nil)
+	errors.As(err, &failed)
+	repaired := s.inForce != nil && failed == nil && len(families) == 0
+	if mends && repaired {
 		s.noteDamage(time.Time{})
 	}
 	if s.inForce != nil {
-		failed := (*FamilyError)(nil)
-		errors.As(err, &failed)
 		s.faults.note(s.cfg.Log, families, failed, end, end.Sub(start))
 	}
 	if readBack && s.inForce != nil {
 		s.audited = end
-		if len(found.Differences) > 0 {
+		if len(found.Differences) > 0 && repaired {
 			found.Repaired = true
 			s.noteRepair(found)
 		}
@@ -362,7 +364,8 @@ func (s *Syncer) syncOnce(ctx context.Context) error {
 	return err
 }
 
-// without is want with some ServicePorts as the kernel was last known to have them.
+// without is want with some ServicePorts as the kernel was last known to have
+// them, less the frontends that they do not want any more.
 func (s *Syncer) without(want *Snapshot, ids []PortID) *Snapshot {
 	if len(ids) == 0 {
 		return want
@@ -372,7 +375,7 @@ func (s *Syncer) without(want *Snapshot, ids []PortID) *Snapshot {
 	for _, id := range ids {
 		var old *ServicePort
 		if s.lastGood != nil {
-			old = s.lastGood.Ports.Get(id)
+			old = Fallback(s.lastGood.Ports.Get(id), want.Ports.Get(id))
 		}
 		if old == nil {
 			remove = append(remove, id)

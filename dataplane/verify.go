@@ -90,8 +90,9 @@ func (s *Syncer) settled(ctx context.Context) *Snapshot {
 	want := s.newest()
 	if want != nil && s.inForce != nil && s.Status().Served != want.Revision {
 		_ = s.syncOnce(ctx) // it is logged, and in the status
+		want = s.tried
 	}
-	return s.newest()
+	return want
 }
 
 // between has Run's goroutine do something between two Syncs. do gets Run's

@@ -226,7 +226,8 @@ type agent struct {
 
 	healthServer, metricsServer *status.Server
 	health                      *status.Health
-	programmed                  bool          // the kernel held all that was wanted, once
+	programmed                  bool          // the kernel held all that was wanted but for what is refused, once
+	served                      bool          // a Sync succeeded, if not for all families
 	forwarding                  chan struct{} // closed when it did
 	leftovers                   leftovers
 	podsHeld                    atomic.Bool // while IPVS of an earlier agent has connections
@@ -276,7 +277,6 @@ func (a *agent) keepFirewallOpen(cfg dataplane.Config) {
 		if d.OpensFirewall {
 			return
 		}
-		k.Local = k.Local || d.Local
 	}
 	a.firewall = hostfirewall.NewKeeper(k)
 	a.choice.Layers = slices.Insert(a.choice.Layers, 0, hostfirewall.LayerName) // the packet backend stays the last
@@ -343,7 +343,7 @@ func (a *agent) synced(r dataplane.SyncReport) {
 	a.metrics.Synced(a.backend, r)
 	a.events.Synced(r, a.watcher.ServiceUID)
 	a.judge(r)
-	if r.InForce != nil && len(r.Refused) == 0 && len(r.Failing) == 0 && !a.programmed {
+	if r.InForce != nil && len(r.Failing) == 0 && !a.programmed {
 		a.programmed = true
 		close(a.forwarding)
 		a.log.Info("the kernel forwards all Services; ready", "ports", r.Want.Ports.Len(), "took", r.Took)

@@ -42,7 +42,8 @@ func (a *agent) backendOptions() catalog.Options {
 // judge notes whether a first Sync failed for a reason that no later try mends.
 // It must not block.
 func (a *agent) judge(r dataplane.SyncReport) {
-	if a.programmed || r.Err == nil || r.InForce != nil || !catalog.OfMachine(r.Err) {
+	a.served = a.served || r.InForce != nil
+	if a.served || r.Err == nil || !catalog.OfMachine(r.Err) {
 		return
 	}
 	fault := &unfitError{layer: a.choice.LayerOf(r.Err), err: fmt.Errorf("its first Sync failed: %w", r.Err)}
@@ -75,7 +76,12 @@ func (a *agent) fallThrough(ctx context.Context) error {
 		a.log.Warn("no other backend works here; trying this one again", "backend", a.backend, "error", err)
 		return nil
 	}
-	return fault
+	select {
+	case <-a.forwarding: // meanwhile it succeeded
+		return nil
+	default:
+		return fault
+	}
 }
 
 // passOver starts all parts again without the layer that proved unfit.
@@ -99,7 +105,8 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	for {
-		a.programmed, a.forwarding, a.faults, a.started = false, make(chan struct{}), make(chan *unfitError, 1), time.Now()
+		a.programmed, a.served = false, false
+		a.forwarding, a.faults, a.started = make(chan struct{}), make(chan *unfitError, 1), time.Now()
 		err := a.once(ctx)
 		var fault *unfitError
 		if !errors.As(err, &fault) {

@@ -24,9 +24,6 @@ type Config struct {
 	// MasqueradeBit is the bit of the packet mark that the backend sets for
 	// connections that it masquerades, which are those from outside.
 	MasqueradeBit int
-	// Local says that the backend takes connections on as if they were the
-	// node's own, so that INPUT decides about them (IPVS).
-	Local bool
 }
 
 // Keeper keeps a host's firewall open for Services' connections, and for their
@@ -96,7 +93,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		if k.ready() {
-			k.look()
+			k.look(ctx)
 		}
 	}
 }
@@ -116,8 +113,11 @@ func (k *Keeper) State() ([]string, error) {
 }
 
 // look makes the rules as they must be, and logs what is news.
-func (k *Keeper) look() {
-	closed, err := k.keep()
+func (k *Keeper) look(ctx context.Context) {
+	closed, err := k.keep(ctx)
+	if ctx.Err() != nil {
+		return
+	}
 	k.mu.Lock()
 	news := !slices.Equal(closed, k.closed)
 	failed := err != nil && (k.err == nil || k.err.Error() != err.Error())
@@ -133,11 +133,14 @@ func (k *Keeper) look() {
 
 // keep opens each chain that drops the rest, and takes back what was opened in
 // chains that do not any more.
-func (k *Keeper) keep() (closed []string, err error) {
+func (k *Keeper) keep(ctx context.Context) (closed []string, err error) {
 	found, err := tables(k.cfg.Families)
 	errs := []error{err}
 	for _, t := range found {
 		for _, c := range k.chains() {
+			if ctx.Err() != nil { // a command may have waited for the xtables lock
+				return nil, ctx.Err()
+			}
 			drops, err := t.drops(c.chain)
 			switch {
 			case err != nil:
@@ -161,16 +164,11 @@ type opening struct {
 
 func (k *Keeper) chains() []opening {
 	bit := uint32(1) << k.cfg.MasqueradeBit
-	ours := fmt.Sprintf("-m mark --mark %#x/%#x", bit, bit)
 	// Another program's mark may have our bit, so that the connection must have
-	// been translated, too. IPVS translates later.
-	first := ours + " -m conntrack --ctstate DNAT -j ACCEPT"
+	// been translated, too.
+	first := fmt.Sprintf("-m mark --mark %#x/%#x -m conntrack --ctstate DNAT -j ACCEPT", bit, bit)
 	const rest = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 	var in []string
-	if k.cfg.Local {
-		first = ours + " -j ACCEPT"
-		in = []string{first, rest}
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, port := range slices.Sorted(maps.Keys(k.checks)) {

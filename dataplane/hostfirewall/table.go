@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,8 +25,8 @@ const (
 	// The iptables backend takes chains whose names begin with SWITCHYARD- for its own.
 	openForward  = "OPEN-SWITCHYARD-FORWARD"
 	openInput    = "OPEN-SWITCHYARD-INPUT"
-	lockSeconds  = 10 // the longest wait for the xtables lock
-	jumpFirst    = 1  // position of our jump: before whatever drops
+	lockSeconds  = 2 // the longest wait for the xtables lock
+	jumpFirst    = 1 // position of our jump: before whatever drops
 	legacySuffix = "-legacy"
 )
 
@@ -100,9 +101,9 @@ func (t table) drops(chain string) (string, error) {
 
 // dropsRest looks for a policy, or for a rule that matches all.
 func dropsRest(chain string, lines []string) string {
+	all := regexp.MustCompile(`^-A ` + regexp.QuoteMeta(chain) + `( -m comment --comment ("[^"]*"|\S+))? -j (DROP|REJECT)( |$)`)
 	for _, line := range lines {
-		rest, ok := strings.CutPrefix(line, "-A "+chain+" -j ")
-		if line == "-P "+chain+" DROP" || ok && (strings.HasPrefix(rest, "DROP") || strings.HasPrefix(rest, "REJECT")) {
+		if line == "-P "+chain+" DROP" || all.MatchString(line) {
 			return line
 		}
 	}

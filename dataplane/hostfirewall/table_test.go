@@ -19,6 +19,8 @@ func TestDropsRest(t *testing.T) {
 			"-A FORWARD -j REJECT --reject-with icmp-host-prohibited"},
 		{"a last rule that drops", []string{"-P FORWARD ACCEPT", "-A FORWARD -j DROP"}, "-A FORWARD -j DROP"},
 		{"rules that drop some", []string{"-P FORWARD ACCEPT", "-A FORWARD -s 192.0.2.1/32 -j DROP"}, ""},
+		{"a last rule with a comment", []string{`-A FORWARD -m comment --comment "drop the rest" -j DROP`}, `-A FORWARD -m comment --comment "drop the rest" -j DROP`},
+		{"a chain whose name begins so", []string{"-A FORWARD -j DROP-SPOOFED"}, ""},
 		{"a policy of another chain", []string{"-P INPUT DROP"}, ""},
 	} {
 		if got := dropsRest("FORWARD", c.lines); got != c.want {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -21,6 +22,8 @@ type backend struct {
 	watch  *watch
 	held   *dataplane.Snapshot // what the kernel holds as far as is known; nil: unknown since the start
 	known  bool                // held is still true
+
+	otherMost time.Duration // see the constant
 
 	resting atomic.Pointer[[]dataplane.Family] // families to leave alone
 	noted   atomic.Pointer[noted]              // for Observe
@@ -86,11 +89,7 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	defer b.watch.pause(prev == nil)()
 	work := b.divide(prev, want)
 	b.known = false
-	var wg sync.WaitGroup
-	for _, w := range work {
-		wg.Go(func() { w.run(ctx, want, b.heldPort) })
-	}
-	wg.Wait()
+	b.runAll(ctx, work, want)
 	bad, failed := refused{}, &dataplane.FamilyError{}
 	var errs []error
 	done := 0
@@ -118,6 +117,43 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return errors.Join(failed, partial(bad))
 	}
 	return partial(bad)
+}
+
+const (
+	// otherMost and otherTimes bound how long a family may take after the other one
+	// is done: a command that hangs must not stop both. It is less than the time
+	// after which the agent counts as stuck.
+	otherMost  = 45 * time.Second
+	otherTimes = 10
+)
+
+var errHangs = errors.New("it is not done long after the other family")
+
+// runAll does each family's share side by side.
+func (b *backend) runAll(ctx context.Context, work []*work, want *dataplane.Snapshot) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var once sync.Once
+	var timer *time.Timer
+	start := time.Now()
+	for _, w := range work {
+		wg.Go(func() {
+			w.run(ctx, want, b.heldPort)
+			if w.err != nil && errors.Is(context.Cause(ctx), errHangs) {
+				w.err = fmt.Errorf("%w: %w", errHangs, w.err)
+			}
+			if w.half != nil && w.err == nil {
+				once.Do(func() {
+					timer = time.AfterFunc(max(b.otherMost, otherTimes*time.Since(start)), func() { cancel(errHangs) })
+				})
+			}
+		})
+	}
+	wg.Wait()
+	if timer != nil {
+		timer.Stop()
+	}
 }
 
 // clearOthers removes what an earlier Switchyard wrote with the other variant,
@@ -260,7 +296,7 @@ func (b *backend) keep(want *dataplane.Snapshot, bad refused, failed *dataplane.
 		var put []*dataplane.ServicePort
 		var remove []dataplane.PortID
 		for id, err := range bad {
-			if old := b.heldPort(id); old != nil && !errors.Is(err, errGone) {
+			if old := dataplane.Fallback(b.heldPort(id), want.Ports.Get(id)); old != nil && !errors.Is(err, errGone) {
 				put = append(put, old)
 			} else {
 				remove = append(remove, id)

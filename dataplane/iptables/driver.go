@@ -79,7 +79,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{}
+	b := &backend{otherMost: otherMost}
 	if b.lock, err = openLock(o.LockDir); err != nil {
 		return nil, err
 	}

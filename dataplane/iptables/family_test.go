@@ -144,3 +144,26 @@ func TestSyncerWithoutIP6Tables(t *testing.T) {
 		k.mustHold(b, only(&second, dataplane.IPv4))
 	})
 }
+
+// TestAFamilyThatHangs: a program of one family that never ends keeps the other
+// family from nothing.
+func TestAFamilyThatHangs(t *testing.T) {
+	eachVariant(t, func(t *testing.T, k *kernel) {
+		b := k.open()
+		b.otherMost = time.Second
+		k.breaks("ip6tables", "-restore", true)
+		path := filepath.Join(k.dir, "ip6tables-"+string(k.variant)+"-restore")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 60\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		want := mixed()
+		start := time.Now()
+		err := b.Sync(t.Context(), nil, want)
+		var failed *dataplane.FamilyError
+		if !errors.As(err, &failed) || len(failed.Failed) != 1 || !failed.Has(dataplane.IPv6) || time.Since(start) > 40*time.Second {
+			t.Fatalf("after %v Sync returned %v; want an error of IPv6 alone", time.Since(start), err)
+		}
+		b.Hold([]dataplane.Family{dataplane.IPv6})
+		k.mustHold(b, only(want, dataplane.IPv4))
+	})
+}

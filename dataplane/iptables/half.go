@@ -75,7 +75,7 @@ func (h *half) fullOnce(ctx context.Context, want *dataplane.Snapshot, ports []*
 		changes = append(changes, change{new: p})
 	}
 	again := func(c change) (change, bool) {
-		old := held(c.id())
+		old := dataplane.Fallback(held(c.id()), c.new)
 		return change{new: old}, old != nil && old != c.new
 	}
 	empty := newModel(next)
@@ -104,7 +104,10 @@ func (h *half) step(ctx context.Context, want *dataplane.Snapshot, changes []cha
 			h.model.apply(back, before, newDelta())
 		}
 	}
-	again := func(change) (change, bool) { return change{}, false }
+	again := func(c change) (change, bool) {
+		old := dataplane.Fallback(c.old, c.new)
+		return change{old: c.old, new: old}, old != c.old // else it stays as it is
+	}
 	return h.program(ctx, h.model, next, changes, plan, again)
 }
 

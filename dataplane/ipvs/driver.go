@@ -65,7 +65,6 @@ func (o Options) drainTimeout() time.Duration {
 func Driver(o Options) dataplane.Driver {
 	return dataplane.Driver{
 		Name:  "ipvs",
-		Local: true,
 		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(o, cfg) },
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(o, cfg)

@@ -64,7 +64,7 @@ func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, [
 			continue
 		}
 		failed = append(failed, dataplane.PortError{ID: cur.ID, Err: why})
-		if old != nil {
+		if old = dataplane.Fallback(old, cur); old != nil {
 			keep = append(keep, old)
 		} else {
 			drop = append(drop, cur.ID)

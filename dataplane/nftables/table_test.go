@@ -365,3 +365,28 @@ func TestSecondLook(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRefusedMove: a ServicePort that is refused as it moves to another address
+// keeps none that is another's by now.
+func TestRefusedMove(t *testing.T) {
+	b := opened(t, dataplane.IPv4)
+	const x, y = "10.97.0.1:80", "10.97.0.2:80"
+	before := port("zz", frontend(dataplane.LoadBalancer, x, pool("10.244.6.6:80"), dataplane.SNATNone))
+	mustSync(t, b, nil, snapshot(before))
+	moved := port("zz", frontend(dataplane.LoadBalancer, y, pool("10.244.6.6:80"), dataplane.SNATNone))
+	for i := range 5000 {
+		moved.Frontends[0].Sources = append(moved.Frontends[0].Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 7), byte(i << 1)}), 32))
+	}
+	heir := port("heir", frontend(dataplane.LoadBalancer, x, pool("10.244.1.1:80"), dataplane.SNATNone))
+	var partial *dataplane.PartialError
+	if err := b.Sync(t.Context(), snapshot(before), snapshot(heir, moved)); !errors.As(err, &partial) || len(partial.Failed) != 1 || partial.Failed[0].ID != moved.ID {
+		t.Fatalf("Sync returned %v; want an error that names %s", err, moved.ID)
+	}
+	have, err := b.Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diffs := have.Differences(dataplane.Expect(snapshot(heir))); len(diffs) > 0 {
+		t.Errorf("the kernel is not as wanted: %v", diffs)
+	}
+}
