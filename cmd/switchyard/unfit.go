@@ -64,16 +64,7 @@ func (a *agent) fallThrough(ctx context.Context) error {
 		return nil
 	case fault = <-a.faults:
 	}
-	if !slices.Contains(a.choice.Layers, fault.layer) || a.unfit[fault.layer] != nil { // another backend would fail likewise
-		return nil
-	}
-	o := a.backendOptions()
-	if o.Unfit == nil {
-		o.Unfit = map[string]error{}
-	}
-	o.Unfit[fault.layer] = fault.err
-	if err := catalog.Check(ctx, a.config.Backend(), a.backends.drivers(o), a.config.Dataplane(slog.New(slog.DiscardHandler), a.families)); err != nil {
-		a.log.Warn("no other backend works here; trying this one again", "backend", a.backend, "error", err)
+	if !a.hasAnother(ctx, fault) {
 		return nil
 	}
 	select {
@@ -82,6 +73,24 @@ func (a *agent) fallThrough(ctx context.Context) error {
 	default:
 		return fault
 	}
+}
+
+// hasAnother reports whether another backend works here, without the layer that
+// proved unfit.
+func (a *agent) hasAnother(ctx context.Context, fault *unfitError) bool {
+	if !slices.Contains(a.choice.Layers, fault.layer) || a.unfit[fault.layer] != nil { // another backend would fail likewise
+		return false
+	}
+	o := a.backendOptions()
+	if o.Unfit == nil {
+		o.Unfit = map[string]error{}
+	}
+	o.Unfit[fault.layer] = fault.err
+	err := catalog.Check(ctx, a.config.Backend(), a.backends.drivers(o), a.config.Dataplane(slog.New(slog.DiscardHandler), a.families))
+	if err != nil {
+		a.log.Warn("no other backend works here; trying this one again", "backend", a.backend, "error", err)
+	}
+	return err == nil
 }
 
 // passOver starts all parts again without the layer that proved unfit.

@@ -177,6 +177,30 @@ func TestFirstSyncDecides(t *testing.T) {
 	}
 }
 
+// TestABackendThatServedStays: what fails later is no first Sync, also where a
+// Service has been refused all along.
+func TestABackendThatServedStays(t *testing.T) {
+	if !ownNetns(t) {
+		return
+	}
+	refused := dataplane.PortError{ID: dataplane.PortID{Namespace: "shop", Service: "web", Family: dataplane.IPv4}, Err: unix.ENOSPC}
+	m := &machine{fails: map[string]error{"first": &dataplane.PartialError{Failed: []dataplane.PortError{refused}}}}
+	socket, log := m.runOn(t, "auto")
+	client := inspect.Client{Socket: socket}
+	eventually(t, "ready", func() bool {
+		s, _, err := client.Status(t.Context())
+		return err == nil && s.Health.Ready
+	})
+	m.mu.Lock()
+	m.fails["first"] = unix.EPERM
+	m.mu.Unlock()
+	eventually(t, "a Sync that fails", func() bool { return strings.Contains(log.String(), "programming the kernel failed") })
+	time.Sleep(300 * time.Millisecond)
+	if s, _, err := client.Status(t.Context()); err != nil || s.Backend.Name != "first" {
+		t.Errorf("backend %s, %v; want the one that served", s.Backend.Name, err)
+	}
+}
+
 // TestLayerAtFault names the layer that an error of a layered backend is of.
 func TestLayerAtFault(t *testing.T) {
 	c := catalog.Choice{Layers: []string{ebpf.LayerName, "nftables"}}
