@@ -5,9 +5,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/switchyard-io/switchyard/inspect"
 )
 
 // apiServer is enough of one for an agent: it gives two Services that want the
@@ -132,5 +136,42 @@ func TestTheEventOfAnAddressInUse(t *testing.T) {
 	}
 	if want := "/apis/events.k8s.io/v1/namespaces/default/events Warning Node node-1 node-1 FailedToStartMetricServer"; api.said() != want {
 		t.Errorf("the Events are\n%s", api.said())
+	}
+}
+
+// TestABlindAgentSaysSo: status and a metric report an API server that is gone.
+// What was in force stays, and the agent stays ready.
+func TestABlindAgentSaysSo(t *testing.T) {
+	if !ownNetns(t) {
+		return
+	}
+	h := serve(t, &apiServer{})
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	p := start(t, func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "--socket="+socket) }, "run", "--backend=iptables", "--master="+h.URL,
+		"--kube-api-content-type=application/json", "--hostname-override=node-1")
+	client := inspect.Client{Socket: socket}
+	contacts := func(well func(inspect.Contact) bool) func() bool {
+		return func() bool {
+			s, _, err := client.Status(t.Context())
+			if err != nil || !s.Health.Ready || len(s.Source) == 0 {
+				return false
+			}
+			for _, c := range s.Source {
+				if !well(c) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	p.within(t, "contact", contacts(func(c inspect.Contact) bool { return c.Error == "" && !c.Last.IsZero() }))
+	_ = h.Listener.Close()
+	h.CloseClientConnections()
+	p.within(t, "a word of it in status", contacts(func(c inspect.Contact) bool { return c.Error != "" && !c.Last.IsZero() }))
+	_, body := get("http://127.0.0.1:10249/metrics")
+	for _, resource := range []string{"services", "endpointslices"} {
+		if !strings.Contains(body, `switchyard_source_last_contact_timestamp_seconds{resource="`+resource+`"}`) {
+			t.Errorf("no metric of %s", resource)
+		}
 	}
 }
