@@ -63,9 +63,11 @@ func (k *kernel) read() (map[serviceKey]held, error) {
 
 const (
 	// sameDumps is how many dumps that bring nothing new end the search: what one
-	// leaves out at the end of a part the next one may, too.
-	sameDumps = 2
-	mostDumps = 10
+	// leaves out at the end of a part the next one may, too. There are more once a
+	// dump was seen to leave something out.
+	sameDumps      = 2
+	sameDumpsShort = 4
+	mostDumps      = 15
 )
 
 // services are all that there are. A dump comes in parts, and where one ends the
@@ -75,17 +77,22 @@ const (
 // should it leave out one each time, the next repair finds it.
 func (k *kernel) services() (map[serviceKey]*ipvs.Service, error) {
 	all := map[serviceKey]*ipvs.Service{}
-	for i, same := 0, 0; i < mostDumps && same < sameDumps; i++ {
+	enough := sameDumps
+	for i, same := 0, 0; i < mostDumps && same < enough; i++ {
 		list, err := k.ipvs.GetServices()
 		k.counts.messages++
 		if err != nil {
 			return nil, fmt.Errorf("reading the IPVS services: %w", err)
 		}
-		before := len(all)
+		before, ours := len(all), 0
 		for _, s := range list {
 			if key, ok := keyOf(s); ok { // else by firewall mark: not ours
 				all[key] = s
+				ours++
 			}
+		}
+		if i > 0 && len(all) > before || ours < len(all) {
+			enough = sameDumpsShort
 		}
 		if same++; i == 0 || len(all) > before {
 			same = 0
