@@ -66,7 +66,7 @@ func TestWrongFiles(t *testing.T) {
 		{"ipvs without its gate", kubeProxyHead + "mode: ipvs\nfeatureGates: {KubeProxyIPVS: false}\n", "the feature gate KubeProxyIPVS is off"},
 		{"a wrong range", kubeProxyHead + "clusterCIDR: 10.244.0.0\n", `config.conf: clusterCIDR is "10.244.0.0"; it must be an address range`},
 		{"a wrong address", kubeProxyHead + "healthzBindAddress: localhost:1\n", `healthzBindAddress is "localhost:1"; it must be an IP address and a port`},
-		{"a wrong bit", kubeProxyHead + "iptables: {masqueradeBit: 31}\n", `iptables.masqueradeBit is "31"; it can be 0 to 30`},
+		{"a wrong bit", kubeProxyHead + "iptables: {masqueradeBit: 32}\n", `iptables.masqueradeBit is "32"; it can be 0 to 31`},
 		{"a time that is too long", kubeProxyHead + "iptables: {minSyncPeriod: 1m}\n", `iptables.minSyncPeriod is "1m0s"; it must not be more than syncPeriod, which is 30s`},
 		{"a wrong detector", kubeProxyHead + "detectLocalMode: Magic\n", `detectLocalMode is "Magic"; it can be ClusterCIDR, NodeCIDR,`},
 		{"a detector without its value", kubeProxyHead + "detectLocalMode: BridgeInterface\n", "needs the name of an interface"},

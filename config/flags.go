@@ -158,7 +158,7 @@ func addTrafficFlags(k *kubeproxy.KubeProxyConfiguration, fs *pflag.FlagSet) {
 	fs.StringVar(&k.DetectLocal.InterfaceNamePrefix, "pod-interface-name-prefix", k.DetectLocal.InterfaceNamePrefix, "start of the pods' interface names, for InterfaceNamePrefix")
 	fs.StringSliceVar(&k.NodePortAddresses, "nodeport-addresses", k.NodePortAddresses, "node addresses that take NodePorts: CIDRs, primary, localhost, all; default: all")
 	fs.BoolVar(&k.IPTables.MasqueradeAll, "masquerade-all", k.IPTables.MasqueradeAll, "masquerade pods that use a ClusterIP too")
-	fs.Int32Var(k.IPTables.MasqueradeBit, "iptables-masquerade-bit", *k.IPTables.MasqueradeBit, "bit of the packet mark that means masquerade, 0 to 30; the bit after it is used too")
+	fs.Int32Var(k.IPTables.MasqueradeBit, "iptables-masquerade-bit", *k.IPTables.MasqueradeBit, "bit of the packet mark that means masquerade, 0 to 31")
 	fs.BoolVar(k.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", *k.IPTables.LocalhostNodePorts, "let IPv4 NodePorts answer on 127.0.0.1")
 	fs.DurationVar(&k.IPTables.SyncPeriod.Duration, "iptables-sync-period", k.IPTables.SyncPeriod.Duration, "half of how long the kernel may lack something wanted before the agent calls itself unhealthy")
 	fs.DurationVar(&k.IPTables.MinSyncPeriod.Duration, "iptables-min-sync-period", k.IPTables.MinSyncPeriod.Duration, "as --min-sync-interval, where it is not 1s")

@@ -80,8 +80,8 @@ func (c *Config) checkRanges() []error {
 		least, most int32
 		allowed     string
 	}{
-		{"iptables.masqueradeBit", *k.IPTables.MasqueradeBit, 0, 30, "it can be 0 to 30"},
-		{"nftables.masqueradeBit", *k.NFTables.MasqueradeBit, 0, 30, "it can be 0 to 30"},
+		{"iptables.masqueradeBit", *k.IPTables.MasqueradeBit, 0, 31, "it can be 0 to 31"},
+		{"nftables.masqueradeBit", *k.NFTables.MasqueradeBit, 0, 31, "it can be 0 to 31"},
 		{"oomScoreAdj", *k.OOMScoreAdj, -1000, 1000, "it can be -1000 to 1000"},
 		{"conntrack.maxPerCore", *k.Conntrack.MaxPerCore, 0, 1<<31 - 1, "it must not be less than 0"},
 		{"conntrack.min", *k.Conntrack.Min, 0, 1<<31 - 1, "it must not be less than 0"},

@@ -35,9 +35,9 @@ Stop the agent first. While it runs, cleanup removes nothing and says which
 process it is, because the agent would put everything back; --force removes all
 the same, and Services are not served until the agent notices. Once the agent's
 process has ended, in whatever way, nothing is left that keeps cleanup from
-running. What was removed is printed. --dry-run prints it and removes nothing. Without --backend, what any backend left is
-removed. The translation of sockets, which may be on top of any backend, is always
-removed, and first.
+running. What was removed is printed. --dry-run prints it and removes nothing.
+Without --backend, what any backend left is removed. The translation of sockets,
+which may be on top of any backend, is always removed, and first.
 
 Connections through Services end, but for those that another proxy on this node
 goes on with: kube-proxy does with what the kernel's NAT translates, and sockets

@@ -26,7 +26,7 @@ func TestWrongInput(t *testing.T) {
 		{"cleanup --backend magic", `--backend is "magic"; it can be auto, ebpf, nftables, iptables, ipvs`},
 		{"run --socket-lb pods", `--socket-lb is "pods"; it can be auto, all, tcp, node, off`},
 		{"run --iptables-mode xtables", `--iptables-mode is "xtables"; it can be auto, nft or legacy`},
-		{"run --iptables-masquerade-bit 31", `--iptables-masquerade-bit is "31"; it can be 0 to 30`},
+		{"run --iptables-masquerade-bit 32", `--iptables-masquerade-bit is "32"; it can be 0 to 31`},
 		{"run --ebpf-max-endpoints 0", `--ebpf-max-endpoints is "0"; it can be 1 to 134217728`},
 		{"run --ipvs-scheduler random", `--ipvs-scheduler is "random"; it can be rr, wrr, lc`},
 		{"run --ipvs-exclude-cidrs 10.0.0.1", `--ipvs-exclude-cidrs is "10.0.0.1"; it must be an address range`},
