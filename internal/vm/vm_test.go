@@ -168,7 +168,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("%+v, %v; want the jobs %+v", o.jobs(series{name: "6.1"}), err, want)
 	}
 	for args, want := range map[string]int{
-		"": len(matrix("")), "-run TestCosts": len(matrix("")), "-backend ipvs": len(matrix("")) - 4, "-backend iptables-legacy": len(matrix("")) - 4,
+		"": 7, "-run TestCosts": 7, "-kernel 6.1": len(matrix("")), "-backend ipvs": len(matrix("")) - 4, "-backend iptables-legacy": len(matrix("")) - 4,
 		"./dataplane/conformance": 4, "-backend iptables ./dataplane/conformance": 1, "-run . ./dataplane/conformance": 1,
 		"-backend nonsense ./dataplane/conformance": 1, // which says that there is none
 	} {
