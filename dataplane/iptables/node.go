@@ -16,11 +16,12 @@ type marks struct {
 }
 
 // The marks of packets that the nat table, which cannot drop them, leaves to the
-// hooks that can. They are numbers of 16 bits, none of which is a bit that others
-// are known to ask for by itself: Calico has the upper 16, Cilium 0x0f00, the AWS
-// CNI 0x80, kube-proxy and kubelets 0x4000 and 0x8000.
+// hooks that can. A verdict is a number of nine bits. Other programs set and clear
+// bits of their own before it is carried out, and accept by some, so that none of
+// the nine is one of theirs: Calico has the upper 16, Cilium 0x0f00, the AWS CNI
+// 0x80, kube-proxy and kubelets 0x4000 and 0x8000.
 const (
-	markMask    uint32 = 0xffff
+	markMask    uint32 = 0x307f
 	markDrop    uint32 = 0x305a
 	markReject         = markDrop | 1
 	markVerdict        = markMask &^ 1 // the bits that both have
@@ -38,6 +39,10 @@ func makeMarks(bit int) (marks, error) {
 func setMark(bits, mask uint32) string {
 	return fmt.Sprintf("-j MARK --set-xmark %#x/%#x\n", bits, mask)
 }
+
+// doom is the target that gives a packet a verdict, and takes the masquerade bit
+// from it.
+func doom(verdict, masquerade uint32) string { return setMark(verdict, markMask|masquerade) }
 
 // ifMark is the match for some bits within a mask.
 func ifMark(bits, mask uint32) string { return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask) }
@@ -180,8 +185,8 @@ func natConstants(e *env) []chain {
 		{name: chainMarked, rank: rankHook, body: setMark(0, bit) + trees + mark},
 		{name: chainServices, rank: rankHook, body: ifMark(bit, bit) + "-g " + chainMarked + "\n" + trees},
 		// ACCEPT ends this table alone: no later rule shall redirect what is doomed.
-		{name: chainReject, body: setMark(markReject, markMask) + "-j ACCEPT\n"},
-		{name: chainDrop, body: setMark(markDrop, markMask) + "-j ACCEPT\n"},
+		{name: chainReject, body: doom(markReject, bit) + "-j ACCEPT\n"},
+		{name: chainDrop, body: doom(markDrop, bit) + "-j ACCEPT\n"},
 		{name: chainMasqNonPods, body: pods.String() + mark},
 		{name: chainMasqNode, body: pods.String() + "-m addrtype --src-type LOCAL " + mark},
 		{name: chainPostrouting, rank: rankHook, body: "-m conntrack ! --ctstate DNAT -j RETURN\n-j " + chainHairpin + "\n" +
