@@ -2,16 +2,13 @@ package watcher
 
 import (
 	"log/slog"
-	"time"
+
+	"github.com/switchyard-io/switchyard/watcher/loglimit"
 )
 
 const (
-	// mostNames bounds the names in one line of the log, and mostLines the lines
-	// in each linesPause: whoever may create Services must not be able to fill
-	// the disk of every node.
-	mostNames  = 5
-	mostLines  = 20
-	linesPause = time.Minute
+	// mostNames bounds the names in one line of the log.
+	mostNames = 5
 	// mostReported bounds the Services that are reported at once.
 	mostReported = 100
 )
@@ -20,10 +17,7 @@ const (
 type losses struct {
 	log    *slog.Logger
 	report func(Loss) // nil: nobody is told, except the log
-
-	since     time.Time // when lines began to be counted
-	lines     int       // written since then
-	unwritten int       // losses of which no line told since one did
+	lines  loglimit.Limit
 }
 
 // tell writes a line for each address of which somebody is without since the
@@ -53,11 +47,8 @@ func (l *losses) tell(lost []Loss) {
 
 // write logs those who lost one address.
 func (l *losses) write(lost []Loss) {
-	if now := time.Now(); now.Sub(l.since) >= linesPause {
-		l.since, l.lines = now, 0
-	}
-	if l.lines++; l.lines > mostLines {
-		l.unwritten += len(lost)
+	others, ok := l.lines.May(len(lost))
+	if !ok {
 		return
 	}
 	var names []string
@@ -69,9 +60,8 @@ func (l *losses) write(lost []Loss) {
 	if more := len(lost) - len(names); more > 0 {
 		args = append(args, "more", more)
 	}
-	if l.unwritten > 0 {
-		args = append(args, "others", l.unwritten)
-		l.unwritten = 0
+	if others > 0 {
+		args = append(args, "others", others)
 	}
 	l.log.Warn("several Services want the same address and port; switchyard status has all of them", args...)
 }

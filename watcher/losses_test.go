@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/watcher/facts"
+	"github.com/switchyard-io/switchyard/watcher/loglimit"
 )
 
 // flood is Services of one tenant that all want one address and port.
@@ -67,7 +68,7 @@ func TestAFloodOfConflicts(t *testing.T) {
 					t.Errorf("a line of %d bytes", len(l))
 				}
 			}
-			if len(lines) > 2*mostLines { // the minute may end on the way
+			if len(lines) > 2*loglimit.MostLines { // the minute may end on the way
 				t.Errorf("%d lines, %d bytes", len(lines), w.log.Len())
 			}
 			for s, times := range told {
@@ -97,14 +98,14 @@ func TestWhatNoLineTold(t *testing.T) {
 	w := watch(t, nil)
 	w.SetAddresses(nil)
 	w.Apply(known(nil, nil, hereNode()))
-	for _, s := range flood(mostLines + 11) { // the first of them loses nothing
+	for _, s := range flood(loglimit.MostLines + 11) { // the first of them loses nothing
 		w.Apply(put(s))
 	}
-	w.losses.since = time.Now().Add(-linesPause)
+	w.losses.lines.Since = time.Now().Add(-loglimit.Pause)
 	last := claiming("z", 60000, 90000, "203.0.113.1", 0)
 	w.Apply(put(last))
 	lines := strings.Split(strings.TrimSpace(w.log.String()), "\n")
-	if n := len(lines); n != mostLines+1 || !strings.Contains(lines[n-1], "without=[shop/z]") || !strings.Contains(lines[n-1], "others=10") {
+	if n := len(lines); n != loglimit.MostLines+1 || !strings.Contains(lines[n-1], "without=[shop/z]") || !strings.Contains(lines[n-1], "others=10") {
 		t.Errorf("%d lines, the last: %s", n, lines[n-1])
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/switchyard-io/switchyard/watcher/facts"
+	"github.com/switchyard-io/switchyard/watcher/loglimit"
 )
 
 // follower hands one kind of objects on as facts, F of each O. It is the store
@@ -27,10 +28,7 @@ type follower[O, F any] struct {
 	convert func(*O) (*F, []error)
 	apply   func(facts.Delta[F])
 	problem func(*O, error) // nil: nobody is told of what makes no sense, beside the log
-
-	since     time.Time // when lines about objects began to be counted
-	lines     int       // written since then
-	unwritten int       // problems of which no line told since one did
+	lines   loglimit.Limit
 }
 
 // converted is what becomes of an object before all of a list is together, so
@@ -149,26 +147,15 @@ func (f *follower[O, F]) transform(obj any) (*converted[F], error) {
 	return nil, fmt.Errorf("%s: an unexpected %T", f.luck.what, obj)
 }
 
-// mostLines bounds the lines about objects in each linesPause: whoever may write
-// one must not be able to fill the disk of every node.
-const (
-	mostLines  = 20
-	linesPause = time.Minute
-)
-
-// warn logs that a part of an object is left out. status has it, too.
+// warn logs that a part of an object is left out.
 func (f *follower[O, F]) warn(object string, problem error) {
-	if now := time.Now(); now.Sub(f.since) >= linesPause {
-		f.since, f.lines = now, 0
-	}
-	if f.lines++; f.lines > mostLines {
-		f.unwritten++
+	others, ok := f.lines.May(1)
+	if !ok {
 		return
 	}
 	args := []any{"object", object, "err", problem}
-	if f.unwritten > 0 {
-		args = append(args, "others", f.unwritten)
-		f.unwritten = 0
+	if others > 0 {
+		args = append(args, "others", others)
 	}
 	f.log.Warn("an object of "+f.luck.what+" has a part that makes no sense and is left out", args...)
 }
