@@ -3,7 +3,6 @@ package hostfirewall
 import (
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
 // Chains of the table filter: iptables' own, and ours that they jump to.
@@ -71,12 +71,7 @@ func tables(families []dataplane.Family) ([]table, error) {
 // inUse reports whether a variant of iptables has a filter table.
 func inUse(f dataplane.Family, variant string) (bool, error) {
 	if variant == legacySuffix {
-		file := map[dataplane.Family]string{dataplane.IPv4: "/proc/net/ip_tables_names", dataplane.IPv6: "/proc/net/ip6_tables_names"}[f]
-		names, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			return false, nil
-		}
-		return slices.Contains(strings.Fields(string(names)), filter), err
+		return slices.Contains(xtables.LegacyTables(f), filter), nil
 	}
 	conn, err := nftables.New()
 	if err != nil {
@@ -124,6 +119,10 @@ func (t table) open(chain, ours string, rules []string) error {
 		return fmt.Errorf("listing chain %s of %s: %w", ours, t.Command, err)
 	}
 	for _, rule := range rules {
+		// To ask for each rule would cost a process for each health check, at each look.
+		if slices.Contains(have, "-A "+ours+" "+rule) {
+			continue
+		}
 		if err := t.ipt.AppendUnique(filter, ours, strings.Fields(rule)...); err != nil {
 			return fmt.Errorf("adding %q to chain %s of %s: %w", rule, ours, t.Command, err)
 		}

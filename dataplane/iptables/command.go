@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
 // commands are the iptables programs of one variant and family.
@@ -357,21 +358,7 @@ func incompatible(line []byte) string {
 	return string(table)
 }
 
-// legacyTables are the tables that legacy iptables has in this network
-// namespace. Asking iptables itself would create them.
-func legacyTables(f dataplane.Family) []string {
-	path := "/proc/net/ip_tables_names"
-	if f == dataplane.IPv6 {
-		path = "/proc/net/ip6_tables_names"
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil // no legacy iptables in this kernel
-	}
-	return strings.Fields(string(b))
-}
-
 // inUse tells whether there can be rules of this variant, without making any.
 func (c *commands) inUse(f dataplane.Family) bool {
-	return c.variant == NFT || len(legacyTables(f)) > 0
+	return c.variant == NFT || len(xtables.LegacyTables(f)) > 0
 }

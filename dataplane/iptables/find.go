@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
 // Find returns how many chains of a program there are, those that owns tells, in
@@ -59,7 +60,7 @@ func countNFT(_ context.Context, f dataplane.Family, owns func(string) bool) (in
 }
 
 func countLegacy(ctx context.Context, f dataplane.Family, owns func(string) bool) (int, error) {
-	if len(legacyTables(f)) == 0 {
+	if len(xtables.LegacyTables(f)) == 0 {
 		return 0, nil
 	}
 	cmds, err := findCommands(ctx, Legacy, f, 0)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
@@ -647,7 +648,7 @@ func TestVariantChoice(t *testing.T) {
 				if c.want != "" && v != c.want || !strings.Contains(why, c.why) {
 					t.Errorf("chose %s because %s; want %s because of %s", v, why, c.want, c.why)
 				}
-				if c.prepare == nil && len(legacyTables(dataplane.IPv4)) > 0 {
+				if c.prepare == nil && len(xtables.LegacyTables(dataplane.IPv4)) > 0 {
 					t.Error("the search made legacy tables")
 				}
 			})
