@@ -104,11 +104,11 @@ func TestEvents(t *testing.T) {
 	const starting = "/apis/events.k8s.io/v1/namespaces/default/events Normal Node node-1 node-1 Starting"
 	const conflict = "/apis/events.k8s.io/v1/namespaces/shop/events Warning Service b uid-of-b AddressInUse"
 	p.within(t, "both Events", func() bool { return strings.Contains(api.said(), starting) && strings.Contains(api.said(), conflict) })
-	p.within(t, "ten Syncs", func() bool {
+	p.within(t, "three Syncs", func() bool {
 		_, body := get("http://127.0.0.1:10249/metrics")
 		_, after, _ := strings.Cut(body, `kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} `)
 		n, _, _ := strings.Cut(after, "\n")
-		return len(n) >= 2
+		return len(n) >= 2 || n >= "3"
 	})
 	if got := api.said(); got != starting+"\n"+conflict && got != conflict+"\n"+starting {
 		t.Errorf("the Events are\n%s", got)
@@ -131,7 +131,7 @@ func TestTheEventOfAnAddressInUse(t *testing.T) {
 	h := serve(t, api)
 	p := start(t, nil, "run", "--backend=iptables", "--master="+h.URL, "--kube-api-content-type=application/json",
 		"--hostname-override=node-1", "--bind-address-hard-fail", "--metrics-bind-address="+h.Listener.Addr().String())
-	if code, _ := p.ended(t, 20e9); code != 1 {
+	if code, _ := p.ended(t); code != 1 {
 		t.Errorf("ended with %d", code)
 	}
 	if want := "/apis/events.k8s.io/v1/namespaces/default/events Warning Node node-1 node-1 FailedToStartMetricServer"; api.said() != want {

@@ -193,7 +193,7 @@ func (s *site) askJSON(answer any, args ...string) error {
 
 // shell runs a command on the node.
 func (s *site) shell(command string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return s.node.Run(ctx, "env", s.env[len(s.env)-1], "sh", "-c", command)
 }

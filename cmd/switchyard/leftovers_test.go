@@ -35,7 +35,7 @@ func TestLeftoversAreTold(t *testing.T) {
 	clean := func(args ...string) (code int, out string) {
 		p := &bytes.Buffer{}
 		q := start(t, func(cmd *exec.Cmd) { cmd.Stdout = p }, append([]string{"cleanup", pins}, args...)...)
-		code, _ = q.ended(t, 20*time.Second)
+		code, _ = q.ended(t)
 		return code, p.String()
 	}
 

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestOneWriter: beside an agent no other one starts and no cleanup removes
@@ -26,7 +25,7 @@ func TestOneWriter(t *testing.T) {
 
 	none := "--ebpf-pin-dir=" + filepath.Join(t.TempDir(), "none")
 	for _, args := range [][]string{{"cleanup", none}, {"cleanup", "--drain=1s", none}, {"run", "--cleanup", none}} {
-		code, line := start(t, nil, args...).ended(t, 10*time.Second)
+		code, line := start(t, nil, args...).ended(t)
 		if code == 0 || !strings.Contains(line, "nothing is removed, because "+holder) || !strings.Contains(line, "stop it first") {
 			t.Errorf("%s: status %d: %s", args, code, line)
 		}
@@ -34,7 +33,7 @@ func TestOneWriter(t *testing.T) {
 	if !forwards() {
 		t.Error("cleanup removed the rules of a running agent")
 	}
-	if code, line := start(t, nil, append(run, "--init-only")...).ended(t, 10*time.Second); code != 0 {
+	if code, line := start(t, nil, append(run, "--init-only")...).ended(t); code != 0 {
 		t.Errorf("--init-only: status %d: %s", code, line)
 	}
 

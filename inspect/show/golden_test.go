@@ -73,7 +73,7 @@ func newInspector(t *testing.T, k *kernel, pods []netip.Prefix) *inspect.Inspect
 	go syncer.Run(t.Context())
 	select {
 	case <-synced:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("nothing is synced: %+v", w.Status())
 	}
 	return &inspect.Inspector{

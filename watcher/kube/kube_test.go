@@ -314,7 +314,7 @@ func serve(t *testing.T, s *apiServer) *httptest.Server {
 // within waits until something is true.
 func within(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -382,7 +382,7 @@ func TestTellsOfMalformedServices(t *testing.T) {
 		if !strings.HasPrefix(got, "shop/bad 0123 ") || !strings.Contains(got, "10.96.0") {
 			t.Errorf("told %q", got)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("never told")
 	}
 }
