@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"io"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -181,6 +183,37 @@ func TestParse(t *testing.T) {
 		o, err := parse(strings.Fields(args), io.Discard)
 		if n := len(o.jobs(series{name: newest})); err != nil || n == 0 || (n < len(matrix(""))) != less {
 			t.Errorf("%q: %d jobs on the newest kernel, %v", args, n, err)
+		}
+	}
+}
+
+// TestMatrixNamesWhatIsThere: a name that no test has would run nothing, silently.
+func TestMatrixNamesWhatIsThere(t *testing.T) {
+	for _, p := range append(matrix(""), matrix("nftables")...) {
+		var source []byte
+		files, err := filepath.Glob(filepath.Join("../..", p.dir, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			source = append(source, b...)
+		}
+		for _, name := range p.run {
+			var words []string // a case's name may be put together
+			if p.dir == conformance {
+				words = strings.Split(name, "; ")
+			} else {
+				words = []string{"func " + name + "(t *testing.T)"}
+			}
+			for _, w := range words {
+				if !bytes.Contains(source, []byte(w)) {
+					t.Errorf("%s has no %q", p.dir, w)
+				}
+			}
 		}
 	}
 }
