@@ -9,9 +9,10 @@ import (
 
 // Kind is one thing that is compared.
 type Kind struct {
-	Name    string
-	Program string // "": none, straight to the pod
-	Mode    string // its --backend or --proxy-mode
+	Name    string   // with its flags, each after a "+"
+	Program string   // "": none, straight to the pod
+	Mode    string   // its --backend or --proxy-mode
+	Flags   []string // more of its own
 	counter counter
 }
 
@@ -56,8 +57,13 @@ func Choose(names []string) (kinds []Kind, without []string, err error) {
 		kinds = append(kinds, k)
 	}
 	for _, n := range names {
-		k, ok := all[n]
-		if !ok {
+		words := strings.Split(n, "+")
+		k, ok := all[words[0]]
+		k.Name = n
+		for _, w := range words[1:] {
+			k.Flags = append(k.Flags, "--"+w)
+		}
+		if !ok || len(k.Flags) > 0 && k.Program == "" {
 			return nil, nil, fmt.Errorf("--proxies: there is no %q; there are %s", n, strings.Join(known, ", "))
 		}
 		kinds = append(kinds, k)

@@ -193,12 +193,12 @@ func (p *Proxy) args() []string {
 		"--healthz-bind-address=" + healthAddr, "--metrics-bind-address=" + metricsAddr, "--profiling=true",
 		"--conntrack-max-per-core=0"} // the limit belongs to the machine's own namespace
 	if p.Program == KubeProxy {
-		return append(args, "--proxy-mode="+p.Mode)
+		return append(append(args, "--proxy-mode="+p.Mode), p.Flags...)
 	}
 	args = append([]string{"run", "--backend=" + p.Mode}, args...)
 	// A real node needs none of these: here nodes share a kernel.
 	args = append(args, "--socket="+filepath.Join(p.cfg.Dir, p.Name+".sock"), "--ebpf-pin-dir="+p.Node.PinDir, "--ebpf-cgroup-root="+p.Node.CgroupRoot)
-	return append(args, p.cfg.Flags...)
+	return append(append(args, p.cfg.Flags...), p.Flags...)
 }
 
 // Stop ends the proxy's process; forwarding stays as it is.

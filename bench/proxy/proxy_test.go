@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,13 @@ func TestChoose(t *testing.T) {
 	}
 	if _, _, err := Choose([]string{"kube-proxy-userspace"}); err == nil || !strings.Contains(err.Error(), "kube-proxy-iptables") {
 		t.Errorf("%v; want what there is", err)
+	}
+	got, _, err = Choose([]string{"switchyard-ebpf+socket-lb=off+verify-interval=1h"})
+	if err != nil || len(got) != 1 || got[0].Mode != "ebpf" || !slices.Equal(got[0].Flags, []string{"--socket-lb=off", "--verify-interval=1h"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, _, err := Choose([]string{Straight + "+v=1"}); err == nil {
+		t.Error("what has no program takes flags")
 	}
 	all, without, err := Choose(nil)
 	if err != nil || len(all)+len(without) != len(Kinds()) {

@@ -53,7 +53,7 @@ func command() *cobra.Command {
 	flags.SortFlags = false
 	flags.BoolVar(&o.Quick, "quick", false, "the most telling part, in 3 minutes")
 	flags.StringVar(&out, "out", "bench-results", "directory for the results")
-	flags.StringSliceVar(&o.Proxies, "proxies", nil, "what to compare; default: all that works on this machine")
+	flags.StringSliceVar(&o.Proxies, "proxies", nil, "what to compare, with flags of its own if they follow after a \"+\": switchyard-ebpf+socket-lb=off; default: all that works on this machine")
 	flags.StringSliceVar(&o.Parts, "parts", nil, "what to measure: "+strings.Join(result.Parts(), ", ")+"; default: all")
 	flags.StringVar(&o.Agent, "agent", filepath.Join(filepath.Dir(self), "switchyard"), "path of switchyard")
 	flags.StringVar(&o.Kubernetes, "kubernetes", ".cache/e2e/bin", "directory of kube-apiserver and kube-proxy")
