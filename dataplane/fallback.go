@@ -22,3 +22,36 @@ func Fallback(old, refused *ServicePort) *ServicePort {
 	}
 	return &out
 }
+
+// Refuse takes those ServicePorts out of want that a Backend cannot program and says
+// why. It asks for those that differ from before, which may be nil. What is refused
+// stays as it was, as far as Fallback allows.
+func Refuse(before, want *Snapshot, why func(*ServicePort) error) (accepted *Snapshot, failed []PortError) {
+	var ports Ports
+	if before != nil {
+		ports = before.Ports
+	}
+	var keep []*ServicePort
+	var drop []PortID
+	for old, cur := range Diff(ports, want.Ports) {
+		if cur == nil {
+			continue
+		}
+		err := why(cur)
+		if err == nil {
+			continue
+		}
+		failed = append(failed, PortError{ID: cur.ID, Err: err})
+		if old = Fallback(old, cur); old != nil {
+			keep = append(keep, old)
+		} else {
+			drop = append(drop, cur.ID)
+		}
+	}
+	if len(failed) == 0 {
+		return want, nil
+	}
+	out := *want
+	out.Ports = want.Ports.With(keep, drop)
+	return &out, failed
+}

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 // backend programs both families side by side; what befalls one does not stop
 // the other. It implements dataplane.Backend.
 type backend struct {
+	dataplane.Resting
 	halves []*half
 	others []*half // of the variant that is not in use, until it is known to be clear of us
 	lock   *writeLock
@@ -25,8 +25,7 @@ type backend struct {
 
 	otherMost time.Duration // see the constant
 
-	resting atomic.Pointer[[]dataplane.Family] // families to leave alone
-	noted   atomic.Pointer[noted]              // for Observe
+	noted atomic.Pointer[noted] // for Observe
 }
 
 // noted is what the last Sync left, for an Observe alongside the next one.
@@ -57,14 +56,6 @@ func (b *backend) Traits() dataplane.Traits {
 	return dataplane.Traits{CostGrows: true, ObservesAlongside: true}
 }
 
-// Hold implements dataplane.FamilyHolder.
-func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
-
-func (b *backend) rests(f dataplane.Family) bool {
-	families := b.resting.Load()
-	return families != nil && slices.Contains(*families, f)
-}
-
 // Sync implements dataplane.Backend.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	defer b.note()
@@ -90,33 +81,28 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	work := b.divide(prev, want)
 	b.known = false
 	b.runAll(ctx, work, want)
-	bad, failed := refused{}, &dataplane.FamilyError{}
-	var errs []error
-	done := 0
+	bad := refused{}
+	var failures []dataplane.FamilyFailure
+	well := 0
 	for _, w := range work {
 		switch {
 		case w.err != nil:
-			errs = append(errs, fmt.Errorf("%s: %w", w.family, w.err))
-			failed.Failed = append(failed.Failed, dataplane.FamilyFailure{Family: w.family, Err: w.err})
+			failures = append(failures, dataplane.FamilyFailure{Family: w.family, Err: w.err})
 		case w.half != nil:
-			done++
-		}
-		if w.half != nil && w.err == nil {
+			well++
 			w.half.written.Store(true)
 		}
 		for id, err := range w.bad {
 			bad[id] = err
 		}
 	}
-	if done == 0 && len(errs) > 0 {
-		return errors.Join(errs...)
+	err := dataplane.NewFamilyError(failures, well)
+	var failed *dataplane.FamilyError
+	if err != nil && !errors.As(err, &failed) {
+		return err
 	}
 	b.keep(want, bad, failed)
-	if len(errs) > 0 {
-		slices.SortFunc(failed.Failed, func(a, b dataplane.FamilyFailure) int { return cmp.Compare(a.Family, b.Family) })
-		return errors.Join(failed, partial(bad))
-	}
-	return partial(bad)
+	return errors.Join(err, partial(bad))
 }
 
 const (
@@ -219,13 +205,13 @@ func (b *backend) divide(prev, want *dataplane.Snapshot) []*work {
 	var out []*work
 	unknown := prev == nil
 	for _, h := range b.halves {
-		if !b.rests(h.family) {
+		if !b.Rests(h.family) {
 			out = append(out, &work{half: h, family: h.family, full: prev == nil || h.model == nil})
 			unknown = unknown || h.model == nil
 		}
 	}
 	to := func(full bool, c change) {
-		if b.rests(c.id().Family) {
+		if b.Rests(c.id().Family) {
 			return
 		}
 		i := slices.IndexFunc(out, func(w *work) bool { return w.family == c.id().Family })
@@ -284,14 +270,7 @@ func (b *backend) heldPort(id dataplane.PortID) *dataplane.ServicePort {
 // keep notes what the kernel holds now. Families that failed are taken to be as
 // they were.
 func (b *backend) keep(want *dataplane.Snapshot, bad refused, failed *dataplane.FamilyError) {
-	held := *want
-	if len(failed.Failed) > 0 {
-		var before dataplane.Ports
-		if b.held != nil {
-			before = b.held.Ports
-		}
-		held.Ports = dataplane.Replace(want.Ports, before, func(id dataplane.PortID) bool { return failed.Has(id.Family) })
-	}
+	held := *want.LessFamilies(failed, b.held)
 	if len(bad) > 0 {
 		var put []*dataplane.ServicePort
 		var remove []dataplane.PortID

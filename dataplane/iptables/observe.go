@@ -37,7 +37,7 @@ func (n *noted) known(f dataplane.Family) *half {
 func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
 	o := &dataplane.Observation{Whole: true}
 	for _, h := range b.halves {
-		if b.rests(h.family) {
+		if b.Rests(h.family) {
 			continue
 		}
 		have, err := h.commands.read(ctx)

@@ -154,11 +154,11 @@ func newNode(t *testing.T) *node {
 // sync writes tables and routes as a full Sync does.
 func (n *node) sync(ports ...*dataplane.ServicePort) {
 	n.t.Helper()
-	c := &comparison{}
-	e := &env{mark: 1 << 14, scheduler: "rr", ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}
-	all := e.wantAll(dataplane.MakePorts(ports...))
-	w := &c.writes
+	k := &kernel{routes: n.routes, counts: &n.counts}
 	for _, t := range n.tables {
+		c := &comparison{}
+		e := &env{mark: 1 << 14, scheduler: "rr", ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}
+		all := e.wantAll(t.Family, dataplane.MakePorts(ports...))
 		have, err := n.routes.read(t.Family)
 		if err != nil {
 			n.t.Fatal(err)
@@ -170,20 +170,9 @@ func (n *node) sync(ports ...*dataplane.ServicePort) {
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		w.compareRoutes(t.Family, have, all)
-	}
-	for _, t := range w.tables {
-		if err := errors.Join(t.table.Write(&t.first, nil), t.table.Write(&t.last, nil)); err != nil {
-			n.t.Fatal(err)
-		}
-	}
-	for _, a := range w.newRoutes {
-		if err := n.routes.add(a); err != nil {
-			n.t.Fatal(err)
-		}
-	}
-	for _, a := range w.oldRoutes {
-		if err := n.routes.remove(a); err != nil {
+		w := &c.writes
+		w.compareRoutes(have, t.Family, all)
+		if err := errors.Join(t.Write(&w.first, nil), t.Write(&w.last, nil), k.writeRoutes(w)); err != nil {
 			n.t.Fatal(err)
 		}
 	}

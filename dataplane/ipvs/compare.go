@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -9,34 +10,41 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
-// reading is what the kernel holds, read back once.
-type reading struct {
+// common is what both families need of the kernel, read back once.
+type common struct {
 	taken    map[netip.Addr]bool // addresses of the node's devices
 	services map[serviceKey]held
-	tables   map[dataplane.Family]*nft.State
-	routes   map[dataplane.Family]map[netip.Addr]bool // ours, and whether they are right
 }
 
-// read reads all of it back.
-func (b *backend) read() (*reading, error) {
-	have := &reading{tables: map[dataplane.Family]*nft.State{}, routes: map[dataplane.Family]map[netip.Addr]bool{}}
+func (k *kernel) readCommon() (*common, error) {
+	taken, err := k.routes.taken()
+	if err != nil {
+		return nil, err
+	}
+	services, err := k.read()
+	if err != nil {
+		return nil, err
+	}
+	return &common{taken, services}, nil
+}
+
+// reading is what the kernel holds of a family, read back once.
+type reading struct {
+	*common
+	table  *nft.State
+	routes map[netip.Addr]bool // ours, and whether they are right
+}
+
+// read reads the rest of it back.
+func (h *half) read(k *kernel, t *nft.Table, all *common) (*reading, error) {
+	have := &reading{common: all}
 	var err error
-	if have.taken, err = b.routes.taken(); err != nil {
+	if have.table, err = t.Read(); err != nil {
 		return nil, err
 	}
-	if have.services, err = b.kernel.read(); err != nil {
-		return nil, err
-	}
-	for _, t := range b.tables {
-		if have.tables[t.Family], err = t.Read(); err != nil {
-			return nil, err
-		}
-		b.routes.findSource(t.Family)
-		if have.routes[t.Family], err = b.routes.read(t.Family); err != nil {
-			return nil, err
-		}
-	}
-	return have, nil
+	k.routes.findSource(h.family)
+	have.routes, err = k.routes.read(h.family)
+	return have, err
 }
 
 // comparison is what a comparison of the kernel with what is wanted comes to.
@@ -47,24 +55,22 @@ type comparison struct {
 }
 
 // compare finds what to write.
-func (b *backend) compare(have *reading, next *env, want *dataplane.Snapshot) (*comparison, error) {
+func (h *half) compare(have *reading, next *env, want *dataplane.Snapshot) (*comparison, error) {
 	next.taken = have.taken
-	all := next.wantAll(want.Ports)
-	c := &comparison{refs: all.refs, localnet: b.localnet}
-	for _, t := range b.tables {
-		if err := c.compareTable(t, have.tables[t.Family], next, all); err != nil {
-			return nil, err
-		}
-		c.writes.compareRoutes(t.Family, have.routes[t.Family], all)
+	all := next.wantAll(h.family, want.Ports)
+	c := &comparison{refs: all.refs, localnet: h.localnet}
+	if err := c.compareTable(h.table, have.table, next, all); err != nil {
+		return nil, err
 	}
+	c.writes.compareRoutes(have.routes, h.family, all)
 	keys := map[serviceKey]bool{}
 	for _, s := range all.services {
 		keys[s.key] = true
-		h, there := have.services[s.key]
-		c.writes.services = append(c.writes.services, serviceChange{want: s, have: h, there: there})
+		held, there := have.services[s.key]
+		c.writes.services = append(c.writes.services, serviceChange{want: s, have: held, there: there})
 	}
-	for key, h := range have.services {
-		if h.ours && !keys[key] && slices.Contains(b.cfg.Families, dataplane.FamilyOf(key.addr.Addr())) {
+	for key, held := range have.services {
+		if held.ours && !keys[key] && h.family == dataplane.FamilyOf(key.addr.Addr()) {
 			c.writes.goneServices = append(c.writes.goneServices, key)
 		}
 	}
@@ -74,11 +80,7 @@ func (b *backend) compare(have *reading, next *env, want *dataplane.Snapshot) (*
 // compareTable finds what a table lacks and what is too much in it.
 func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all *wanted) error {
 	elements := next.constantElements(t.Family)
-	for e, data := range all.elements {
-		if e.Family == t.Family {
-			elements[e] = data
-		}
-	}
+	maps.Copy(elements, all.elements)
 	if t.Family == dataplane.IPv4 {
 		c.localnet = localnet.FromComments(state.Chains[chainInput]) // as an earlier process left it
 	}
@@ -88,14 +90,14 @@ func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all
 	}
 	chains := r.constants()
 	for e := range all.refs {
-		if e.Set == setChains && e.Family == t.Family {
+		if e.Set == setChains {
 			chains[e.Key] = r.numbered(e.Key)
 		}
 	}
-	w := tableWrites{table: t, rules: r}
+	w := &c.writes
+	w.rules = r
 	if !state.Whole() || missesHook(state) {
 		w.first = nft.Change{Remake: true, Present: state.Present, Chains: chains, Put: elements}
-		c.writes.tables = append(c.writes.tables, w)
 		return nil
 	}
 	w.first = nft.NewChange()
@@ -114,8 +116,19 @@ func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all
 		}
 	}
 	w.compareElements(state.Elements, elements)
-	c.writes.tables = append(c.writes.tables, w)
 	return nil
+}
+
+// rulesFor are a family's rules. What they do about route_localnet depends on
+// who switched it on, which an earlier process may have noted.
+func rulesFor(f dataplane.Family, next *env, before localnet.State) (*rules, error) {
+	r := &rules{env: next, Words: nft.Words{Family: f}}
+	if !r.serveLocalhost() {
+		return r, nil
+	}
+	var err error
+	r.localnet, err = localnet.Next(before)
+	return r, err
 }
 
 // missesHook reports whether a base chain is not there.

@@ -3,27 +3,24 @@ package ipvs
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // drift says in words what a Sync with prev nil would mend, had it to program
 // what the kernel held last.
-func (b *backend) drift(have *reading) ([]string, error) {
-	next := b.env
-	next.see(b.held, b.cfg.LocalhostNodePorts)
-	c, err := b.compare(have, &next, b.held)
+func (h *half) drift(have *reading) ([]string, error) {
+	next := h.env
+	next.see(h.held, h.family, h.backend.cfg.LocalhostNodePorts)
+	c, err := h.compare(have, &next, h.held)
 	if err != nil {
 		return nil, err
 	}
-	var out []string
-	for _, t := range c.writes.tables {
-		out = append(out, t.drift()...)
-		if t.rules.localnet != localnet.Off {
-			if on, err := localnet.IsOn(); err == nil && !on {
-				out = append(out, "net.ipv4.conf.all.route_localnet is 0, so that NodePorts do not answer on 127.0.0.1")
-			}
+	out := c.writes.driftOfTable(h.table)
+	if c.writes.rules.localnet != localnet.Off {
+		if on, err := localnet.IsOn(); err == nil && !on {
+			out = append(out, "net.ipv4.conf.all.route_localnet is 0, so that NodePorts do not answer on 127.0.0.1")
 		}
 	}
 	for _, s := range c.writes.services {
@@ -41,30 +38,29 @@ func (b *backend) drift(have *reading) ([]string, error) {
 	for _, a := range c.writes.oldRoutes {
 		out = append(out, fmt.Sprintf("the local route to %s is nobody's any more", a))
 	}
-	slices.Sort(out)
 	return out, nil
 }
 
-// drift says what a table's change would mend.
-func (c *tableWrites) drift() []string {
-	name := c.table.String()
-	if c.first.Remake {
+// driftOfTable says what the table's change would mend.
+func (w *writes) driftOfTable(t *nft.Table) []string {
+	name := t.String()
+	if w.first.Remake {
 		return []string{name + ": it, a set or a base chain is missing"}
 	}
 	var out []string
 	say := func(what, where string) { out = append(out, fmt.Sprintf("%s: %s %s", name, what, where)) }
-	for chain := range c.first.Chains {
+	for chain := range w.first.Chains {
 		say("not as written: chain", chain)
 	}
-	for _, chain := range c.last.OldChains {
+	for _, chain := range w.last.OldChains {
 		say("nobody's any more: chain", chain)
 	}
 	// A set that was flushed is one line, not one for each Service.
 	missing, strange := map[string]int{}, map[string]int{}
-	for e := range c.first.Put {
+	for e := range w.first.Put {
 		missing[e.Set]++
 	}
-	for _, e := range c.last.Remove {
+	for _, e := range w.last.Remove {
 		strange[e.Set]++
 	}
 	for set, n := range missing {

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/moby/ipvs"
@@ -96,17 +95,24 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	}
 	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]triedScheduler{}}
 	b.searchScheduler = b.findScheduler
-	b.env = env{mark: 1 << cfg.MasqueradeBit, scheduler: o.scheduler()}
+	for _, f := range cfg.Families {
+		b.halves = append(b.halves, &half{
+			backend: b, family: f, table: newTable(f, &b.counts), reader: newTable(f, &counts{}),
+			env: env{mark: 1 << cfg.MasqueradeBit, scheduler: o.scheduler()},
+		})
+	}
 	var err error
 	if b.kernel, err = openKernel(&b.counts); err != nil {
 		return nil, err
 	}
-	if b.routes, err = openRoutes(&b.counts); err != nil {
-		b.kernel.ipvs.Close()
+	if b.reader, err = openKernel(&counts{}); err != nil {
+		b.kernel.close()
 		return nil, err
 	}
-	for _, f := range cfg.Families {
-		b.tables = append(b.tables, newTable(f, &b.counts))
+	if b.watch, err = startWatch(b); err != nil {
+		b.kernel.close()
+		b.reader.close()
+		return nil, err
 	}
 	var ctx context.Context
 	ctx, b.stop = context.WithCancel(context.Background())
@@ -124,7 +130,17 @@ func openKernel(c *counts) (*kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening IPVS: %w", err)
 	}
-	return &kernel{ipvs: h, counts: c}, nil
+	r, err := openRoutes(c)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return &kernel{ipvs: h, routes: r, counts: c}, nil
+}
+
+func (k *kernel) close() {
+	k.ipvs.Close()
+	k.routes.close()
 }
 
 // hasIPVS asks the kernel for IPVS, and has its module loaded where there is one.
@@ -142,9 +158,6 @@ func hasIPVS() error {
 	}
 	return nil
 }
-
-// Families implements dataplane.Familied.
-func (b *backend) Families() []dataplane.Family { return b.cfg.Families }
 
 // modprobeMost is how long the loading of a module may take.
 const modprobeMost = 10 * time.Second
@@ -186,7 +199,7 @@ func tryServices(f dataplane.Family, scheduler string) error {
 	if err != nil {
 		return err
 	}
-	defer k.ipvs.Close()
+	defer k.close()
 	want := 0
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
 		key := serviceKey{p, netip.AddrPortFrom(exampleOf(f), 80)}
@@ -289,7 +302,7 @@ func cleanupServices(c *counts) error {
 	if err != nil {
 		return err
 	}
-	defer k.ipvs.Close()
+	defer k.close()
 	all, err := k.read()
 	if err != nil {
 		return err
@@ -315,40 +328,4 @@ func cleanupTable(t *nft.Table) error {
 		}
 	}
 	return t.Remove()
-}
-
-// backend is the IPVS of one network namespace.
-type backend struct {
-	options Options
-	cfg     dataplane.Config
-	log     *slog.Logger
-	kernel  *kernel
-	routes  *routes
-	tables  []*nft.Table // in order of cfg.Families
-	counts  counts
-
-	stop    context.CancelFunc
-	drainer sync.WaitGroup
-
-	mu         sync.Mutex // one at a time: Sync, Observe, or the drainer
-	env        env
-	held       *dataplane.Snapshot // what the kernel holds; nil: unknown
-	localnet   localnet.State
-	refs       map[nft.Element]int // how many ServicePorts want a shared element
-	drains     map[draining]time.Time
-	schedulers map[string]triedScheduler // those that were asked for
-	// searchScheduler asks the kernel for one.
-	searchScheduler func(name string) error
-}
-
-// Close ends the drainer; a later process goes on with it.
-func (b *backend) Close() error {
-	b.stop()
-	b.drainer.Wait()
-	b.kernel.ipvs.Close()
-	b.routes.close()
-	for _, t := range b.tables {
-		_ = t.Close()
-	}
-	return nil
 }

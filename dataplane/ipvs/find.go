@@ -37,7 +37,7 @@ func countServices() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer k.ipvs.Close()
+	defer k.close()
 	ours, err := k.ours()
 	return len(ours), err
 }

@@ -152,7 +152,7 @@ func churnElsewhere(t *testing.T, done <-chan struct{}) <-chan error {
 			ended <- err
 			return
 		}
-		defer k.ipvs.Close()
+		defer k.close()
 		for i := 0; ; i++ {
 			select {
 			case <-done:

@@ -13,27 +13,38 @@ import (
 // Observe reads tables, services and routes back, and compares all of them with
 // what they should hold where that is known.
 func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	have, err := b.read()
+	b.watch.tables.Seen()
+	all, err := b.reader.readCommon()
 	if err != nil {
 		return nil, err
 	}
-	out := &dataplane.Observation{}
-	for _, t := range b.tables {
-		reached := maps.Clone(have.taken)
-		for a := range have.routes[t.Family] { // whatever its source
-			reached[a] = true
+	out := &dataplane.Observation{Whole: true}
+	for _, h := range b.halves {
+		if b.Rests(h.family) {
+			continue
 		}
-		o := &observer{family: t.Family, elements: have.tables[t.Family].Elements, services: have.services, reached: reached}
-		o.frontends(out)
-	}
-	if b.held != nil {
-		if out.Other, err = b.drift(have); err != nil {
+		have, err := h.read(b.reader, h.reader, all)
+		if err != nil {
 			return nil, err
 		}
-		out.Whole = true
+		reached := maps.Clone(have.taken)
+		for a := range have.routes { // whatever its source
+			reached[a] = true
+		}
+		o := &observer{family: h.family, elements: have.table.Elements, services: have.services, reached: reached}
+		o.frontends(out)
+		noted := h.noted.Load() // a Sync may have ended since
+		if noted == nil {
+			out.Whole = false
+			continue
+		}
+		drift, err := noted.drift(have)
+		if err != nil {
+			return nil, err
+		}
+		out.Other = append(out.Other, drift...)
 	}
+	slices.Sort(out.Other)
 	out.Sort()
 	return out, nil
 }

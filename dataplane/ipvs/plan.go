@@ -50,12 +50,18 @@ type env struct {
 	bound []netip.Prefix
 }
 
-// see takes over what a Snapshot says of the node.
-func (e *env) see(s *dataplane.Snapshot, localhost bool) {
-	e.pods, e.ranges, e.bound = s.Node.LocalPods, s.ServiceCIDRs, s.Node.Bound
-	e.addresses, e.localhost = nil, false
+// see takes over what a Snapshot says of the node, in one family.
+func (e *env) see(s *dataplane.Snapshot, f dataplane.Family, localhost bool) {
+	e.pods, e.ranges = s.Node.LocalPods, s.ServiceCIDRs
+	e.bound, e.addresses, e.localhost = nil, nil, false
+	for _, p := range s.Node.Bound {
+		if dataplane.FamilyOf(p.Addr()) == f {
+			e.bound = append(e.bound, p)
+		}
+	}
 	for _, p := range s.Node.NodePorts {
 		switch {
+		case dataplane.FamilyOf(p.Addr()) != f:
 		case p.Addr().IsLoopback():
 			// No kernel forwards from ::1.
 			e.localhost = e.localhost || localhost && p.Addr().Is4()
@@ -98,6 +104,42 @@ func (e *env) addressesOf(f dataplane.Family) []netip.Addr {
 		if dataplane.FamilyOf(a) == f {
 			out = append(out, a)
 		}
+	}
+	return out
+}
+
+// wanted is all that the kernel shall hold of a family.
+type wanted struct {
+	services []service
+	elements map[nft.Element]string
+	refs     map[nft.Element]int
+}
+
+// wantAll plans all ServicePorts of a family.
+func (e *env) wantAll(f dataplane.Family, ports dataplane.Ports) *wanted {
+	w := &wanted{elements: map[nft.Element]string{}, refs: map[nft.Element]int{}}
+	for port := range ports.All() {
+		if port.ID.Family != f {
+			continue
+		}
+		p := e.planFor(port)
+		w.services = append(w.services, p.services...)
+		maps.Copy(w.elements, p.elements)
+		for s := range p.shared {
+			w.refs[s]++
+			if s.Set != setChains {
+				w.elements[s] = ""
+			}
+		}
+	}
+	return w
+}
+
+// constantElements are those that no ServicePort brings.
+func (e *env) constantElements(f dataplane.Family) map[nft.Element]string {
+	out := map[nft.Element]string{}
+	for _, a := range e.addressesOf(f) {
+		out[nft.Element{Family: f, Set: setAddresses, Key: nft.AddrBytes(a)}] = ""
 	}
 	return out
 }

@@ -27,7 +27,7 @@ func retire(ctx context.Context, cfg dataplane.Config) error {
 	if err != nil {
 		return err
 	}
-	defer k.ipvs.Close()
+	defer k.close()
 	ours, err := k.ours()
 	if err != nil || len(ours) == 0 {
 		return err
@@ -66,7 +66,7 @@ func Serves() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer k.ipvs.Close()
+	defer k.close()
 	some, err := k.ipvs.GetServices() // one dump may leave out some, not all
 	if err != nil {
 		return false, fmt.Errorf("reading the IPVS services: %w", err)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"github.com/moby/ipvs"
 	"golang.org/x/sys/unix"
@@ -27,10 +28,13 @@ type destination struct {
 	connections int // of all states
 }
 
-// kernel is IPVS in this network namespace.
+// kernel is IPVS and our routes in this network namespace. One goroutine at a time
+// uses it.
 type kernel struct {
 	ipvs   *ipvs.Handle
+	routes *routes
 	counts *counts
+	own    atomic.Int64 // services that were made, less those that were removed
 }
 
 // read reads all services back: dumps, and one file that has the endpoints of
@@ -192,6 +196,7 @@ func (k *kernel) put(key serviceKey, scheduler string, there bool) error {
 	if err != nil {
 		return fmt.Errorf("making %s with scheduler %s: %w", key, scheduler, err)
 	}
+	k.own.Add(1)
 	return nil
 }
 
@@ -199,7 +204,11 @@ func (k *kernel) put(key serviceKey, scheduler string, there bool) error {
 func (k *kernel) remove(key serviceKey) error {
 	k.counts.messages++
 	err := k.ipvs.DelService(virtual(key, ""))
-	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+	if err == nil {
+		k.own.Add(-1)
+		return nil
+	}
+	if !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("removing %s: %w", key, err)
 	}
 	return nil

@@ -1,13 +1,11 @@
 package nftables
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
@@ -15,31 +13,22 @@ import (
 
 // backend is the nftables of one network namespace.
 type backend struct {
+	dataplane.Resting
 	cfg     dataplane.Config
 	log     *slog.Logger
 	halves  []*half // in order of cfg.Families
 	counts  nft.Counts
-	watch   *watch
+	watch   *nft.Watch
 	counter *counter
 	// refused are ServicePorts that the kernel did not take, and why. They are tried
 	// again when they change.
 	refused map[*dataplane.ServicePort]error
 	// accepted is what the kernel held after the last Sync that succeeded; nil: there was none.
 	accepted *dataplane.Snapshot
-
-	resting atomic.Pointer[[]dataplane.Family] // families to leave alone
 }
-
-// Hold implements dataplane.FamilyHolder.
-func (b *backend) Hold(families []dataplane.Family) { b.resting.Store(&families) }
 
 // Traits say that the tables are read alongside.
 func (b *backend) Traits() dataplane.Traits { return dataplane.Traits{ObservesAlongside: true} }
-
-func (b *backend) rests(h *half) bool {
-	families := b.resting.Load()
-	return families != nil && slices.Contains(*families, h.table.Family)
-}
 
 // Sync makes the kernel forward exactly what want describes.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
@@ -61,87 +50,40 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if err != nil && !errors.As(err, &families) {
 		return err
 	}
-	b.accepted = b.lessFamilies(accepted, families)
+	b.accepted = accepted.LessFamilies(families, b.accepted)
 	if len(failed) > 0 {
 		return errors.Join(err, &dataplane.PartialError{Failed: failed})
 	}
 	return err
 }
 
-// lessFamilies is what the kernel holds after a Sync of want: the families that
-// failed are taken to be as they were.
-func (b *backend) lessFamilies(want *dataplane.Snapshot, failed *dataplane.FamilyError) *dataplane.Snapshot {
-	if failed == nil {
-		return want
-	}
-	var before dataplane.Ports
-	if b.accepted != nil {
-		before = b.accepted.Ports
-	}
-	out := *want
-	out.Ports = dataplane.Replace(want.Ports, before, func(id dataplane.PortID) bool { return failed.Has(id.Family) })
-	return &out
-}
-
 // program writes each family's table, but for those that are done. If it fails for
 // some and not for all, it returns a FamilyError.
 func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot, done func(*half) bool) error {
-	failed, well := &dataplane.FamilyError{}, 0
+	var failed []dataplane.FamilyFailure
+	well := 0
 	for _, h := range b.halves {
-		if b.rests(h) {
+		if b.Rests(h.table.Family) {
 			continue
 		}
 		if done(h) {
 			well++
 		} else if err := h.sync(ctx, prev, want); err != nil {
-			failed.Failed = append(failed.Failed, dataplane.FamilyFailure{Family: h.table.Family, Err: err})
+			failed = append(failed, dataplane.FamilyFailure{Family: h.table.Family, Err: err})
 		} else {
 			well++
 		}
 	}
-	switch {
-	case len(failed.Failed) == 0:
-		return nil
-	case well == 0:
-		return errors.Join(failed.Unwrap()...)
-	}
-	slices.SortFunc(failed.Failed, func(a, b dataplane.FamilyFailure) int { return cmp.Compare(a.Family, b.Family) })
-	return failed
+	return dataplane.NewFamilyError(failed, well)
 }
 
 // refuse takes out of want what cannot be programmed; that stays as it was.
 func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, []dataplane.PortError) {
-	var before dataplane.Ports
-	switch {
-	case prev != nil:
-		before = prev.Ports
-	case b.accepted != nil: // what is refused now and was not then stays as it was
-		before = b.accepted.Ports
+	before := prev
+	if before == nil {
+		before = b.accepted // what is refused now and was not then stays as it was
 	}
-	var failed []dataplane.PortError
-	var keep []*dataplane.ServicePort
-	var drop []dataplane.PortID
-	for old, cur := range dataplane.Diff(before, want.Ports) {
-		if cur == nil {
-			continue
-		}
-		why := b.refusal(cur)
-		if why == nil {
-			continue
-		}
-		failed = append(failed, dataplane.PortError{ID: cur.ID, Err: why})
-		if old = dataplane.Fallback(old, cur); old != nil {
-			keep = append(keep, old)
-		} else {
-			drop = append(drop, cur.ID)
-		}
-	}
-	if len(failed) == 0 {
-		return want, nil
-	}
-	accepted := *want
-	accepted.Ports = want.Ports.With(keep, drop)
-	return &accepted, failed
+	return dataplane.Refuse(before, want, b.refusal)
 }
 
 // refusal is why a ServicePort cannot be programmed, nil if it can.
@@ -172,9 +114,9 @@ func (b *backend) refusal(port *dataplane.ServicePort) error {
 // hold where that is known.
 func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 	out := &dataplane.Observation{Whole: true}
-	b.watch.seen()
+	b.watch.Seen()
 	for _, h := range b.halves {
-		if b.rests(h) {
+		if b.Rests(h.table.Family) {
 			continue
 		}
 		state, err := h.reader.Read()
@@ -200,7 +142,7 @@ func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
 
 // Close frees what the process holds and leaves forwarding in place.
 func (b *backend) Close() error {
-	errs := []error{b.watch.close(), b.counter.close()}
+	errs := []error{b.watch.Close(), b.counter.close()}
 	for _, h := range b.halves {
 		errs = append(errs, h.table.Close(), h.reader.Close())
 	}

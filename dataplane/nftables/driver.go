@@ -49,7 +49,7 @@ func open(cfg dataplane.Config) (*backend, error) {
 		tables = append(tables, nft.NewTable(f, spec(f), &b.counts))
 	}
 	var err error
-	if b.watch, err = startWatch(cfg.Log, tables); err != nil {
+	if b.watch, err = nft.StartWatch(cfg.Log, tables); err != nil {
 		return nil, err
 	}
 	for _, t := range tables {

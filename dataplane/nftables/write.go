@@ -22,9 +22,11 @@ type half struct {
 	reader    *nft.Table // for Observe alongside Syncs
 	noted     atomic.Pointer[half]
 	log       *slog.Logger
-	watch     *watch
+	watch     *nft.Watch
 	mark      uint32
 	localhost bool // the agent is told to serve NodePorts on 127.0.0.0/8
+	// routesLocalhost: the kernel is to route 127.0.0.0/8.
+	routesLocalhost atomic.Bool
 	// localnetFailed is why the kernel does not route 127.0.0.0/8; nil: it does as it shall.
 	localnetFailed error
 
@@ -46,7 +48,7 @@ func (h *half) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	if known {
 		err = h.change(prev, want)
 	} else {
-		err = h.watch.paused(func() error { return h.full(ctx, want) })
+		err = h.watch.Paused(func() error { return h.full(ctx, want) })
 	}
 	if err == nil {
 		h.held = want
@@ -153,7 +155,7 @@ func (h *half) writeFirst(c *nft.Change, state localnet.State) error {
 	}
 	h.localnet = state
 	if h.table.Family == dataplane.IPv4 {
-		h.watch.localhost.Store(state != localnet.Off)
+		h.routesLocalhost.Store(state != localnet.Off)
 	}
 	if state != localnet.Switched {
 		return nil

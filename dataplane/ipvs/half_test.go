@@ -18,30 +18,28 @@ import (
 // changes add up to what a fresh start wants: elements, chains, routes, services.
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
-	b := &backend{refs: map[nft.Element]int{}, tables: []*nft.Table{newTable(dataplane.IPv4, &counts{}), newTable(dataplane.IPv6, &counts{})}}
-	b.env = env{mark: 1 << 14, scheduler: "rr", localhost: true, addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+	var halves []*half
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		halves = append(halves, &half{family: f, table: newTable(f, &counts{}), refs: map[nft.Element]int{}, env: env{
+			mark: 1 << 14, scheduler: "rr", localhost: true, addresses: []netip.Addr{exampleOf(f)},
+		}})
+	}
 	have := newModel()
 	prev := snapshotOf()
 	for step := range 300 {
 		want := randomSnapshot(random, prev)
-		w, err := b.difference(&b.env, prev, want)
-		if err != nil {
-			t.Fatal(err)
-		}
-		have.apply(t, w)
 		fresh := newModel()
-		all := b.env.wantAll(want.Ports)
-		maps.Copy(fresh.elements, all.elements)
-		for e := range all.refs {
-			if e.Set == setChains {
-				fresh.chains[nft.Element{Family: e.Family, Key: e.Key}] = true
+		for _, h := range halves {
+			w, err := h.difference(&h.env, prev, want)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if e.Set == setVIPs {
-				fresh.routes[nft.AddrOf(e.Key)] = true
+			have.apply(t, h.family, w)
+			all := h.env.wantAll(h.family, want.Ports)
+			fresh.add(all)
+			if !maps.Equal(h.refs, all.refs) {
+				t.Fatalf("step %d: who wants what is shared: %v, a fresh start has %v", step, h.refs, all.refs)
 			}
-		}
-		for _, s := range all.services {
-			fresh.services[s.key] = s
 		}
 		switch {
 		case !maps.Equal(have.elements, fresh.elements):
@@ -52,8 +50,6 @@ func TestSteps(t *testing.T) {
 			t.Fatalf("step %d: routes %v, a fresh start has %v", step, have.routes, fresh.routes)
 		case !maps.EqualFunc(have.services, fresh.services, sameService):
 			t.Fatalf("step %d: services %v, a fresh start has %v", step, have.services, fresh.services)
-		case !maps.Equal(b.refs, all.refs):
-			t.Fatalf("step %d: who wants what is shared: %v, a fresh start has %v", step, b.refs, all.refs)
 		}
 		prev = want
 	}
@@ -75,28 +71,42 @@ func newModel() *model {
 	return &model{map[nft.Element]string{}, map[nft.Element]bool{}, map[netip.Addr]bool{}, map[serviceKey]service{}}
 }
 
-func (m *model) apply(t *testing.T, w *writes) {
+// add is a fresh start's whole Sync.
+func (m *model) add(all *wanted) {
+	maps.Copy(m.elements, all.elements)
+	for e := range all.refs {
+		switch e.Set {
+		case setChains:
+			m.chains[nft.Element{Family: e.Family, Key: e.Key}] = true
+		case setVIPs:
+			m.routes[nft.AddrOf(e.Key)] = true
+		}
+	}
+	for _, s := range all.services {
+		m.services[s.key] = s
+	}
+}
+
+func (m *model) apply(t *testing.T, f dataplane.Family, w *writes) {
 	t.Helper()
-	for _, c := range w.tables {
-		for e, data := range c.first.Put {
-			old, there := m.elements[e]
-			if there != c.first.Replaced[e] || there && old == data {
-				t.Fatalf("element %v is put over %q (%t)", e, old, there)
-			}
-			m.elements[e] = data
+	for e, data := range w.first.Put {
+		old, there := m.elements[e]
+		if there != w.first.Replaced[e] || there && old == data {
+			t.Fatalf("element %v is put over %q (%t)", e, old, there)
 		}
-		for name := range c.first.Chains {
-			m.chains[nft.Element{Family: c.table.Family, Key: name}] = true
+		m.elements[e] = data
+	}
+	for name := range w.first.Chains {
+		m.chains[nft.Element{Family: f, Key: name}] = true
+	}
+	for _, e := range w.last.Remove {
+		if _, there := m.elements[e]; !there {
+			t.Fatalf("element %v is removed and not there", e)
 		}
-		for _, e := range c.last.Remove {
-			if _, there := m.elements[e]; !there {
-				t.Fatalf("element %v is removed and not there", e)
-			}
-			delete(m.elements, e)
-		}
-		for _, name := range c.last.OldChains {
-			delete(m.chains, nft.Element{Family: c.table.Family, Key: name})
-		}
+		delete(m.elements, e)
+	}
+	for _, name := range w.last.OldChains {
+		delete(m.chains, nft.Element{Family: f, Key: name})
 	}
 	for _, s := range w.services {
 		m.services[s.want.key] = s.want

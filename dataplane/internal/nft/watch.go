@@ -1,0 +1,97 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// errorPause follows each failure to listen: the kernel drops messages that
+// nobody reads in time.
+const errorPause = 100 * time.Millisecond
+
+// Watch notices when somebody else changes our tables.
+type Watch struct {
+	log       *slog.Logger
+	follower  *Follower
+	tables    []*Table
+	disturbed chan struct{} // one slot
+	unsure    atomic.Bool   // somebody may have changed our tables since they were last read
+	closing   atomic.Bool
+	done      sync.WaitGroup
+}
+
+// StartWatch watches tables, which have one name and are not none.
+func StartWatch(log *slog.Logger, tables []*Table) (*Watch, error) {
+	f, err := Follow()
+	if err != nil {
+		return nil, err
+	}
+	w := &Watch{log: log, follower: f, tables: tables, disturbed: make(chan struct{}, 1)}
+	w.unsure.Store(true)
+	w.done.Go(w.run)
+	return w, nil
+}
+
+func (w *Watch) run() {
+	for {
+		notices, err := w.follower.Next(w.tables[0].spec.Name)
+		if w.closing.Load() {
+			return
+		}
+		if err == nil && !slices.ContainsFunc(notices, w.foreign) {
+			continue
+		}
+		w.log.Debug("somebody else may have changed our nftables tables", "error", err)
+		w.Disturb()
+		if err != nil { // should it last
+			time.Sleep(errorPause)
+		}
+	}
+}
+
+// Disturb says that somebody else may have changed what a backend wrote.
+func (w *Watch) Disturb() {
+	w.unsure.Store(true)
+	select {
+	case w.disturbed <- struct{}{}:
+	default:
+	}
+}
+
+// foreign reports whether somebody else changed a table of ours.
+func (w *Watch) foreign(n Notice) bool {
+	return slices.ContainsFunc(w.tables, func(t *Table) bool { return t.Family == n.Family && t.PortID() != n.PortID })
+}
+
+// Seen says that the tables are about to be read.
+func (w *Watch) Seen() { w.unsure.Store(false) }
+
+// Paused does what writes so much that the kernel shall not tell us of it. Who
+// else changes our tables meanwhile is found when they are next read.
+func (w *Watch) Paused(do func() error) error {
+	if err := w.follower.Pause(); err != nil {
+		return fmt.Errorf("pausing the watch on nftables: %w", err)
+	}
+	defer w.unsure.Store(true) // whatever was read meanwhile
+	w.unsure.Store(true)
+	return errors.Join(do(), w.follower.Resume())
+}
+
+// Disturbed receives after somebody else changed the tables, or may have.
+func (w *Watch) Disturbed() <-chan struct{} { return w.disturbed }
+
+// Undisturbed reports that nobody has since Seen.
+func (w *Watch) Undisturbed() bool { return !w.unsure.Load() }
+
+// Close ends the watch.
+func (w *Watch) Close() error {
+	w.closing.Store(true)
+	err := w.follower.Close()
+	w.done.Wait()
+	return err
+}

@@ -1,0 +1,104 @@
+package ipvs
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/moby/ipvs"
+
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+)
+
+const (
+	// lookEvery is how often our services are counted.
+	lookEvery = time.Second
+	// lookDuty is how many times as long as a count the time to the next one is.
+	lookDuty = 100
+)
+
+// watch notices when somebody else changes our tables, or when services of ours
+// come or go. The kernel tells nobody of services, so they are counted.
+type watch struct {
+	tables *nft.Watch
+	handle *ipvs.Handle
+	own    *atomic.Int64 // services that we made, less those that we removed
+	syncs  atomic.Uint64 // Syncs that began or ended; odd while one runs
+
+	known bool
+	base  int64 // services of ours but for those in own, when they were last counted
+	stop  chan struct{}
+	done  chan struct{}
+}
+
+func startWatch(b *backend) (*watch, error) {
+	tables, err := nft.StartWatch(b.log, b.tables())
+	if err != nil {
+		return nil, err
+	}
+	handle, err := ipvs.New("")
+	if err != nil {
+		return nil, errors.Join(err, tables.Close())
+	}
+	w := &watch{tables: tables, handle: handle, own: &b.kernel.own, stop: make(chan struct{}), done: make(chan struct{})}
+	go w.run()
+	return w, nil
+}
+
+func (w *watch) run() {
+	defer close(w.done)
+	for pause := lookEvery; ; {
+		select {
+		case <-w.stop:
+			return
+		case <-time.After(pause):
+		}
+		began := time.Now()
+		if w.lost() {
+			w.tables.Disturb()
+		}
+		pause = max(lookEvery, lookDuty*time.Since(began))
+	}
+}
+
+// lost reports whether there are more or fewer services of ours than when they
+// were last counted, and than we made or removed since.
+func (w *watch) lost() bool {
+	syncs, own := w.syncs.Load(), w.own.Load()
+	if syncs%2 == 1 {
+		return false
+	}
+	list, err := w.handle.GetServices()
+	if err != nil || w.syncs.Load() != syncs { // the next count tells
+		return false
+	}
+	base := -own
+	for _, s := range list {
+		if s.Timeout == ownTimeout {
+			base++
+		}
+	}
+	lost := w.known && base != w.base
+	w.known, w.base = true, base
+	return lost
+}
+
+// pause keeps a Sync's changes from being counted halfway. What it returns ends that.
+func (w *watch) pause() (resume func()) {
+	w.syncs.Add(1)
+	return func() { w.syncs.Add(1) }
+}
+
+func (w *watch) close() error {
+	close(w.stop)
+	<-w.done
+	w.handle.Close()
+	return w.tables.Close()
+}
+
+// Disturbed implements dataplane.Watched.
+func (b *backend) Disturbed() <-chan struct{} { return b.watch.tables.Disturbed() }
+
+// Undisturbed implements dataplane.Watched. Nothing tells of changes to routes and
+// to what a service is made of.
+func (b *backend) Undisturbed() bool { return false }
