@@ -23,6 +23,13 @@ type Status struct {
 	// Leftovers are what other backends and kube-proxy left in the kernel, by whose
 	// it is: it is in force, and nobody updates it.
 	Leftovers map[string][]string `json:"leftovers,omitempty"`
+	Firewall  *Firewall           `json:"firewall,omitempty"` // nil: the backend looks after it, or nobody does
+}
+
+// Firewall is how the host's own firewall stands to Services.
+type Firewall struct {
+	KeptOpen []string `json:"keptOpen,omitempty"` // its rules that drop what nobody accepts
+	Error    string   `json:"error,omitempty"`    // why it could not be opened, or looked at
 }
 
 // Node is what is known of the node.

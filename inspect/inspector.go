@@ -28,6 +28,9 @@ type Inspector struct {
 	// Leftovers returns what other backends and kube-proxy left in the kernel, by
 	// whose it is; nil: nobody looks.
 	Leftovers func() map[string][]string
+	// Firewall returns which rules of the host's firewall are kept open for Services,
+	// and why some could not be; nil: nobody looks.
+	Firewall func() ([]string, error)
 	// VerifyInterval is how often the Syncer compares by itself.
 	VerifyInterval time.Duration
 	// Flows calls visit with each connection through a Service that the kernel
@@ -39,6 +42,18 @@ type Inspector struct {
 	Sockets dataplane.SocketTranslator
 	// Device names the network device through which an address is reached.
 	Device func(netip.Addr) (string, error)
+}
+
+func (i *Inspector) firewall() *Firewall {
+	if i.Firewall == nil {
+		return nil
+	}
+	var f Firewall
+	var err error
+	if f.KeptOpen, err = i.Firewall(); err != nil {
+		f.Error = err.Error()
+	}
+	return &f
 }
 
 // Status answers how all stands.
@@ -65,6 +80,7 @@ func (i *Inspector) Status() Status {
 	if i.Leftovers != nil {
 		s.Leftovers = i.Leftovers()
 	}
+	s.Firewall = i.firewall()
 	if sync.Err != nil {
 		s.Sync.Error = sync.Err.Error()
 	}

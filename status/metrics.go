@@ -161,6 +161,19 @@ func (m *Metrics) ShowPassedOver(backends []string) {
 	m.registry.MustRegister(v)
 }
 
+// ShowFirewall makes the metric of a host's firewall that cannot be opened for
+// Services, from a function that returns what is kept open and why some is not.
+func (m *Metrics) ShowFirewall(state func() ([]string, error)) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "host_firewall_failing",
+		Help: "1 while the host's firewall could not be looked at, or not opened for Services where it drops what nobody accepts; else 0."},
+		func() float64 {
+			if _, err := state(); err != nil {
+				return 1
+			}
+			return 0
+		}))
+}
+
 // CountLeftovers makes the metric of what other backends and kube-proxy left in
 // the kernel, from a function that returns it by whose it is.
 func (m *Metrics) CountLeftovers(found func() map[string][]string) {

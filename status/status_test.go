@@ -130,6 +130,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
 	m.CountLeftovers(func() map[string][]string { return map[string][]string{"kube-proxy": {"4 chains"}} })
 	m.ShowPassedOver([]string{"ebpf"})
+	m.ShowFirewall(func() ([]string, error) { return nil, errors.New("fault") })
 	m.CountContacts(func() map[string]time.Time {
 		return map[string]time.Time{"Services": time.UnixMilli(1500), "EndpointSlices": {}}
 	})
@@ -170,6 +171,7 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`switchyard_drift_repairs_total 2`,
 		`switchyard_backend_passed_over{backend="ebpf"} 1`,
 		`switchyard_leftovers{of="kube-proxy"} 1`,
+		`switchyard_host_firewall_failing 1`,
 		`switchyard_source_last_contact_timestamp_seconds{resource="Services"} 1.5`,
 		`switchyard_map_entries{map="frontends"} 7`,
 		`switchyard_dropped_total{reason="no_route"} 3`,
@@ -281,6 +283,7 @@ func metricsMade(t *testing.T) []string {
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{} })
 	m.CountLeftovers(func() map[string][]string { return map[string][]string{"kube-proxy": {"4 chains"}} })
 	m.ShowPassedOver([]string{"ebpf"})
+	m.ShowFirewall(func() ([]string, error) { return nil, errors.New("fault") })
 	m.CountContacts(func() map[string]time.Time { return map[string]time.Time{"Services": time.UnixMilli(1)} })
 	m.ShowGates([]Gate{{"A", "", true}})
 	m.ConntrackCleaned(dataplane.IPv4, 1, time.Millisecond)

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/switchyard-io/switchyard/inspect"
 	"github.com/switchyard-io/switchyard/internal/netlab"
 )
 
@@ -30,6 +31,9 @@ func TestHostFirewall(t *testing.T) {
 		s.eventually("its health check", s.connects(31999), true)
 		if answered := s.connects(podPort)(); answered {
 			t.Error("a server of the node answers, that nobody let through")
+		}
+		if status, _, err := (inspect.Client{Socket: s.socket}).Status(t.Context()); err != nil || backend != "iptables" && (status.Firewall == nil || len(status.Firewall.KeptOpen) == 0) {
+			t.Errorf("status says of the firewall %+v, %v", status.Firewall, err)
 		}
 		s.stop()
 		cleanup := s.command("cleanup", "--backend="+backend)

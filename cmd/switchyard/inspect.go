@@ -306,6 +306,9 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 			Flows: a.flows, Counted: a.counted(), Sockets: a.sockets(), Device: deviceTo,
 		},
 	}
+	if a.firewall != nil {
+		s.Inspector.Firewall = a.firewall.State
+	}
 	g.Go(func() error { return s.Run(ctx) })
 }
 

@@ -294,6 +294,9 @@ func (a *agent) wire(backend dataplane.Backend) {
 	a.metrics.CountBackend(a.log, backend)
 	a.countContacts()
 	a.metrics.CountLeftovers(a.leftovers.get)
+	if a.firewall != nil {
+		a.metrics.ShowFirewall(a.firewall.State)
+	}
 	a.metrics.ShowPassedOver(a.choice.NamesPassedOver())
 	a.metrics.CountChanges(func() (services, slices uint64) {
 		s := a.watcher.Stats()

@@ -152,6 +152,7 @@ func TestOutputs(t *testing.T) {
 		{"verify-repair", verify(true, "IPv4, table nat: chain SWITCHYARD-POSTROUTING has other rules than were written")},
 		{"status", func(*testing.T) (any, func(*show.Printer) error) {
 			s := i.Status()
+			s.Firewall = &inspect.Firewall{KeptOpen: []string{"iptables policy DROP of FORWARD"}, Error: "running ip6tables: exit status 4"}
 			s.Sync.LastSync, s.Drift.LastCheck, s.Drift.LastFound.At = now.Add(-4*time.Second), now.Add(-31*time.Second), now.Add(-3*time.Hour)
 			return s, func(p *show.Printer) error { return p.Status(s) }
 		}},

@@ -117,6 +117,7 @@ func (p *Printer) Status(s inspect.Status) error {
 	rows = append(rows, p.list("Refused", s.Refused)...)
 	rows = append(rows, p.list("Conflicts", s.Conflicts)...)
 	rows = append(rows, p.list("Leftovers", leftovers(s.Leftovers))...)
+	rows = append(rows, p.firewall(s.Firewall)...)
 	p.facts(rows)
 	return p.err
 }
@@ -144,6 +145,21 @@ func (p *Printer) source(contacts []inspect.Contact) [][2]string {
 		return p.list("API server", bad)
 	}
 	return [][2]string{{"API server", "last contact " + p.ago(oldest)}}
+}
+
+// firewall says what of the host's firewall is kept open, or cannot be.
+func (p *Printer) firewall(f *inspect.Firewall) [][2]string {
+	if f == nil {
+		return nil
+	}
+	var rows [][2]string
+	for _, rule := range f.KeptOpen {
+		rows = append(rows, [2]string{"Firewall", "kept open for Services: " + rule})
+	}
+	if f.Error != "" {
+		rows = append(rows, p.list("Firewall", []string{"cannot be opened for Services: " + f.Error})...)
+	}
+	return rows
 }
 
 // leftovers says what is left of each.
