@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -158,7 +159,7 @@ func (n *node) sync(ports ...*dataplane.ServicePort) {
 	for _, t := range n.tables {
 		c := &comparison{}
 		e := &env{mark: 1 << 14, scheduler: "rr", ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}
-		all := e.wantAll(t.Family, dataplane.MakePorts(ports...))
+		all := e.wantAll(t.Family, dataplane.MakePorts(ports...), affinity.NewIDs().Of)
 		have, err := n.routes.read(t.Family)
 		if err != nil {
 			n.t.Fatal(err)

@@ -54,10 +54,10 @@ type comparison struct {
 	localnet localnet.State // as it was found
 }
 
-// compare finds what to write.
-func (h *half) compare(have *reading, next *env, want *dataplane.Snapshot) (*comparison, error) {
+// compare finds what to write; number is of a ServicePort's affinity.
+func (h *half) compare(have *reading, next *env, want *dataplane.Snapshot, number func(*dataplane.ServicePort) uint32) (*comparison, error) {
 	next.taken = have.taken
-	all := next.wantAll(h.family, want.Ports)
+	all := next.wantAll(h.family, want.Ports, number)
 	c := &comparison{refs: all.refs, localnet: h.localnet}
 	if err := c.compareTable(h.table, have.table, next, all); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 func (h *half) drift(have *reading) ([]string, error) {
 	next := h.env
 	next.see(h.held, h.family, h.backend.cfg.LocalhostNodePorts)
-	c, err := h.compare(have, &next, h.held)
+	c, err := h.compare(have, &next, h.held, h.ids.Look)
 	if err != nil {
 		return nil, err
 	}

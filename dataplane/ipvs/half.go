@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
@@ -24,6 +25,7 @@ type half struct {
 	held     *dataplane.Snapshot
 	env      env
 	localnet localnet.State
+	ids      *affinity.IDs
 	refs     map[nft.Element]int // how many ServicePorts want a shared element
 }
 
@@ -53,7 +55,7 @@ func (h *half) note() {
 		h.noted.Store(nil)
 		return
 	}
-	h.noted.Store(&half{backend: h.backend, family: h.family, table: h.reader, held: h.held, env: h.env, localnet: h.localnet})
+	h.noted.Store(&half{backend: h.backend, family: h.family, table: h.reader, held: h.held, env: h.env, localnet: h.localnet, ids: h.ids})
 }
 
 // full reads the kernel back and writes what differs.
@@ -66,7 +68,8 @@ func (h *half) full(ctx context.Context, next *env, want *dataplane.Snapshot, co
 	if err != nil {
 		return err
 	}
-	c, err := h.compare(have, next, want)
+	h.ids = affinity.NewIDs()
+	c, err := h.compare(have, next, want, h.ids.Of)
 	if err != nil {
 		return err
 	}
@@ -99,7 +102,7 @@ func (h *half) difference(next *env, prev, want *dataplane.Snapshot) (*writes, e
 	}
 	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
 		if old != nil && old.ID.Family == h.family {
-			p := h.env.planFor(old)
+			p := h.env.planFor(old, h.ids.Of(old))
 			maps.Copy(was, p.elements)
 			for e := range p.shared {
 				touch(e, -1)
@@ -107,9 +110,10 @@ func (h *half) difference(next *env, prev, want *dataplane.Snapshot) (*writes, e
 			for _, s := range p.services {
 				oldServices[s.key] = s
 			}
+			h.ids.Forget(old, cur)
 		}
 		if cur != nil && cur.ID.Family == h.family {
-			p := next.planFor(cur)
+			p := next.planFor(cur, h.ids.Of(cur))
 			maps.Copy(is, p.elements)
 			for e := range p.shared {
 				touch(e, 1)

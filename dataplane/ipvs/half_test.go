@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -20,7 +21,7 @@ func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
 	var halves []*half
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-		halves = append(halves, &half{family: f, table: newTable(f, &counts{}), refs: map[nft.Element]int{}, env: env{
+		halves = append(halves, &half{family: f, table: newTable(f, &counts{}), refs: map[nft.Element]int{}, ids: affinity.NewIDs(), env: env{
 			mark: 1 << 14, scheduler: "rr", localhost: true, addresses: []netip.Addr{exampleOf(f)},
 		}})
 	}
@@ -35,7 +36,7 @@ func TestSteps(t *testing.T) {
 				t.Fatal(err)
 			}
 			have.apply(t, h.family, w)
-			all := h.env.wantAll(h.family, want.Ports)
+			all := h.env.wantAll(h.family, want.Ports, affinity.NewIDs().Of)
 			fresh.add(all)
 			if !maps.Equal(h.refs, all.refs) {
 				t.Fatalf("step %d: who wants what is shared: %v, a fresh start has %v", step, h.refs, all.refs)

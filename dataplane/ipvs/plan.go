@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
@@ -115,14 +114,14 @@ type wanted struct {
 	refs     map[nft.Element]int
 }
 
-// wantAll plans all ServicePorts of a family.
-func (e *env) wantAll(f dataplane.Family, ports dataplane.Ports) *wanted {
+// wantAll plans all ServicePorts of a family; number is of their affinity.
+func (e *env) wantAll(f dataplane.Family, ports dataplane.Ports, number func(*dataplane.ServicePort) uint32) *wanted {
 	w := &wanted{elements: map[nft.Element]string{}, refs: map[nft.Element]int{}}
 	for port := range ports.All() {
 		if port.ID.Family != f {
 			continue
 		}
-		p := e.planFor(port)
+		p := e.planFor(port, number(port))
 		w.services = append(w.services, p.services...)
 		maps.Copy(w.elements, p.elements)
 		for s := range p.shared {
@@ -149,11 +148,12 @@ type planner struct {
 	*plan
 	env  *env
 	port *dataplane.ServicePort
+	id   uint32 // of the ServicePort's affinity
 }
 
-// planFor is what a ServicePort wants of the kernel.
-func (e *env) planFor(port *dataplane.ServicePort) *plan {
-	p := &planner{plan: &plan{elements: map[nft.Element]string{}, shared: map[nft.Element]bool{}}, env: e, port: port}
+// planFor is what a ServicePort wants of the kernel, whose affinity has a number.
+func (e *env) planFor(port *dataplane.ServicePort, id uint32) *plan {
+	p := &planner{plan: &plan{elements: map[nft.Element]string{}, shared: map[nft.Element]bool{}}, env: e, port: port, id: id}
 	for _, f := range port.Frontends {
 		p.frontend(f)
 	}
@@ -251,7 +251,7 @@ func (p *planner) pick(place string, pool *dataplane.Pool) {
 
 // affinity lists what keeps clients with their endpoints.
 func (p *planner) affinity(place string, pool *dataplane.Pool) {
-	id := nft.NumberBytes(affinityID(p.port.ID))
+	id := nft.NumberBytes(p.id)
 	p.own(setIDs, place, id)
 	p.chained(setSticky, place, numbered(prefixSticky, p.seconds()))
 	p.chained(setLearn, id, numbered(prefixLearn, p.seconds()))
@@ -299,13 +299,4 @@ func verdictChain(pool *dataplane.Pool) string {
 		return chainDrop
 	}
 	return chainReject
-}
-
-// affinityID is a ServicePort's number in the memory of its clients: the same in
-// each process, so that it outlives a restart. Where two have the same one, by a
-// chance of one in four billion, a client that uses both may lose its endpoint.
-func affinityID(id dataplane.PortID) uint32 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(id.String())) // never fails
-	return h.Sum32()
 }

@@ -121,7 +121,7 @@ func TestPlan(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := describe(tc.env.planFor(tc.port), affinityID(tc.port.ID))
+			got := describe(tc.env.planFor(tc.port, 7), 7)
 			slices.Sort(tc.want)
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("got\n\t%s\nwanted\n\t%s", strings.Join(got, "\n\t"), strings.Join(tc.want, "\n\t"))

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -12,7 +13,7 @@ import (
 // with what the ServicePorts that changed had.
 type diff struct {
 	rules *rules
-	ids   *ids
+	ids   *affinity.IDs
 	held  map[nft.Element]string // what nobody has wanted so far
 	// ranges are the source ranges of held by set and place. The kernel refuses
 	// ranges that overlap, so those that go make room for those that come.
@@ -24,7 +25,7 @@ type diff struct {
 	first, last nft.Change
 }
 
-func newDiff(r *rules, ids *ids, held map[nft.Element]string, refs map[nft.Element]int) *diff {
+func newDiff(r *rules, ids *affinity.IDs, held map[nft.Element]string, refs map[nft.Element]int) *diff {
 	if held == nil {
 		held = map[nft.Element]string{}
 	}
@@ -121,15 +122,15 @@ func change(d *diff, prev, want dataplane.Ports, each func() error) error {
 	var next []*dataplane.ServicePort
 	for old, cur := range dataplane.Diff(prev, want) {
 		if old != nil && old.ID.Family == d.rules.Family {
-			d.had(planFor(old, d.ids.of(old)))
-			d.ids.forget(old, cur)
+			d.had(planFor(old, d.ids.Of(old)))
+			d.ids.Forget(old, cur)
 		}
 		if cur != nil && cur.ID.Family == d.rules.Family {
 			next = append(next, cur)
 		}
 	}
 	for _, port := range next {
-		d.port(planFor(port, d.ids.of(port)))
+		d.port(planFor(port, d.ids.Of(port)))
 		if err := each(); err != nil {
 			return err
 		}
@@ -191,7 +192,7 @@ func (d *diff) changeNode(t *nft.Table, old, cur *node, sameNotes bool) error {
 // node alone is compared at once; ServicePorts follow, and rest ends it.
 //
 // A table that is missing or strange is made anew.
-func whole(t *nft.Table, r *rules, ids *ids, state *nft.State, note func(string) string) (*diff, error) {
+func whole(t *nft.Table, r *rules, ids *affinity.IDs, state *nft.State, note func(string) string) (*diff, error) {
 	constants := r.constants()
 	var d *diff
 	if !state.Present || state.Strange {

@@ -29,7 +29,7 @@ func (h *half) drift(state *nft.State) ([]string, error) {
 	}
 	for port := range h.held.Ports.All() {
 		if port.ID.Family == h.table.Family {
-			d.port(planFor(port, h.ids.look(port)))
+			d.port(planFor(port, h.ids.Look(port)))
 		}
 	}
 	d.rest()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -155,7 +156,7 @@ func describeElement(set, key, data string, id uint32) string {
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
 	rules := rulesFor(&node{family: dataplane.IPv4})
-	refs, held, numbers := map[nft.Element]int{}, map[nft.Element]string{}, newIDs()
+	refs, held, numbers := map[nft.Element]int{}, map[nft.Element]string{}, affinity.NewIDs()
 	var prev dataplane.Ports
 	for step := range 300 {
 		want := randomPorts(random, prev)
@@ -168,7 +169,7 @@ func TestSteps(t *testing.T) {
 		}
 		fresh := newDiff(rules, numbers, nil, map[nft.Element]int{})
 		for port := range want.All() {
-			fresh.port(planFor(port, numbers.of(port)))
+			fresh.port(planFor(port, numbers.Of(port)))
 		}
 		all := map[nft.Element]string{}
 		apply(t, all, &fresh.first)

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
@@ -74,12 +75,12 @@ func try(n *node, ports ...*dataplane.ServicePort) error {
 	probing.Name += "-probe"
 	t := nft.NewTable(n.family, probing, &nft.Counts{})
 	defer func() { _ = t.Close() }()
-	d, err := whole(t, rulesFor(n), newIDs(), &nft.State{}, noteFor(localnet.Off))
+	d, err := whole(t, rulesFor(n), affinity.NewIDs(), &nft.State{}, noteFor(localnet.Off))
 	if err != nil {
 		return err
 	}
 	for _, port := range ports {
-		d.port(planFor(port, d.ids.of(port)))
+		d.port(planFor(port, d.ids.Of(port)))
 	}
 	return t.Try(&d.first)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
@@ -28,7 +29,7 @@ func TestRules(t *testing.T) {
 		if state, err := table.Read(); err != nil || state.Present {
 			t.Fatalf("a try left a table, or %v", err)
 		}
-		d, err := whole(table, rulesFor(n), newIDs(), &nft.State{}, noteFor(localnet.Off))
+		d, err := whole(table, rulesFor(n), affinity.NewIDs(), &nft.State{}, noteFor(localnet.Off))
 		if err != nil {
 			t.Fatal(err)
 		}

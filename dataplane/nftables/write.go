@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
@@ -35,7 +36,7 @@ type half struct {
 	node     node
 	localnet localnet.State
 	refs     map[nft.Element]int
-	ids      *ids
+	ids      *affinity.IDs
 	// remake: the kernel did not take a change, so the next one makes the table anew.
 	remake bool
 }
@@ -106,7 +107,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 		return err
 	}
 	have.Strange = have.Strange || h.remake
-	h.ids = newIDs()
+	h.ids = affinity.NewIDs()
 	d, err := whole(h.table, rulesFor(&next), h.ids, have, noteFor(state))
 	if err != nil {
 		return err
@@ -115,7 +116,7 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 		if port.ID.Family != h.table.Family {
 			continue
 		}
-		d.port(planFor(port, h.ids.of(port)))
+		d.port(planFor(port, h.ids.Of(port)))
 		if err := h.writePart(d, state); err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package nftables
+package affinity
 
 import (
 	"testing"
@@ -14,26 +14,26 @@ func TestIDs(t *testing.T) {
 		return &dataplane.ServicePort{ID: dataplane.PortID{Service: name}, Affinity: time.Hour}
 	}
 	a, b := named("a"), named("b")
-	i := newIDs()
-	first := i.of(a)
-	if first == 0 || i.of(a) != first || newIDs().of(a) != first {
-		t.Errorf("a's number is %d, then %d, and %d after a restart", first, i.of(a), newIDs().of(a))
+	i := NewIDs()
+	first := i.Of(a)
+	if first == 0 || i.Of(a) != first || NewIDs().Of(a) != first {
+		t.Errorf("a's number is %d, then %d, and %d after a restart", first, i.Of(a), NewIDs().Of(a))
 	}
-	i = newIDs()
+	i = NewIDs()
 	i.taken[first] = true // by somebody whose name gives the same
-	second := i.of(a)
+	second := i.Of(a)
 	if second != first+1 {
 		t.Errorf("where its number is taken, a has %d; want %d", second, first+1)
 	}
-	i.forget(b, nil)
-	i.forget(a, a)
+	i.Forget(b, nil)
+	i.Forget(a, a)
 	if !i.taken[first] || !i.taken[second] {
 		t.Error("a number that is in use was given up")
 	}
-	if i.forget(a, nil); !i.taken[first] || i.taken[second] {
+	if i.Forget(a, nil); !i.taken[first] || i.taken[second] {
 		t.Error("a's number is not given up, or another one")
 	}
-	if none := (&dataplane.ServicePort{}); i.of(none) != 0 {
+	if none := (&dataplane.ServicePort{}); i.Of(none) != 0 {
 		t.Error("a ServicePort without affinity has a number")
 	}
 }
