@@ -29,7 +29,9 @@ func startLoad(args LoadArgs, ask func(Request) Answer) (*load, error) {
 	l := &load{start: time.Now(), quit: make(chan struct{})}
 	each := func() Answer {
 		a := ask(args.Request)
-		if a.Outcome == Answered && a.Resent {
+		// A kernel waits one second for the answer to a SYN, on a slow machine too: there
+		// it sends some again that were not lost.
+		if a.Outcome == Answered && a.Resent && Patient(1) == 1 {
 			a.Outcome, a.Detail = Failed, "answered, but TCP had to send its SYN again"
 		}
 		return a
