@@ -191,12 +191,9 @@ func othersMarks(r *run) {
 	for bit := range 32 {
 		marks = append(marks, 1<<bit)
 	}
-	straight := func(host string) func(dataplane.Family) netip.AddrPort {
-		return func(family dataplane.Family) netip.AddrPort { return r.server(host, family) }
-	}
 	var probes []probe
 	for _, mark := range marks {
-		p := from("node-a").toAddr(fmt.Sprintf("outside itself, with mark %#x", mark), straight("outside")).reaches("outside").seenAs("node-a").once()
+		p := from("node-a").toAddr(fmt.Sprintf("outside itself, with mark %#x", mark), r.straight("outside")).reaches("outside").seenAs("node-a").once()
 		q := from("node-a").to(clusterIP, "there").reaches("b1").seenAs("node-a").once()
 		p.mark, q.mark = mark, mark
 		probes = append(probes, p, q)
@@ -205,8 +202,8 @@ func othersMarks(r *run) {
 	for _, mark := range marks[:whole] {
 		r.sh(r.node("node-a").Host, fmt.Sprintf("nft 'table inet marks { chain pre { type filter hook prerouting priority -310; meta mark set %#x; }; }'", mark))
 		r.check(once([]probe{
-			from("outside").toAddr(fmt.Sprintf("pod a1 itself, with mark %#x", mark), straight("a1")).reaches("a1"),
-			from("a3").toAddr(fmt.Sprintf("pod b1 itself, with mark %#x", mark), straight("b1")).reaches("b1"),
+			from("outside").toAddr(fmt.Sprintf("pod a1 itself, with mark %#x", mark), r.straight("a1")).reaches("a1"),
+			from("a3").toAddr(fmt.Sprintf("pod b1 itself, with mark %#x", mark), r.straight("b1")).reaches("b1"),
 			from("outside").toNodePort("there", "node-a").reaches("b1"), from("a3").to(clusterIP, "there").reaches("b1"), from("a3").to(clusterIP, "empty").rejected(),
 			from("outside").toNodePort("kept", "node-a").reaches("a1").seenAs("outside"),
 		})...)

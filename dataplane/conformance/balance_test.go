@@ -3,7 +3,6 @@ package conformance
 import (
 	"fmt"
 	"math"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -147,10 +146,7 @@ func chiSquared(counts map[string]int, endpoints []string, n int) float64 {
 // it are masqueraded.
 func ownPorts(r *run) {
 	r.sync(world{services: []service{serving("web", "a1")}})
-	straight := func(family dataplane.Family) netip.AddrPort {
-		return netip.AddrPortFrom(r.host("a1").Addr(int(family)), serverPort)
-	}
-	flows := r.holdForPorts(from("node-a").toAddr("pod a1 itself", straight).in(dataplane.TCP, dataplane.UDP))
+	flows := r.holdForPorts(from("node-a").toAddr("pod a1 itself", r.straight("a1")).in(dataplane.TCP, dataplane.UDP))
 	r.masqueradeMany(dataplane.TCP, dataplane.UDP)
 	r.stopAll(flows)
 }
@@ -200,13 +196,10 @@ func droppingHost(r *run) {
 		r.shell(r.node("node-a"), r.col.firewall(family)+" -P FORWARD DROP")
 		defer r.shell(r.node("node-a"), r.col.firewall(family)+" -P FORWARD ACCEPT")
 	}
-	straight := func(family dataplane.Family) netip.AddrPort {
-		return netip.AddrPortFrom(r.host("a1").Addr(int(family)), serverPort)
-	}
 	r.check(
 		from("outside").toNodePort("web", "node-a").reaches("a1 b1").seenAs("node-a"),
 		from("outside").to(loadBalancer, "web").reaches("a1 b1").seenAs("node-a"),
 		from("node-a").to(clusterIP, "web").reaches("a1 b1"),
-		from("outside").toAddr("pod a1 itself", straight).dropped(),
+		from("outside").toAddr("pod a1 itself", r.straight("a1")).dropped(),
 	)
 }

@@ -20,24 +20,18 @@ import (
 // agents do (aws/aws-network-policy-agent#480, netobserv/netobserv-ebpf-agent#822,
 // projectcalico/calico#7698).
 func tcNeighbours() []neighbour {
-	const (
-		next, pass, drop = -1, 0, 2 // of tcx, and as many of tc
-	)
-	return []neighbour{
+	const next, pass, reclassify, pipe = -1, 0, 1, 3 // of tc; tcx takes the last two for next
+	return append([]neighbour{
 		{name: "tc filters on all devices, both ways, that end with TC_ACT_OK change nothing", setUp: tcOnAll(pass)},
 		{name: "tc filters on all devices, both ways, that end with TC_ACT_UNSPEC change nothing", setUp: tcOnAll(next)},
+		{name: "tc filters on all devices, both ways, that end with TC_ACT_RECLASSIFY and TC_ACT_PIPE change nothing", setUp: tcOnAll(reclassify, pipe)},
 		{name: "tcx programs on all devices, both ways, before all others, that pass packets change nothing", setUp: tcxOnAll(pass, link.Head())},
 		{name: "tcx programs on all devices, both ways, after all others, that pass packets change nothing", setUp: tcxOnAll(pass, link.Tail())},
 		{name: "tcx programs on all devices, both ways, before all others, that leave packets to the next change nothing", setUp: tcxOnAll(next, link.Head())},
-		{
-			name: "a tc filter that drops what a pod sends wins", setUp: func(r *run, n *netlab.Node) {
-				r.tcFilter(n, netlab.PodInterfacePrefix+"1", netlink.HANDLE_MIN_INGRESS, drop)
-			},
-			holds: func(*run) []probe {
-				return slices.Concat(toEach(kinds, "here", from("outside").dropped()),
-					[]probe{from("a3").to(clusterIP, "here").dropped(), from("node-a").to(clusterIP, "here").dropped()})
-			},
-		},
+		{name: "tcx programs on all devices, both ways, before and after all others, that end with TC_ACT_RECLASSIFY and TC_ACT_PIPE change nothing", setUp: func(r *run, n *netlab.Node) {
+			tcxOnAll(reclassify, link.Head())(r, n)
+			tcxOnAll(pipe, link.Tail())(r, n)
+		}},
 		shellNeighbour("the uplink's packets by way of an ifb device change nothing",
 			"ip link add ifb-up type ifb; ip link set ifb-up up; tc qdisc add dev eth0 ingress; "+redirect("eth0", "ifb-up"),
 			"tc qdisc del dev eth0 ingress; ip link del ifb-up"),
@@ -50,7 +44,53 @@ func tcNeighbours() []neighbour {
 			podsOnBridge(r, n)
 			tcOnAll(pass)(r, n)
 		}},
+	}, cuts()...)
+}
+
+// cuts are filters that take all packets that come in by one device of each node.
+// They win, and harm nobody who does without those packets.
+func cuts() []neighbour {
+	const drop = 2
+	devices := []struct {
+		what, name string
+		holds      func(*run) []probe
+	}{
+		{"an endpoint sends", netlab.PodInterfacePrefix + "1", func(r *run) []probe {
+			return slices.Concat(toEach(kinds, "here", from("outside").dropped()), toEach(kinds, "empty", from("outside").rejected()),
+				[]probe{
+					from("a3").to(clusterIP, "here").dropped(), from("node-a").to(clusterIP, "here").dropped(), from("b3").to(clusterIP, "there").dropped(),
+					from("a3").to(clusterIP, "empty").rejected(), from("a3").toAddr("pod a2", r.straight("a2")).reaches("a2"),
+				})
+		}},
+		{"a client pod sends", netlab.PodInterfacePrefix + "3", func(*run) []probe {
+			return slices.Concat(toEach(kinds, "here", from("a3").dropped()), toEach(kinds, "there", from("b3").dropped()),
+				toEach(kinds, "here", from("outside").reaches("a1")), toEach(kinds, "there", from("outside").reaches("b1")),
+				toEach(kinds, "here", from("a4").reaches("a1")), toEach(kinds, "there", from("a4").reaches("b1")),
+				toEach(kinds, "there", from("node-a").reaches("b1")), toEach(kinds, "empty", from("outside").rejected()))
+		}},
+		{"comes by the uplink", "eth0", func(*run) []probe {
+			return slices.Concat(toEach(kinds, "here", from("outside").dropped()), toEach(kinds, "there", from("outside").dropped()),
+				toEach(kinds, "empty", from("outside").dropped()),
+				toEach(kinds, "here", from("a3").reaches("a1")), toEach(kinds, "here", from("a1").reaches("a1")), toEach(kinds, "here", from("node-a").reaches("a1")),
+				[]probe{
+					from("a3").to(clusterIP, "there").dropped(), from("node-a").to(clusterIP, "there").dropped(), from("b3").to(clusterIP, "there").reaches("b1"),
+					from("b3").toNodePort("there", "node-b").reaches("b1"), from("a3").to(clusterIP, "empty").rejected(),
+				})
+		}},
 	}
+	var rows []neighbour
+	for _, d := range devices {
+		holds := func(r *run) []probe { return once(d.holds(r)) }
+		rows = append(rows,
+			neighbour{name: "a tc filter that drops what " + d.what + " wins, and harms nobody else", holds: holds, setUp: func(r *run, n *netlab.Node) {
+				r.tcFilters(n, d.name, netlink.HANDLE_MIN_INGRESS, verdict(drop))
+			}},
+			neighbour{name: "a tc filter that redirects to another pod what " + d.what + " wins, and harms nobody else", holds: holds, setUp: func(r *run, n *netlab.Node) {
+				r.tcFilters(n, d.name, netlink.HANDLE_MIN_INGRESS, r.redirectTo(n, netlab.PodInterfacePrefix+"2"))
+			}},
+		)
+	}
+	return rows
 }
 
 // podsOnBridge joins a node's pods by a bridge, as CNI's bridge plugin does: pods
@@ -93,23 +133,27 @@ func redirect(device, ifb string) string {
 	return "tc filter add dev " + device + " parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev " + ifb
 }
 
-// tcOnAll puts a tc filter with a verdict on each side of each device.
-func tcOnAll(verdict int32) func(*run, *netlab.Node) {
+// tcOnAll puts tc filters with these verdicts on each side of each device.
+func tcOnAll(verdicts ...int32) func(*run, *netlab.Node) {
+	var programs []asm.Instructions
+	for _, v := range verdicts {
+		programs = append(programs, verdict(v))
+	}
 	return func(r *run, n *netlab.Node) {
 		for _, device := range r.devices(n) {
 			for _, side := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-				r.tcFilter(n, device, side, verdict)
+				r.tcFilters(n, device, side, programs...)
 			}
 		}
 	}
 }
 
 // tcxOnAll attaches a tcx program with a verdict to each side of each device.
-func tcxOnAll(verdict int32, anchor link.Anchor) func(*run, *netlab.Node) {
+func tcxOnAll(code int32, anchor link.Anchor) func(*run, *netlab.Node) {
 	return func(r *run, n *netlab.Node) {
 		for _, device := range r.devices(n) {
 			for _, side := range []bpf.AttachType{bpf.AttachTCXIngress, bpf.AttachTCXEgress} {
-				if !r.tcx(n, device, side, verdict, anchor) {
+				if !r.tcx(n, device, side, code, anchor) {
 					return
 				}
 			}
@@ -130,22 +174,36 @@ func (r *run) devices(n *netlab.Node) []string {
 	return names
 }
 
-// verdictProgram is a program for tc that says the same of every packet.
-func (r *run) verdictProgram(verdict int32) *bpf.Program {
+// verdict returns a program for tc that says the same of every packet.
+func verdict(code int32) asm.Instructions {
+	return asm.Instructions{asm.Mov.Imm(asm.R0, code), asm.Return()}
+}
+
+// redirectTo returns a program for tc that sends every packet out by a device of a node.
+func (r *run) redirectTo(n *netlab.Node, device string) asm.Instructions {
 	r.Helper()
-	p, err := bpf.NewProgram(&bpf.ProgramSpec{
-		Name: "neighbour", Type: bpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()},
-	})
+	index := 0
+	r.must(n.Do(func() error {
+		d, err := net.InterfaceByName(device)
+		if err == nil {
+			index = d.Index
+		}
+		return err
+	}))
+	return asm.Instructions{asm.Mov.Imm(asm.R1, int32(index)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call(), asm.Return()}
+}
+
+// tcProgram loads a program for tc.
+func (r *run) tcProgram(code asm.Instructions) *bpf.Program {
+	r.Helper()
+	p, err := bpf.NewProgram(&bpf.ProgramSpec{Name: "neighbour", Type: bpf.SchedCLS, License: "GPL", Instructions: code})
 	r.must(err)
 	return p
 }
 
-// tcFilter puts a filter with a verdict on one side of a device until the case ends.
-func (r *run) tcFilter(n *netlab.Node, device string, side uint32, verdict int32) {
+// tcFilters puts filters on one side of a device, one after another, until the case ends.
+func (r *run) tcFilters(n *netlab.Node, device string, side uint32, programs ...asm.Instructions) {
 	r.Helper()
-	p := r.verdictProgram(verdict)
-	defer func() { _ = p.Close() }()
 	r.must(n.Do(func() error {
 		d, err := net.InterfaceByName(device)
 		if err != nil {
@@ -159,18 +217,25 @@ func (r *run) tcFilter(n *netlab.Node, device string, side uint32, verdict int32
 		if err == nil {
 			r.Cleanup(func() { r.must(n.Do(func() error { return netlink.QdiscDel(qdisc) })) })
 		}
-		return netlink.FilterAdd(&netlink.BpfFilter{
-			FilterAttrs: netlink.FilterAttrs{LinkIndex: d.Index, Parent: side, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
-			Fd:          p.FD(), Name: "neighbour", DirectAction: true,
-		})
+		for i, code := range programs {
+			p := r.tcProgram(code)
+			err := netlink.FilterAdd(&netlink.BpfFilter{
+				FilterAttrs: netlink.FilterAttrs{LinkIndex: d.Index, Parent: side, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: uint16(1 + i)},
+				Fd:          p.FD(), Name: "neighbour", DirectAction: true,
+			})
+			if err := errors.Join(err, p.Close()); err != nil {
+				return err
+			}
+		}
+		return nil
 	}))
 }
 
 // tcx attaches a program with a verdict until the case ends. It returns false
 // where the kernel has no tcx.
-func (r *run) tcx(n *netlab.Node, device string, side bpf.AttachType, verdict int32, anchor link.Anchor) bool {
+func (r *run) tcx(n *netlab.Node, device string, side bpf.AttachType, code int32, anchor link.Anchor) bool {
 	r.Helper()
-	p := r.verdictProgram(verdict)
+	p := r.tcProgram(verdict(code))
 	defer func() { _ = p.Close() }()
 	var attached link.Link
 	err := n.Do(func() error {

@@ -358,3 +358,8 @@ func (r *run) serveAt(h *netlab.Host, at netip.AddrPort) {
 func (r *run) server(host string, family dataplane.Family) netip.AddrPort {
 	return netip.AddrPortFrom(r.host(host).Addr(int(family)), serverPort)
 }
+
+// straight is server for toAddr.
+func (r *run) straight(host string) func(dataplane.Family) netip.AddrPort {
+	return func(family dataplane.Family) netip.AddrPort { return r.server(host, family) }
+}

@@ -439,8 +439,5 @@ func bridged(r *run) {
 		from("a3").to(clusterIP, "there").reaches("b1").seenAs("a3"), from("a1").to(clusterIP, "here").reaches("a1").seenAs("node-a"),
 		from("node-a").to(clusterIP, "there").reaches("b1").seenAs("node-a"), from("node-b").toNodePort("there", "node-a").reaches("b1"),
 	)...)
-	straight := func(family dataplane.Family) netip.AddrPort {
-		return netip.AddrPortFrom(r.host("b1").Addr(int(family)), serverPort)
-	}
-	r.check(from("a3").toAddr("pod b1 itself", straight).reaches("b1").seenAs("a3"))
+	r.check(from("a3").toAddr("pod b1 itself", r.straight("b1")).reaches("b1").seenAs("a3"))
 }

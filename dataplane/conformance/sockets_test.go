@@ -114,9 +114,8 @@ func forwardingPod(r *run) {
 		r.nft(pod, family, "chain pre { type nat hook prerouting priority -100; meta l4proto { tcp, udp, sctp } th dport 8080 dnat to "+
 			r.frontendAddr(r.service("there"), clusterIP, families[f]).String()+"; }\nchain post { type nat hook postrouting priority 100; masquerade; }")
 	}
-	straight := func(family dataplane.Family) netip.AddrPort { return r.server("a2", family) }
 	r.check(slices.Concat(toEach(kinds, "gateway", from("outside").reaches("b1")), toEach(kinds, "gateway", from("a3").reaches("b1")),
-		[]probe{from("outside").toAddr("the pod itself", straight).reaches("b1")})...)
+		[]probe{from("outside").toAddr("the pod itself", r.straight("a2")).reaches("b1")})...)
 }
 
 // podWithoutAgent connects a pod of each node again after the agents were killed
