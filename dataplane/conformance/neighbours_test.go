@@ -136,7 +136,7 @@ func firewalls() []neighbour {
 		shellNeighbour("iptables' policies DROP, with pods accepted, change no answer",
 			dropPolicies("-A", "DROP"), dropPolicies("-D", "ACCEPT")).with(func(*run) []probe { return wideAnswers() }),
 		shellNeighbour("rules that accept a bit of the mark's upper half, and clear others of it, change nothing (Calico)", calicoMarks("-I"), calicoMarks("-D")),
-		preRoutingDrops(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
+		preRoutingDrops(), untracked(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
 	}
 }
 
@@ -193,6 +193,27 @@ func preRoutingDrops() neighbour {
 				from("outside").to(loadBalancer, "kept").reaches("a1"), from("outside").toNodePort("here", "node-a").reaches("a1"), from("a3").toNodePort("there", "node-a").reaches("b1"),
 			))
 		},
+	}
+}
+
+// untracked is a raw rule that takes packets to a NodePort away from conntrack,
+// without which nothing of the kernel translates a packet. As with kube-proxy they
+// are the node's own then, on which nobody listens.
+func untracked() neighbour {
+	return neighbour{
+		name: "packets to a NodePort that a raw rule leaves untracked are the node's own, and all others are served", setUp: func(r *run, n *netlab.Node) {
+			r.nft(n.Host, "inet", fmt.Sprintf("chain raw { type filter hook prerouting priority -300; iifname eth0 fib daddr type local meta l4proto { tcp, udp, sctp } th dport %d notrack; }",
+				r.frontendAddr(r.service("there"), nodePort, dataplane.IPv4).Port()))
+		},
+		holds: func(*run) []probe {
+			return once(append(toEach(externalKinds[:2], "there", from("outside").reaches("b1").seenAs("node-a")),
+				from("outside").toNodePort("there", "node-a").in(dataplane.TCP, dataplane.UDP).rejected(), from("outside").toNodePort("there", "node-a").in(dataplane.SCTP).notServed(),
+				from("b3").toNodePort("there", "node-a").in(dataplane.TCP, dataplane.UDP).rejected(),
+				from("a3").toNodePort("there", "node-a").reaches("b1"), from("node-a").toNodePort("there", "node-a").reaches("b1"),
+				from("outside").toNodePort("here", "node-a").reaches("a1").seenAs("node-a"), from("outside").toNodePort("kept", "node-a").reaches("a1").seenAs("outside"),
+			))
+		},
+		cannot: map[string]string{"ipvs": "IPVS serves its addresses to tracked and untracked packets, as in kube-proxy's mode"},
 	}
 }
 
