@@ -359,7 +359,7 @@ func continuityCases() []testCase {
 			time.Sleep(netlab.Patient(100 * time.Millisecond))
 			r.stopAll(held)
 		}},
-		{"clause 5", "1,000 connections with traffic on them survive restarts, other sizes of maps, and many Syncs", lifeUnderLoad},
+		{"clause 5", "1,000 connections with traffic on them, and silent ones after a RST outside their window, survive restarts, other sizes of maps, and many Syncs", lifeUnderLoad},
 		{"clause 6", "no new connection fails while a Service's endpoints change 50 times", func(r *run) {
 			sets := []string{"a1 b1", "b1 b2", "b2", "a1 a2 b2", "a2"}
 			r.sync(world{services: []service{serving("web", sets[0])}})

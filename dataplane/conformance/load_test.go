@@ -19,10 +19,11 @@ const (
 )
 
 // lifeUnderLoad holds connections of every kind while the agent is restarted,
-// replaced by one with other sizes, and given many worlds.
+// replaced by one with other sizes, and given many worlds. Meanwhile others are silent.
 func lifeUnderLoad(r *run) {
 	w := heldServices("b1", "a1")
 	r.sync(w)
+	answered := r.silentAfterReset(from("outside").toNodePort("cluster", "node-a"), from("outside").to(clusterIP, "cluster"), from("outside").to(loadBalancer, "kept"))
 	flows := r.holdMany()
 	programs := r.programs()
 	r.restart("node-a")
@@ -46,6 +47,7 @@ func lifeUnderLoad(r *run) {
 	r.syncUnknown(w)
 	time.Sleep(2 * netlab.Patient(askEvery))
 	r.stopAll(flows)
+	answered()
 }
 
 // heldServices are the Services of the connections that are held; each may have
