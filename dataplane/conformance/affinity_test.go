@@ -3,6 +3,10 @@ package conformance
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,6 +98,84 @@ func moved(before, after map[flow]string) int {
 	return n
 }
 
+// manyClients has two endpoints share the clients of a whole prefix, which are all
+// on one host.
+func manyClients(r *run) {
+	const clients, atLeast = 300, 101 // more than five standard deviations
+	if most := recentClients(); r.col.backend == "iptables" && most < clients {
+		r.notMeant(fmt.Sprintf("xt_recent keeps %d clients for each endpoint (ip_list_tot), for kube-proxy as well", most))
+		return
+	}
+	outside, router := r.host("outside"), r.lab.Router()
+	r.sh(outside, "sysctl -qw net.ipv6.ip_nonlocal_bind=1")
+	r.Cleanup(func() { r.sh(outside, "sysctl -qw net.ipv6.ip_nonlocal_bind=0") })
+	first := map[dataplane.Family]netip.Addr{}
+	for family, prefix := range map[dataplane.Family]string{dataplane.IPv4: "10.31.0.0/16", dataplane.IPv6: "fd31::/112"} {
+		first[family] = netip.MustParsePrefix(prefix).Addr()
+		for host, way := range map[*netlab.Host]string{outside: "local " + prefix + " dev lo", router: prefix + " via " + outside.Addr(int(family)).String()} {
+			r.ip(host, "route add "+way)
+			r.Cleanup(func() { r.ip(host, "route del "+way) })
+		}
+	}
+	r.sync(world{services: []service{{name: "web", only: dataplane.TCP, affinity: time.Hour, frontends: frontendsOf(kinds, frontend{pool: on("a1 b1"), snat: dataplane.SNATAll})}}})
+	for _, family := range families {
+		before := r.serversOf(clients, first[family], from("outside").to(loadBalancer, "web"), family)
+		count := map[string]int{}
+		for _, server := range before {
+			count[server]++
+		}
+		if len(count) != 2 || min(count["a1"], count["b1"]) < atLeast {
+			r.Errorf("%s: the case is about %d clients for each endpoint; they have %v", family, atLeast, count)
+		}
+		moved := 0
+		for i, server := range r.serversOf(clients, first[family], from("outside").toNodePort("web", "node-a"), family) {
+			if server != before[i] {
+				moved++
+			}
+		}
+		if moved > 0 {
+			r.Errorf("%s: of %d clients of one endpoint or the other (%v) %d went elsewhere", family, clients, count, moved)
+		}
+	}
+}
+
+// recentClients returns how many clients xt_recent keeps in a list.
+func recentClients() int {
+	text, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot")
+	if err != nil {
+		return 100 // its default, as long as it is not loaded
+	}
+	most, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return most
+}
+
+// serversOf asks once from each of so many addresses, and returns who answered each.
+func (r *run) serversOf(clients int, addr netip.Addr, p probe, family dataplane.Family) []string {
+	r.Helper()
+	servers, wrong := make([]string, clients), make([]string, clients)
+	slots := make(chan struct{}, atATime)
+	var all sync.WaitGroup
+	for i := range clients {
+		addr = addr.Next()
+		req := r.request(p, dataplane.TCP, family)
+		req.Timeout, req.From = answerTime, netip.AddrPortFrom(addr, 0)
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			a, err := r.host(p.client).Ask(req)
+			if err != nil || a.Outcome != netlab.Answered {
+				wrong[i] = fmt.Sprintf("%s to %s: %s %v", req.From, r.targetText(p), a, err)
+			}
+			servers[i] = a.Server
+		})
+	}
+	all.Wait()
+	for _, text := range slices.DeleteFunc(wrong, func(s string) bool { return s == "" }) {
+		r.Error(text)
+	}
+	return servers
+}
+
 func affinityCases() []testCase {
 	return []testCase{
 		{"§1.11", "a client stays with its endpoint", func(r *run) {
@@ -105,6 +187,7 @@ func affinityCases() []testCase {
 				}
 			}
 		}},
+		{"§1.11", "each of more than 100 clients of one endpoint stays with it", manyClients},
 		{"§1.11", "each client has an endpoint of its own choice", func(r *run) {
 			r.sync(world{services: stickies(4, fourEndpoints, time.Hour)})
 			// 24 flows each: all the same for both clients has a chance of 4^-24.
