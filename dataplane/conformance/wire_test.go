@@ -27,6 +27,7 @@ func wireCases() []testCase {
 		{"wire", "a frame whose IP address is 0.0.0.0 or :: is for no NodePort", zeroAddresses},
 		{"wire", "a frame for another hardware address is neither served nor answered", otherHardware},
 		{"wire", "a connection to a load balancer IP that moves to another node is reset at once", movedAddress},
+		{"wire", "a TCP connection whose first packets were dropped before its Service served anybody is served then", begunBefore},
 		{"wire", "a macvlan pod reaches a load balancer IP that another node announces by that node", macvlanPod},
 	}
 }
@@ -397,6 +398,42 @@ func movedAddress(r *run) {
 		}
 	}
 	r.check(from("outside").to(loadBalancer, "cluster").reaches("b1"), from("outside").to(loadBalancer, "local").reaches("b1"))
+}
+
+// begunBefore has clients connect before a Service exists or has endpoints, and
+// brings those before the next SYN (kubernetes/kubernetes#101607). What left the
+// node is another matter: as with kube-proxy, the kernel keeps the connection to an
+// unknown load balancer IP as it began, without translation, while SYNs go on.
+func begunBefore(r *run) {
+	local := func(endpoint string) service {
+		return service{name: "local", frontends: frontendsOf(externalKinds, frontend{pool: own(endpoint), snat: dataplane.SNATNode})}
+	}
+	after := world{services: []service{serving("other", "a1"), serving("web", "b1"), local("a1")}}
+	var flows sync.WaitGroup
+	begin := func(p probe, server string) {
+		for _, family := range families {
+			req := r.request(p, dataplane.TCP, family)
+			req.Timeout = answerTime + netlab.Patient(7*time.Second) // three SYNs
+			flows.Go(func() {
+				a, err := r.host(p.client).Ask(req)
+				if err != nil || a.Server != server || !a.Resent {
+					r.Errorf("%s: %s to %s (%s): its first SYN should be dropped and %s answer the next; %s (sent again: %t), %v",
+						family, p.client, r.targetText(p), req.To, server, a, a.Resent, err)
+				}
+			})
+		}
+	}
+	r.sync(world{services: []service{serving("other", "a1"), local("")}})
+	r.world = after // whose Services have addresses
+	for _, client := range []string{"a3", "node-a", "outside"} {
+		begin(from(client).to(clusterIP, "web"), "b1")
+	}
+	for _, p := range toEach(externalKinds, "local", from("outside")) {
+		begin(p, "a1")
+	}
+	time.Sleep(netlab.Patient(300 * time.Millisecond))
+	r.sync(after)
+	flows.Wait()
 }
 
 // macvlanPod gives a4 a device on its node's uplink (kubernetes/kubernetes#53089).
