@@ -19,12 +19,59 @@ import (
 // address. Backends without sockets on top pass these cases as well.
 
 func acceleratorCases() []testCase {
-	return []testCase{
+	return append([]testCase{
 		{"sockets", "a mesh's redirect in a pod sees the Service's address: nftables", func(r *run) { meshed(r, nftMesh()) }},
 		{"sockets", "a mesh's redirect in a pod sees the Service's address: legacy iptables", func(r *run) { meshed(r, legacyMesh()) }},
 		{"sockets", "a pod whose rules are older than the agent's start is left alone from the start", meshedBefore},
 		{"clause 5", "connections go on as sockets are translated on top of a backend, and as that ends", accelerated},
+	}, overIPTables()...)
+}
+
+// overIPTables are cases about sockets, on top of iptables: the eBPF column's are on
+// top of nftables.
+func overIPTables() []testCase {
+	const base = "iptables-nft"
+	cases := []testCase{
+		{"sockets", "each way of a packet and each verdict", func(r *run) {
+			r.sync(wideWorld())
+			r.check(wide()...)
+		}},
+		{"clause 5", "connections go on as sockets are translated, and as that ends", accelerated},
 	}
+	for _, c := range socketCases() {
+		if c.rule == "socket" {
+			cases = append(cases, c)
+		}
+	}
+	for i, c := range cases {
+		cases[i].name += ": sockets on top of " + base
+		cases[i].run = func(r *run) {
+			if r.col.base == "" {
+				r.notMeant("it is what sockets are on top of")
+				return
+			}
+			r.onTopOf(base)
+			c.run(r)
+		}
+	}
+	return cases
+}
+
+// onTopOf has both nodes' sockets on top of another column's backend until the case ends.
+func (r *run) onTopOf(base string) {
+	r.Helper()
+	change := func(to string) {
+		for _, n := range r.lab.Nodes {
+			r.must(r.agentOf(n.Name).cleanup())
+		}
+		r.base = to
+		for _, n := range r.lab.Nodes {
+			r.restart(n.Name)
+		}
+	}
+	before := r.base
+	r.Cleanup(func() { change(before) })
+	change(base)
 }
 
 // mesh is how a pod redirects what it sends to the ClusterIPs.

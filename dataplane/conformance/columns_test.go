@@ -61,6 +61,8 @@ type site struct {
 	MaxEndpoints int
 	// SocketLB is whose sockets are translated; "": all.
 	SocketLB string
+	// Base is the column whose backend sockets are on top of; "": the eBPF column's own.
+	Base string
 	// Excluded are addresses that the IPVS backend leaves to another program.
 	Excluded []netip.Prefix
 }

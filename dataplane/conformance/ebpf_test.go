@@ -35,7 +35,11 @@ func ebpfColumn(base column) column {
 	c := base
 	c.name, c.backend, c.base, c.sockets = "ebpf", "ebpf", base.name, true
 	c.driver = func(at site) dataplane.Driver {
-		return ebpf.Accelerate(c.name, socketOptions(at), base.driver(at))
+		under := base
+		if at.Base != "" {
+			under, _ = columnNamed(at.Base)
+		}
+		return ebpf.Accelerate(c.name, socketOptions(at), under.driver(at))
 	}
 	c.state = func(r *run, n *netlab.Node) []string {
 		lines := slices.Concat(serviceMaps(r, n), nodeMaps(r, n), attached(r, n))

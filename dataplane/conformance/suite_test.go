@@ -35,6 +35,7 @@ type suite struct {
 	cases    int         // run so far
 	services int         // of all cases so far
 	others   []io.Closer // what another program holds
+	base     string      // what sockets are on top of for now; "": the column's own
 }
 
 func newSuite(t *testing.T, col column) *suite {
@@ -70,7 +71,9 @@ func newSuite(t *testing.T, col column) *suite {
 }
 
 // site is what the backend on a node is told about it.
-func (s *suite) site(n *netlab.Node) site { return site{PinDir: n.PinDir, Cgroup: n.CgroupRoot} }
+func (s *suite) site(n *netlab.Node) site {
+	return site{PinDir: n.PinDir, Cgroup: n.CgroupRoot, Base: s.base}
+}
 
 // run runs one case, on agents that are there and know the kernel's state or not.
 func (s *suite) run(t *testing.T, c testCase) {
