@@ -20,8 +20,6 @@ type neighbour struct {
 	setUp func(*run, *netlab.Node)
 	// holds returns what must be so alongside the program. Nil means all of wide.
 	holds func(*run) []probe
-	// known says which backend does not pass yet, and why.
-	known map[string]string
 	// cannot says which backend cannot pass by its nature, and why.
 	cannot map[string]string
 }
@@ -34,9 +32,6 @@ func (n neighbour) testCase() testCase {
 			r.notMeant(reason)
 			return
 		}
-		for backend, reason := range n.known {
-			r.known(backend, reason)
-		}
 		holds := wide
 		if n.holds != nil {
 			holds = func() []probe { return n.holds(r) }
@@ -46,7 +41,7 @@ func (n neighbour) testCase() testCase {
 			n.setUp(r, node)
 		}
 		r.check(holds()...)
-		if r.Failed() || r.failed {
+		if r.Failed() {
 			r.Fatal("it failed where the other program came second")
 		}
 		r.cleared()

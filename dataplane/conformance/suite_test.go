@@ -3,7 +3,6 @@ package conformance
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"path/filepath"
@@ -95,18 +94,11 @@ func (s *suite) run(t *testing.T, c testCase) {
 			}
 			s.keep(t)
 		}
-		if r.failed {
-			results.set(c, s.col.name, "known: "+r.fault)
-		}
 	}()
 	r.ensureAgents()
 	c.run(r)
 	switch {
 	case r.Failed():
-	case r.fault != "" && !r.failed:
-		r.T.Errorf("this passes now: remove what is known of it: %s", r.fault)
-	case r.fault != "":
-		t.Skip(r.fault)
 	case r.other != "":
 		results.set(c, s.col.name, "not meant: "+r.other)
 		t.Skip(r.other)
@@ -132,9 +124,6 @@ type run struct {
 	id    int
 	world world // as synced last
 	other string
-	fault string // what the backend does not do yet; empty: it does all
-	// failed says that the case failed, as fault lets it.
-	failed bool
 
 	mu      sync.Mutex
 	numbers map[string]int // of the case's services
@@ -143,51 +132,6 @@ type run struct {
 // notMeant ends a case about what this backend is not meant to do, with the
 // reason.
 func (r *run) notMeant(reason string) { r.other = reason }
-
-// known says that a backend or column does not pass this case yet, and why. The case must
-// then fail, so that nobody forgets to remove the call once it passes.
-func (r *run) known(who, reason string) {
-	if r.col.backend == who || r.col.name == who {
-		r.fault = reason
-	}
-}
-
-// Errorf reports a failure, and logs one that is known.
-func (r *run) Errorf(format string, args ...any) {
-	r.Helper()
-	r.fail(fmt.Sprintf(format, args...), r.T.Error)
-}
-
-// Error is Errorf without a format.
-func (r *run) Error(args ...any) {
-	r.Helper()
-	r.fail(fmt.Sprint(args...), r.T.Error)
-}
-
-// Fatalf is Errorf and ends the case.
-func (r *run) Fatalf(format string, args ...any) {
-	r.Helper()
-	r.fail(fmt.Sprintf(format, args...), r.T.Fatal)
-	r.SkipNow()
-}
-
-// Fatal is Fatalf without a format.
-func (r *run) Fatal(args ...any) {
-	r.Helper()
-	r.Fatalf("%s", fmt.Sprint(args...))
-}
-
-func (r *run) fail(text string, report func(...any)) {
-	r.Helper()
-	if r.fault == "" {
-		report(text)
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.failed = true
-	r.Logf("known (%s): %s", r.fault, text)
-}
 
 // must ends the case on an error of the lab itself or of what the case needs.
 func (r *run) must(err error) {
