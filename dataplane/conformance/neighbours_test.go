@@ -131,7 +131,7 @@ func firewalls() []neighbour {
 		shellNeighbour("iptables' policies DROP, with pods accepted, change no answer",
 			dropPolicies("-A", "DROP"), dropPolicies("-D", "ACCEPT")).with(func(*run) []probe { return wideAnswers() }),
 		shellNeighbour("rules that accept a bit of the mark's upper half, and clear others of it, change nothing (Calico)", calicoMarks("-I"), calicoMarks("-D")),
-		preRoutingDrops(), untracked(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
+		preRoutingDrops(), serviceDrops(), untracked(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
 	}
 }
 
@@ -186,6 +186,39 @@ func preRoutingDrops() neighbour {
 			return once(append(toEach(externalKinds[:2], "there", from("outside").reaches("b1")),
 				from("outside").toNodePort("there", "node-a").dropped(), from("outside").toNodePort("kept", "node-a").dropped(),
 				from("outside").to(loadBalancer, "kept").reaches("a1"), from("outside").toNodePort("here", "node-a").reaches("a1"), from("a3").toNodePort("there", "node-a").reaches("b1"),
+			))
+		},
+	}
+}
+
+// serviceDrops are rules about the addresses of Services. Sockets that are
+// translated have no packet that they match (docs/install.md).
+func serviceDrops() neighbour {
+	return neighbour{
+		name: "rules that drop what goes to a Service's address win over packets, and sockets that are translated pass them by", setUp: func(r *run, n *netlab.Node) {
+			for f, family := range []string{"ip", "ip6"} {
+				there := r.service("there")
+				first, original := r.frontendAddr(there, clusterIP, families[f]).Addr(), r.frontendAddr(there, loadBalancer, families[f]).Addr()
+				r.nft(n.Host, family, fmt.Sprintf(`
+					chain pre { type filter hook prerouting priority -300; %[1]s daddr %[2]s drop; }
+					chain out { type filter hook output priority -150; %[1]s daddr %[2]s drop; ct original %[1]s daddr %[3]s drop; }
+					chain late { type filter hook postrouting priority 0; ct original %[1]s daddr %[3]s drop; }`, family, first, original))
+			}
+		},
+		holds: func(r *run) []probe {
+			var probes []probe
+			for _, kind := range []dataplane.Kind{clusterIP, loadBalancer} {
+				for _, client := range []string{"a3", "node-a", "outside"} {
+					p := from(client).to(kind, "there")
+					if r.col.sockets && client != "outside" {
+						probes = append(probes, p.in(dataplane.TCP).reaches("b1").seenAs(client))
+						p = p.in(dataplane.UDP, dataplane.SCTP)
+					}
+					probes = append(probes, p.notServed())
+				}
+			}
+			return once(append(probes,
+				from("a3").to(clusterIP, "here").reaches("a1"), from("a3").to(externalIP, "there").reaches("b1"), from("outside").toNodePort("there", "node-a").reaches("b1"),
 			))
 		},
 	}
