@@ -15,6 +15,9 @@ import (
 //go:embed init.sh
 var initScript string
 
+//go:embed twice.sh
+var twiceScript string
+
 // imageConfig is what goes into an image.
 type imageConfig struct {
 	kernel   kernel
@@ -111,7 +114,7 @@ func copyTests(ctx context.Context, root string, c imageConfig) error {
 		}
 	}
 	text := "export REQUIRE_KERNEL=1 " + slowVariable + "=" + strconv.Itoa(c.slow) + "\n" + script(c.jobs) + "echo " + quote(endMark) + "\n"
-	return writeFile(filepath.Join(root, "tests", "script"), text)
+	return errors.Join(writeFile(filepath.Join(root, "tests", "twice"), twiceScript), writeFile(filepath.Join(root, "tests", "script"), text))
 }
 
 // copyModules copies the kernel's modules that may be asked for, and lists

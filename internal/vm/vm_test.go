@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -136,12 +137,42 @@ func TestScript(t *testing.T) {
 		want string
 	}{
 		{"a package", job{dir: "dataplane/ipvs", args: []string{"-test.run=TestA|TestB"}},
-			"cd /src/dataplane/ipvs && echo '== dataplane/ipvs' && /tests/dataplane_ipvs '-test.run=TestA|TestB'\necho \"vm: exit status $? dataplane/ipvs\"\n"},
+			"cd /src/dataplane/ipvs && echo '== dataplane/ipvs' && sh /tests/twice /tests/dataplane_ipvs '-test.run=TestA|TestB'\necho \"vm: exit status $? dataplane/ipvs\"\n"},
 		{"a command", job{dir: ".", command: "echo 'it is'"}, `cd /src/. && echo '== .' && sh -c 'echo '\''it is'\'''` + "\necho \"vm: exit status $? .\"\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := script([]job{test.job}); got != test.want {
 				t.Errorf("%s; want %s", got, test.want)
+			}
+		})
+	}
+}
+
+// TestTwice: few tests that fail run once more, and count if they fail again.
+func TestTwice(t *testing.T) {
+	for _, c := range []struct {
+		name, binary string
+		again        string // the tests that run once more
+		fails        bool
+	}{
+		{"all pass", "echo PASS", "", false},
+		{"one fails, then passes", `case "$*" in *-test.run=*) echo PASS;; *) echo '--- FAIL: TestA (1s)'; echo '    --- FAIL: TestA/a_(b);_c (1s)'; exit 1;; esac`, `^TestA$/^a_\(b\);_c$`, false},
+		{"two fail", `case "$*" in *-test.run=*) echo PASS;; *) echo '--- FAIL: TestA (1s)'; echo '--- FAIL: TestAB (1s)'; exit 1;; esac`, "^TestA$|^TestAB$", false},
+		{"one fails twice", "echo '--- FAIL: TestA (1s)'; exit 1", "^TestA$", true},
+		{"many fail", "for i in 1 2 3 4; do echo \"--- FAIL: Test$i (1s)\"; done; exit 1", "", true},
+		{"it does not end", "echo 'panic: test timed out'; exit 2", "", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("TMPDIR", t.TempDir())
+			binary := filepath.Join(t.TempDir(), "binary")
+			if err := os.WriteFile(binary, []byte("#!/bin/sh\necho \"args: $*\"\n"+c.binary+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command("sh", "twice.sh", binary, "-test.v").CombinedOutput()
+			_, again, _ := strings.Cut(string(out), "args: -test.v -test.run=")
+			again, _, _ = strings.Cut(again, "\n")
+			if again != c.again || (err != nil) != c.fails {
+				t.Errorf("once more: %q, %v; want %q, an error: %t\n%s", again, err, c.again, c.fails, out)
 			}
 		})
 	}
