@@ -90,7 +90,7 @@ func (p podProcess) becomes(b *accelerated, endpoint string) {
 // In mode auto a pod is translated once its network namespace was looked into,
 // and until something there translates.
 func TestModeAuto(t *testing.T) {
-	needCookie(t)
+	needAuto(t)
 	o := testOptions(t)
 	o.SocketLB = Auto
 	b := openBackend(t, o)
@@ -138,7 +138,7 @@ func TestModeAuto(t *testing.T) {
 
 // A restart finds what the agent before knew, and looks at it again.
 func TestModeAutoAfterARestart(t *testing.T) {
-	needCookie(t)
+	needAuto(t)
 	o := testOptions(t)
 	o.SocketLB = Auto
 	b := openBackend(t, o)

@@ -99,7 +99,7 @@ func TestLesser(t *testing.T) {
 		want := serves(endpoint)
 		mustSync(t, b, prev, want)
 		checkHolds(t, b, want)
-		if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort("10.96.0.8:53")); err != nil || got != endpoint {
+		if got, err := connectHere(b, netip.MustParseAddrPort("10.96.0.8:53")); err != nil || got != endpoint {
 			t.Errorf("a socket of the node got %q, %v; want %s", got, err, endpoint)
 		}
 		prev = want

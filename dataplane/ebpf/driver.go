@@ -52,6 +52,10 @@ type Options struct {
 	MaxFrontends int // addresses and ports of Services; default 65,536
 	MaxEndpoints int // of all Service ports together, once for each pool; default 262,144
 	MaxAffinity  int // clients with session affinity, and UDP flows of sockets; default 65,536
+
+	// noCookies, in tests, is a kernel before 5.14, which does not tell cookies of
+	// network namespaces.
+	noCookies bool
 }
 
 // DefaultOptions are those of an agent that is told nothing.
@@ -104,6 +108,7 @@ type sockets struct {
 	ender    *ender
 	older    *older
 	cgroupID uint64
+	netns    uint64        // cookie of the node's network namespace; 0: the machine's first one
 	pods     *pods.Watcher // nil: nobody's namespace is asked for
 	attached bool          // by this process
 	closed   bool
@@ -211,17 +216,20 @@ func (b *sockets) spec() (*ebpf.CollectionSpec, error) {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cookie, err := netnsCookie()
-	if err != nil {
+	var err error
+	if b.netns, err = netnsCookie(); err != nil {
 		return nil, err
 	}
-	b.setMode(cookie != 0)
+	if b.opts.noCookies {
+		b.netns = 0
+	}
+	b.setMode(b.netns != 0)
 	s, err := loadSock()
 	if err != nil {
 		return nil, fmt.Errorf("reading the socket programs: %w", err)
 	}
 	setSizes(s.Maps, b.opts)
-	return s, setVariable(s, "host_netns_cookie", cookie)
+	return s, setVariable(s, "host_netns_cookie", b.netns)
 }
 
 // setMode makes flags of the mode. Kernels before 5.14 tell nobody the cookie of
@@ -236,7 +244,7 @@ func (b *sockets) setMode(cookies bool) {
 		b.modeFlags = askNamespaces
 		if !cookies {
 			b.modeFlags = nodeOnly
-			b.reason = "the kernel is older than 5.14 and does not tell which network namespace a socket is in: as mode node"
+			b.reason = "the kernel is older than 5.14 and does not tell the agent which network namespace a pod has, so --socket-lb=auto works as node"
 			b.cfg.Log.Warn("sockets of pods are left to packets", "reason", b.reason)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // insideVariable is set in the process that runs the tests. It has a network
@@ -86,9 +87,15 @@ func runInside() (int, error) {
 		return 0, err
 	}
 	defer func() { _ = dir.Close() }()
+	outer, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = outer.Close() }()
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
 	cmd.Env = append(os.Environ(), insideVariable+"="+name)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{outer} // outerNamespace
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET, UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL,
 	}
@@ -107,13 +114,67 @@ func needKernel(t testing.TB) {
 	}
 }
 
-// needCookie skips a test in which the node's own namespace must be known: before
-// Linux 5.14 it is taken to be the first one, and these tests run in another.
-func needCookie(t *testing.T) {
+// outerNamespace is the descriptor of the network namespace that the tests were
+// started in.
+const outerNamespace = 3
+
+// inOuter runs f in that namespace.
+func inOuter(t testing.TB, f func() error) {
+	t.Helper()
+	if err := netns.OnThread(func() error {
+		if err := unix.Setns(outerNamespace, unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f()
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tellsCookies reports whether the kernel tells cookies of network namespaces, as
+// it does since Linux 5.14.
+func tellsCookies(t testing.TB) bool {
+	t.Helper()
+	cookie, err := netnsCookie()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cookie != 0
+}
+
+// withAndWithoutCookies runs a test as on kernels from 5.14 and as on those
+// before, where the machine's first network namespace is the node's: connectFrom
+// connects there. Either is left out where it cannot be.
+func withAndWithoutCookies(t *testing.T, test func(t *testing.T, o Options)) {
 	t.Helper()
 	needKernel(t)
-	if cookie, err := netnsCookie(); err != nil || cookie == 0 {
-		t.Skipf("this kernel does not tell which network namespace a process is in: %v", err)
+	tells, first := tellsCookies(t), true
+	if tells {
+		t.Run("the kernel tells cookies", func(t *testing.T) { test(t, testOptions(t)) })
+		inOuter(t, func() error {
+			cookie, err := netnsCookie()
+			first = cookie == 1 // the first namespace has the first cookie
+			return err
+		})
+	}
+	if !first {
+		t.Log("not started in the machine's first network namespace: not tested as before Linux 5.14")
+		return
+	}
+	t.Run("the kernel tells no cookies", func(t *testing.T) {
+		o := testOptions(t)
+		o.noCookies = true
+		test(t, o)
+	})
+}
+
+// needAuto skips a test of what only mode auto of kernels from 5.14 does; before,
+// it works as node (TestModeAutoWithoutCookies).
+func needAuto(t *testing.T) {
+	t.Helper()
+	needKernel(t)
+	if !tellsCookies(t) {
+		t.Skip("before Linux 5.14 mode auto works as node")
 	}
 }
 

@@ -1,8 +1,11 @@
 package ebpf
 
 import (
+	"bytes"
+	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -244,10 +247,53 @@ func TestModeTCP(t *testing.T) {
 
 // In mode node sockets of pods are left to packets.
 func TestModeNode(t *testing.T) {
-	needCookie(t)
+	withAndWithoutCookies(t, func(t *testing.T, o Options) {
+		o.SocketLB = Node
+		testModeNode(t, openBackend(t, o))
+	})
+}
+
+// Before Linux 5.14 mode auto works as node, and says so.
+func TestModeAutoWithoutCookies(t *testing.T) {
+	withAndWithoutCookies(t, func(t *testing.T, o Options) {
+		if o.SocketLB = Auto; !o.noCookies {
+			return
+		}
+		testModeNode(t, openBackend(t, o))
+	})
+}
+
+// It says so in whatever network namespace it runs, and leaves pods alone.
+func TestModeAutoSaysThatItWorksAsNode(t *testing.T) {
 	o := testOptions(t)
-	o.SocketLB = Node
-	b := openBackend(t, o)
+	o.SocketLB, o.noCookies = Auto, true
+	var log bytes.Buffer
+	cfg := testConfig()
+	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	opened, err := testDriver(o).Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = opened.Close() })
+	b := opened.(*accelerated)
+	mustSync(t, b, nil, snapshot(web("tcp", "10.96.0.1:80", "10.40.1.1:80")))
+	if got, err := connectFrom(t, b, inPod, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got != "" {
+		t.Errorf("a pod's socket got %q, %v; want it left alone", got, err)
+	}
+	const says = "older than 5.14"
+	if w := b.SocketsOf(netip.MustParseAddr("10.40.1.9")); w.AtSocket || !strings.Contains(w.Why, says) {
+		t.Errorf("a pod's connections are said to be translated at the socket: %+v", w)
+	}
+	if s := b.Sockets(); !strings.Contains(s.Reason, says) {
+		t.Errorf("status says %q", s.Reason)
+	}
+	if n := strings.Count(log.String(), says); n != 1 {
+		t.Errorf("the log says it %d times, want once:\n%s", n, log.String())
+	}
+}
+
+func testModeNode(t *testing.T, b *accelerated) {
+	t.Helper()
 	mustSync(t, b, nil, snapshot(web("tcp", "10.96.0.1:80", "10.40.1.1:80")))
 	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
 	if got, err := connectFrom(t, b, inPod, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got != "" {
