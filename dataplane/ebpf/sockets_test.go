@@ -157,6 +157,86 @@ func testPodsAreGone(t *testing.T, sync func(t testing.TB, b *accelerated, prev,
 	}
 }
 
+// A socket that was connected to a Service and is connected elsewhere now is not
+// ended with the Service's endpoint. One that is still connected to it is.
+func TestSocketsThatWentElsewhereGoOn(t *testing.T) {
+	const endpoint, elsewhere = "127.0.2.1:8080", "127.0.2.2:8080"
+	b := openBackend(t, testOptions(t))
+	service := func(protocol dataplane.Protocol, endpoint string, ending ...netip.AddrPort) *dataplane.ServicePort {
+		p := portOf("web", protocol, frontendAt(dataplane.ClusterIP, "10.96.0.9:80", poolOf(endpoint)))
+		p.Ending = ending
+		return p
+	}
+	ends := netip.MustParseAddrPort(endpoint)
+	before := snapshot(service(dataplane.TCP, endpoint, ends), service(dataplane.UDP, endpoint, ends))
+	after := snapshot(service(dataplane.TCP, "127.0.2.9:8080"), service(dataplane.UDP, "127.0.2.9:8080"))
+	mustSync(t, b, nil, before)
+	for _, at := range []string{endpoint, elsewhere} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		udpEcho(t, at)
+	}
+	connected := func(kind int) int {
+		t.Helper()
+		fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: [4]byte{10, 96, 0, 9}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return fd
+	}
+	moved := func(kind int) int {
+		t.Helper()
+		fd := connected(kind)
+		disconnect(t, fd)
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 2, 2}}); err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	stays := connected(unix.SOCK_STREAM)
+	// The note of the second is still there, as if it had left the cgroup meanwhile.
+	sockets := map[string]int{"TCP": moved(unix.SOCK_STREAM), "TCP, noted": moved(unix.SOCK_STREAM), "UDP": moved(unix.SOCK_DGRAM)}
+	var note sockPeer
+	if err := b.sockets.all[sockMapPeers].Lookup(uint32(stays), &note); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.sockets.all[sockMapPeers].Put(uint32(sockets["TCP, noted"]), note); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(t, b, before, after)
+	learns := unix.Timeval{Sec: 20} // it takes as long as it takes
+	for _, fd := range []int{stays, sockets["UDP"]} {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &learns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := unix.Read(stays, make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+		t.Errorf("the socket that stayed reads %v; want %v", err, unix.ECONNABORTED)
+	}
+	for name, fd := range sockets {
+		if errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
+			t.Errorf("%s: the socket that went elsewhere has error %v, %v", name, unix.Errno(errno), err)
+		}
+		if _, err := unix.Getpeername(fd); err != nil {
+			t.Errorf("%s: the socket that went elsewhere: getpeername says %v", name, err)
+		}
+		if _, err := unix.Write(fd, []byte("?")); err != nil {
+			t.Errorf("%s: the socket that went elsewhere: write says %v", name, err)
+		}
+	}
+	answer := make([]byte, 64)
+	if n, err := unix.Read(sockets["UDP"], answer); err != nil || string(answer[:n]) != elsewhere {
+		t.Errorf("the UDP socket reads %q, %v; want %s", answer[:n], err, elsewhere)
+	}
+}
+
 // If no socket was ever connected to an endpoint that is gone, nobody looks for
 // one: that would cost a walk over all sockets in each network namespace.
 func TestNobodyLooksForSocketsThatNeverWere(t *testing.T) {

@@ -184,12 +184,18 @@ func TestConnectedSocketThatSendsToAService(t *testing.T) {
 	if err := unix.Sendto(fd, []byte("?"), 0, vip); err != nil || flows() != before {
 		t.Errorf("a connected socket that sends to the Service by its address: %v, %d new flows", err, flows()-before)
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4); errno != 0 {
-		t.Fatal(errno)
-	}
+	disconnect(t, fd)
 	before = flows()
 	if err := unix.Sendto(fd, []byte("?"), 0, vip); err != nil || flows() == before {
 		t.Errorf("after connect(AF_UNSPEC): %v, %d new flows; want one", err, flows()-before)
+	}
+}
+
+// disconnect is connect(AF_UNSPEC).
+func disconnect(t *testing.T, fd int) {
+	t.Helper()
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4); errno != 0 {
+		t.Fatal(errno)
 	}
 }
 
