@@ -42,7 +42,7 @@ static __always_inline bool is_node_address(const struct addr *a)
 	return bpf_map_lookup_elem(&node_addresses, &key) != NULL;
 }
 
-/* Reads one element of frontends. false: there is none, or it was recycled. */
+/* Reads one element of frontends. false: there is none, or it was overwritten. */
 static __always_inline bool read_frontend(const struct frontend_key *key, struct frontend *out)
 {
 	const struct frontend *f = bpf_map_lookup_elem(&frontends, key);
@@ -51,7 +51,7 @@ static __always_inline bool read_frontend(const struct frontend_key *key, struct
 		return false;
 	*out = *f;
 	barrier();
-	return READ_ONCE(f->check) == frontend_check(key);
+	return out->check == frontend_check(key, out);
 }
 
 /* Finds the frontend of a destination, NodePorts second. */
@@ -69,18 +69,20 @@ static __always_inline bool find_frontend(const struct frontend_key *to, struct 
 }
 
 /* Reads one slot. false: an update overtook the lookup. */
-static __always_inline bool read_slot(const struct slot_key *key, struct slot *out)
+static __always_inline bool read_slot(const struct slot_key *key, struct place *out)
 {
 	const struct slot *s = bpf_map_lookup_elem(&slots, key);
+	__u32 check;
 
 	if (!s)
 		return false;
-	*out = *s;
+	*out = s->place;
+	check = s->check;
 	barrier();
-	return READ_ONCE(s->service) == key->service && READ_ONCE(s->generation) == key->generation;
+	return check == slot_check(key, out);
 }
 
-static __always_inline int slot_compare(const struct slot *s, const struct addr *addr, __be16 port)
+static __always_inline int place_compare(const struct place *s, const struct addr *addr, __be16 port)
 {
 	int c = addr_compare(&s->addr, addr);
 
@@ -92,7 +94,7 @@ static __always_inline int slot_compare(const struct slot *s, const struct addr 
 /* Finds an endpoint in a pool. key names service and generation; it is left at
  * the slot that was read last. VERDICT_FORWARD: found; VERDICT_NONE: not there. */
 static __noinline enum verdict find_slot(struct slot_key *key, const struct pool *pool, const struct affinity *wanted,
-					 struct slot *out)
+					 struct place *out)
 {
 	__u32 low = 0, high = pool->count;
 
@@ -100,7 +102,7 @@ static __noinline enum verdict find_slot(struct slot_key *key, const struct pool
 		key->slot = pool->first + wanted->index;
 		if (!read_slot(key, out))
 			return VERDICT_AGAIN;
-		if (slot_compare(out, &wanted->addr, wanted->port) == 0)
+		if (place_compare(out, &wanted->addr, wanted->port) == 0)
 			return VERDICT_FORWARD;
 	}
 	for (int i = 0; i < MAX_SEARCH_STEPS && low < high; i++) {
@@ -110,7 +112,7 @@ static __noinline enum verdict find_slot(struct slot_key *key, const struct pool
 		key->slot = pool->first + middle;
 		if (!read_slot(key, out))
 			return VERDICT_AGAIN;
-		c = slot_compare(out, &wanted->addr, wanted->port);
+		c = place_compare(out, &wanted->addr, wanted->port);
 		if (c == 0)
 			return VERDICT_FORWARD;
 		if (c < 0)
@@ -124,7 +126,7 @@ static __noinline enum verdict find_slot(struct slot_key *key, const struct pool
 /* Finds the endpoint that this client had last. VERDICT_NONE: it had none, it
  * is not in the pool any more, or the time is over. */
 static __always_inline enum verdict remembered(const struct affinity_key *client, __u64 timeout_ns,
-					       struct slot_key *key, const struct pool *pool, struct slot *out)
+					       struct slot_key *key, const struct pool *pool, struct place *out)
 {
 	const struct affinity *a = bpf_map_lookup_elem(&affinity, client);
 	struct affinity copy;
@@ -137,7 +139,7 @@ static __always_inline enum verdict remembered(const struct affinity_key *client
 	return find_slot(key, pool, &copy, out);
 }
 
-static __always_inline void remember(const struct affinity_key *client, const struct slot *s, __u32 index)
+static __always_inline void remember(const struct affinity_key *client, const struct place *s, __u32 index)
 {
 	struct affinity value = {
 		.used = bpf_ktime_get_ns(),
@@ -157,7 +159,7 @@ struct master {
 	struct pool pool;
 };
 
-/* Reads the master entry. false: there is none, or it was recycled. */
+/* Reads the master entry. false: there is none, or it was overwritten. */
 static __always_inline bool read_master(__u32 id, __u32 pool_index, struct master *out)
 {
 	const struct service *svc = bpf_map_lookup_elem(&services, &id);
@@ -165,11 +167,11 @@ static __always_inline bool read_master(__u32 id, __u32 pool_index, struct maste
 	if (!svc)
 		return false;
 	pool_index &= MAX_POOLS - 1;
-	out->generation = READ_ONCE(svc->generation);
+	out->generation = svc->generation;
 	out->affinity_s = svc->affinity_s;
 	out->pool = svc->pools[pool_index];
 	barrier();
-	return READ_ONCE(svc->id) == id && READ_ONCE(svc->generation) == out->generation;
+	return out->pool.check == pool_check(id, out->generation, out->affinity_s, &out->pool);
 }
 
 /* Picks an endpoint of one pool of a Service port. */
@@ -179,7 +181,7 @@ static __always_inline enum verdict pick(__u32 id, __u32 pool_index, __u64 netns
 	struct slot_key key = {.service = id};
 	enum verdict v = VERDICT_NONE;
 	struct master m;
-	struct slot slot;
+	struct place slot;
 
 	if (!read_master(id, pool_index, &m))
 		return VERDICT_AGAIN;
@@ -235,7 +237,7 @@ static __always_inline enum verdict serves_once(const struct request *r, const s
 	struct slot_key key = {};
 	struct frontend f;
 	struct master m;
-	struct slot slot;
+	struct place slot;
 
 	if (!find_frontend(&r->to, &f))
 		return VERDICT_NONE;

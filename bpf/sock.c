@@ -60,12 +60,6 @@ struct {
 	__uint(max_entries, MAX_CONNECTED);
 } connected SEC(".maps");
 
-/* An address and port of a socket call, in the maps' form. */
-struct place {
-	struct addr addr;
-	__be16 port;
-};
-
 static __always_inline void read_v4(struct bpf_sock_addr *ctx, struct place *p)
 {
 	addr_from_v4(&p->addr, ctx->user_ip4);

@@ -14,9 +14,20 @@
 
 #define SAME_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type " has hidden padding")
 
-/* Reads once what another processor may write: the compiler must neither
- * repeat nor merge such reads. */
-#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+/* An element may be recycled under a reader: then the kernel writes another one's
+ * words over it, in whatever order, and another processor may see them in yet
+ * another order. No barrier on the reader's side helps against that. So each value
+ * has a sum of its key and of itself. A reader copies the value and compares the
+ * sum of the copy: it is right in whatever order the words were written and read.
+ * The compiler must not read the map again after the comparison: barrier(). */
+#define SUM_START 0x53776974
+#define SUM_FACTOR 0x5bd1e995 /* odd, and an immediate of one instruction */
+
+static __always_inline __u64 sum_add(__u64 sum, __u32 high, __u32 low)
+{
+	sum = (sum ^ ((__u64)high << 32 | low)) * SUM_FACTOR;
+	return sum ^ sum >> 32;
+}
 
 /* One form for both families: IPv4 a.b.c.d is ::ffff:a.b.c.d. So there is one
  * set of maps and one code path. */
@@ -102,7 +113,7 @@ static __always_inline void addr_unspecified_like(struct addr *out, const struct
 }
 
 struct frontend {
-	__u32 check;   /* frontend_check of its key: tells a recycled element */
+	__u32 check;   /* frontend_check */
 	__u32 service; /* key of services */
 	__u8 pool;     /* index of service.pools for clients from outside */
 	__u8 inside;   /* and for this node and its pods */
@@ -110,22 +121,26 @@ struct frontend {
 };
 SAME_SIZE(struct frontend, 12);
 
-static __always_inline __u32 frontend_check(const struct frontend_key *k)
+static __always_inline __u32 frontend_check(const struct frontend_key *k, const struct frontend *f)
 {
-	return k->addr.w[0] ^ k->addr.w[1] ^ k->addr.w[2] ^ k->addr.w[3] ^
-	       ((__u32)k->kind << 24 | (__u32)k->protocol << 16 | k->port);
+	__u64 sum = SUM_START;
+
+	sum = sum_add(sum, k->addr.w[0], k->addr.w[1]);
+	sum = sum_add(sum, k->addr.w[2], k->addr.w[3]);
+	sum = sum_add(sum, (__u32)k->kind << 24 | (__u32)k->protocol << 16 | k->port, f->service);
+	return sum_add(sum, f->pool, f->inside);
 }
 
 /* A pool is a run of slots, sorted by address and port. */
 struct pool {
 	__u32 first;
 	__u32 count;
+	__u32 check; /* pool_check */
 };
-SAME_SIZE(struct pool, 8);
+SAME_SIZE(struct pool, 12);
 
 /* The master entry of one Service port. To write it is what switches the port
- * from one generation of slots to the next, in one step. id comes first and is
- * compared after reading: an element may be recycled under a reader. */
+ * from one generation of slots to the next, in one step. */
 struct service {
 	__u32 id;
 	__u32 generation;
@@ -133,7 +148,16 @@ struct service {
 	__u32 pad;
 	struct pool pools[MAX_POOLS];
 };
-SAME_SIZE(struct service, 80);
+SAME_SIZE(struct service, 112);
+
+static __always_inline __u32 pool_check(__u32 id, __u32 generation, __u32 affinity_s, const struct pool *p)
+{
+	__u64 sum = SUM_START;
+
+	sum = sum_add(sum, id, generation);
+	sum = sum_add(sum, affinity_s, p->first);
+	return sum_add(sum, 0, p->count);
+}
 
 struct slot_key {
 	__u32 service;
@@ -142,16 +166,32 @@ struct slot_key {
 };
 SAME_SIZE(struct slot_key, 12);
 
-/* One endpoint in one generation. It repeats service and generation because an
- * element may be recycled under a reader. */
-struct slot {
-	__u32 service;
-	__u32 generation;
+/* An address and port. */
+struct place {
 	struct addr addr;
 	__be16 port;
 	__u16 pad;
 };
-SAME_SIZE(struct slot, 28);
+SAME_SIZE(struct place, 20);
+
+/* One endpoint in one generation. */
+struct slot {
+	__u32 service;
+	__u32 generation;
+	struct place place;
+	__u32 check; /* slot_check */
+};
+SAME_SIZE(struct slot, 32);
+
+static __always_inline __u32 slot_check(const struct slot_key *k, const struct place *p)
+{
+	__u64 sum = SUM_START;
+
+	sum = sum_add(sum, k->service, k->generation);
+	sum = sum_add(sum, k->slot, p->port);
+	sum = sum_add(sum, p->addr.w[0], p->addr.w[1]);
+	return sum_add(sum, p->addr.w[2], p->addr.w[3]);
+}
 
 /* A client is its network namespace: its address is not chosen yet. */
 struct affinity_key {

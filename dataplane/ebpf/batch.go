@@ -35,7 +35,7 @@ type batch struct {
 func (b *batch) change(old, next *record) {
 	if old == nil || old.damaged || next.master.Generation != old.master.Generation {
 		b.newGeneration(old, next)
-	} else if next.master.AffinityS != old.master.AffinityS {
+	} else if next.master != old.master {
 		b.masters = append(b.masters, next.master)
 	}
 	for _, e := range next.frontends {
@@ -63,7 +63,7 @@ func (b *batch) newGeneration(old, next *record) {
 		b.settled = append(b.settled, next.master)
 		b.settledSlots = appendSlotKeys(b.settledSlots, id, generation, next.slots, end)
 	}
-	b.masters = append(b.masters, between)
+	b.masters = append(b.masters, sealed(between))
 	b.goneSlots = appendSlotKeys(b.goneSlots, id, old.master.Generation, 0, old.slots)
 }
 
@@ -74,8 +74,9 @@ func (b *batch) addSlots(master *sockService, pools *[maxPools]*dataplane.Pool) 
 			continue
 		}
 		for n, e := range p.Endpoints {
-			b.slotKeys = append(b.slotKeys, sockSlotKey{Service: master.Id, Generation: master.Generation, Slot: master.Pools[i].First + uint32(n)})
-			b.slots = append(b.slots, toSlot(master.Id, master.Generation, e))
+			key := sockSlotKey{Service: master.Id, Generation: master.Generation, Slot: master.Pools[i].First + uint32(n)}
+			b.slotKeys = append(b.slotKeys, key)
+			b.slots = append(b.slots, toSlot(key, e))
 		}
 	}
 }

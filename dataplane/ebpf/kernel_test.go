@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -170,6 +171,86 @@ func testHoldPodSockets(t *testing.T, o Options) {
 	mustSync(t, b, nil, want)
 	checkHolds(t, b, want)
 	check("10.40.1.1:8080")
+}
+
+// An element that is not whole, as a reader may see it that is overtaken by the
+// kernel's next use of its memory, is left to packets. A Sync mends it.
+func TestHalfWrittenElementsAreLeftToPackets(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	const frontend, endpoint = "10.96.0.1:80", "10.40.1.1:80"
+	want := snapshot(web("a", frontend, endpoint))
+	mustSync(t, b, nil, want)
+	for name, tear := range map[string]func() error{
+		sockMapFrontends: func() error {
+			return tearFirst(b.sockets.maps.frontends, func(_ *sockFrontendKey, f *sockFrontend) { f.Inside++ })
+		},
+		sockMapServices: func() error {
+			return tearFirst(b.sockets.maps.services, func(_ *uint32, s *sockService) {
+				for i := range s.Pools {
+					s.Pools[i].Count++
+				}
+			})
+		},
+		sockMapServices + ", affinity": func() error {
+			return tearFirst(b.sockets.maps.services, func(_ *uint32, s *sockService) { s.AffinityS = 9 })
+		},
+		sockMapSlots: func() error {
+			return tearFirst(b.sockets.maps.slots, func(_ *sockSlotKey, s *sockSlot) { s.Place.Addr.W[3]++ })
+		},
+	} {
+		leadsTo(t, b, frontend, endpoint)
+		if err := tear(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := connectFrom(t, b, onNode, netip.MustParseAddrPort(frontend)); err != nil || got != "" {
+			t.Errorf("%s: a half-written element leads to %q, %v", name, got, err)
+		}
+		if o, err := b.Observe(t.Context()); err != nil || len(o.Other) == 0 {
+			t.Errorf("%s: Observe says %+v, %v; want a difference", name, o, err)
+		}
+		mustSync(t, b, nil, want)
+	}
+	leadsTo(t, b, frontend, endpoint)
+}
+
+// tearFirst changes the first element of a map.
+func tearFirst[K, V any](m *ebpf.Map, change func(*K, *V)) error {
+	var key K
+	var value V
+	all := m.Iterate()
+	if !all.Next(&key, &value) {
+		return errors.Join(errors.New("the map is empty"), all.Err())
+	}
+	change(&key, &value)
+	return m.Put(key, value)
+}
+
+// No mixture of the words of two values passes for one of them.
+func TestChecksTellMixturesOfWords(t *testing.T) {
+	key := sockSlotKey{Service: 7, Generation: 3, Slot: 1}
+	at := func(addr string) sockSlot {
+		return toSlot(key, dataplane.Endpoint{Addr: netip.MustParseAddrPort(addr)})
+	}
+	for _, two := range [][2]sockSlot{
+		{at("10.40.1.1:80"), at("10.40.1.2:80")}, {at("10.40.1.1:80"), at("10.40.2.2:81")}, {at("10.40.1.1:80"), at("[fd40::1]:80")},
+		{at("10.40.1.1:80"), toSlot(sockSlotKey{Service: 8, Generation: 3, Slot: 1}, dataplane.Endpoint{Addr: netip.MustParseAddrPort("10.40.1.9:80")})},
+	} {
+		const words = unsafe.Sizeof(sockSlot{}) / 4
+		a, b := *(*[words]uint32)(unsafe.Pointer(&two[0])), *(*[words]uint32)(unsafe.Pointer(&two[1]))
+		for which := range 1 << words {
+			mixed := a
+			for i := range mixed {
+				if which>>i&1 != 0 {
+					mixed[i] = b[i]
+				}
+			}
+			got := *(*sockSlot)(unsafe.Pointer(&mixed))
+			whole := got == two[0] || got == two[1]
+			if !whole && toSlot(key, fromSlot(got)) == got {
+				t.Errorf("%+v passes for whole: it is of %+v and %+v", got, two[0], two[1])
+			}
+		}
+	}
 }
 
 // udpEcho answers each datagram with its own address.

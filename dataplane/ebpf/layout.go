@@ -66,16 +66,47 @@ func toFrontendKey(f dataplane.Frontend, p dataplane.Protocol) sockFrontendKey {
 	return key
 }
 
-// checkOf is frontend_check of bpf/types.h.
-func checkOf(k sockFrontendKey) uint32 {
-	return k.Addr.W[0] ^ k.Addr.W[1] ^ k.Addr.W[2] ^ k.Addr.W[3] ^ (uint32(k.Kind)<<24 | uint32(k.Protocol)<<16 | uint32(k.Port))
+// sum is the sum of bpf/types.h, by which a reader knows that it read a value as
+// it was written.
+type sum uint64
+
+const (
+	sumStart  sum = 0x53776974
+	sumFactor sum = 0x5bd1e995
+)
+
+func (s sum) add(high, low uint32) sum {
+	s = (s ^ sum(high)<<32 ^ sum(low)) * sumFactor
+	return s ^ s>>32
 }
 
-func toSlot(service, generation uint32, e dataplane.Endpoint) sockSlot {
-	return sockSlot{Service: service, Generation: generation, Addr: toAddr(e.Addr.Addr()), Port: toPort(e.Addr.Port())}
+func (s sum) addAddr(a sockAddr) sum { return s.add(a.W[0], a.W[1]).add(a.W[2], a.W[3]) }
+
+// toFrontend is the value of a frontend, with frontend_check.
+func toFrontend(k sockFrontendKey, service uint32, pool, inside uint8) sockFrontend {
+	port := uint32(k.Kind)<<24 | uint32(k.Protocol)<<16 | uint32(k.Port)
+	check := sumStart.addAddr(k.Addr).add(port, service).add(uint32(pool), uint32(inside))
+	return sockFrontend{Check: uint32(check), Service: service, Pool: pool, Inside: inside}
+}
+
+// sealed is a master entry with pool_check of each pool.
+func sealed(s sockService) sockService {
+	for i := range s.Pools {
+		p := &s.Pools[i]
+		p.Check = uint32(sumStart.add(s.Id, s.Generation).add(s.AffinityS, p.First).add(0, p.Count))
+	}
+	return s
+}
+
+// toSlot is the value of a slot, with slot_check.
+func toSlot(k sockSlotKey, e dataplane.Endpoint) sockSlot {
+	s := sockSlot{Service: k.Service, Generation: k.Generation}
+	s.Place.Addr, s.Place.Port = toAddr(e.Addr.Addr()), toPort(e.Addr.Port())
+	s.Check = uint32(sumStart.add(k.Service, k.Generation).add(k.Slot, uint32(s.Place.Port)).addAddr(s.Place.Addr))
+	return s
 }
 
 // fromSlot is the endpoint of a slot; whether it is local is not in it.
 func fromSlot(s sockSlot) dataplane.Endpoint {
-	return dataplane.Endpoint{Addr: fromAddrPort(s.Addr, s.Port)}
+	return dataplane.Endpoint{Addr: fromAddrPort(s.Place.Addr, s.Place.Port)}
 }

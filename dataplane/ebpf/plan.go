@@ -48,12 +48,13 @@ func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, e
 	next.frontends = make([]entry, len(port.Frontends))
 	for i, f := range port.Frontends {
 		key := toFrontendKey(f, port.ID.Protocol)
-		next.frontends[i] = entry{key, sockFrontend{Check: checkOf(key), Service: id, Pool: indexes[i].pool, Inside: indexes[i].inside}}
+		next.frontends[i] = entry{key, toFrontend(key, id, indexes[i].pool, indexes[i].inside)}
 	}
 	if old != nil && !old.damaged && samePools(&old.pools, &next.pools) {
 		affinity := next.master.AffinityS
 		next.master, next.slots = old.master, old.slots
 		next.master.AffinityS = affinity
+		next.master = sealed(next.master)
 		return next, nil
 	}
 	next.master.Generation = 1
@@ -61,6 +62,7 @@ func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, e
 		next.master.Generation = old.master.Generation + 1
 	}
 	next.slots = layOut(&next.master, &next.pools, 0)
+	next.master = sealed(next.master)
 	return next, nil
 }
 

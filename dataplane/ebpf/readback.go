@@ -117,10 +117,11 @@ func (r *record) fill(slots []slotEntry) []sockSlotKey {
 		}
 		pool := &dataplane.Pool{}
 		for n, s := range slots[p.First:end] {
-			if s.key.Slot != p.First+uint32(n) || s.value.Service != r.master.Id || s.value.Generation != r.master.Generation {
+			e := fromSlot(s.value)
+			if s.key.Slot != p.First+uint32(n) || s.value != toSlot(s.key, e) {
 				r.damaged = true
 			}
-			pool.Endpoints = append(pool.Endpoints, fromSlot(s.value))
+			pool.Endpoints = append(pool.Endpoints, e)
 		}
 		r.pools[i] = pool
 		r.slots = max(r.slots, uint32(end))

@@ -81,6 +81,7 @@ type sockService struct {
 		_     structs.HostLayout
 		First uint32
 		Count uint32
+		Check uint32
 	}
 }
 
@@ -94,9 +95,13 @@ type sockSlot struct {
 	_          structs.HostLayout
 	Service    uint32
 	Generation uint32
-	Addr       sockAddr
-	Port       uint16
-	Pad        uint16
+	Place      struct {
+		_    structs.HostLayout
+		Addr sockAddr
+		Port uint16
+		Pad  uint16
+	}
+	Check uint32
 }
 
 type sockSlotKey struct {
