@@ -164,7 +164,7 @@ func (b *sockets) attach(check bool) error {
 		return err
 	}
 	if !b.attached {
-		b.moveNotes(ebpf.UpdateAny) // the programs that noted it until now are replaced next
+		b.moveNotes() // the programs that noted it until now are replaced next
 	}
 	if err := b.attachSockets(); err != nil {
 		return err

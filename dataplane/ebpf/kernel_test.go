@@ -612,6 +612,53 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 	}
 }
 
+// If a hook cannot be replaced, the next Sync tries again. Meanwhile the replaced
+// ones note in the new maps and the others in the old ones: the newer note stays.
+func TestNotesOfAnAttachThatFailedStay(t *testing.T) {
+	o := testOptions(t)
+	b := openBackend(t, o)
+	mustSync(t, b, nil, snapshot())
+	_ = b.Close()
+	old, err := ebpf.LoadPinnedMap(filepath.Join(b.sockets.dirs.maps, sockMapAffinity), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = old.Close() }()
+	note := func(in *ebpf.Map, netns, used uint64) {
+		t.Helper()
+		if err := in.Put(sockAffinityKey{Netns: netns}, sockAffinity{Used: used}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note(old, 1, 10)
+	note(old, 2, 10)
+	pin := filepath.Join(b.sockets.dirs.links, "sock_sendmsg6")
+	if err := errors.Join(os.Remove(pin), os.Mkdir(pin, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	o.MaxAffinity = 1000
+	b = openBackend(t, o)
+	mustSync(t, b, nil, snapshot())
+	if b.sockets.attached || b.trouble.Load() == nil {
+		t.Fatal("the hook was replaced")
+	}
+	note(b.sockets.all[sockMapAffinity], 1, 20)
+	note(old, 2, 30)
+	if err := os.Remove(pin); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(t, b, nil, snapshot())
+	if !b.sockets.attached {
+		t.Fatalf("the hook was not replaced: %v", *b.trouble.Load())
+	}
+	for netns, want := range map[uint64]uint64{1: 20, 2: 30} {
+		var have sockAffinity
+		if err := b.sockets.all[sockMapAffinity].Lookup(sockAffinityKey{Netns: netns}, &have); err != nil || have.Used != want {
+			t.Errorf("client %d: the note is of %d, %v; want %d", netns, have.Used, err, want)
+		}
+	}
+}
+
 func TestAuditPutsBackADetachedHook(t *testing.T) {
 	o := testOptions(t)
 	b := openBackend(t, o)

@@ -95,7 +95,7 @@ func (b *sockets) openMaps(specs map[string]*ebpf.MapSpec) error {
 			b.cfg.Log.Info("a pinned map has another shape than is wanted now; a new one takes its place", "map", name)
 			b.toAdopt[name] = old
 			if slices.Contains(ruled(), name) {
-				moveEntries(old, m, ebpf.UpdateAny)
+				moveEntries(old, m, always)
 			}
 			continue
 		}
@@ -176,9 +176,9 @@ func mapID(m *ebpf.Map) (ebpf.MapID, error) {
 	return id, nil
 }
 
-// moveEntries copies what is alike in key and value. What does not fit or cannot
-// be read is left out.
-func moveEntries(from, to *ebpf.Map, how ebpf.MapUpdateFlags) {
+// moveEntries copies what a map holds to one that takes its place. Of two values
+// of one key the one that is newer stays. What cannot be read is left out.
+func moveEntries(from, to *ebpf.Map, newer func(moved, there []byte) bool) {
 	if from.KeySize() != to.KeySize() || from.ValueSize() != to.ValueSize() || from.Type() != to.Type() {
 		return
 	}
@@ -189,15 +189,31 @@ func moveEntries(from, to *ebpf.Map, how ebpf.MapUpdateFlags) {
 	}
 	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
 	for entries := from.Iterate(); entries.Next(&key, &value); {
-		_ = to.Update(key, value, how)
+		if err := to.Update(key, value, ebpf.UpdateNoExist); !errors.Is(err, ebpf.ErrKeyExist) {
+			continue
+		}
+		if there, err := to.LookupBytes(key); err == nil && newer(value, there) {
+			_ = to.Update(key, value, ebpf.UpdateAny)
+		}
 	}
 }
 
-// moveNotes copies what the programs noted themselves (affinity, flows) to the maps that take over.
-func (b *sockets) moveNotes(how ebpf.MapUpdateFlags) {
+func always([]byte, []byte) bool { return true }
+
+// newerNote compares two notes of one key. Those whose time is noted begin with it;
+// of the others one is as good as the other.
+func newerNote(name string) func(moved, there []byte) bool {
+	timed := slices.Contains([]string{sockMapAffinity, sockMapUdpFlows, sockMapUdpAnswers}, name)
+	return func(moved, there []byte) bool { return timed && nativeUint64(moved) > nativeUint64(there) }
+}
+
+// moveNotes copies what the programs noted themselves (affinity, flows) to the
+// maps that take over. It may be done again: hooks that run the new programs
+// already note in the new maps, the others in the old ones.
+func (b *sockets) moveNotes() {
 	for name, old := range b.toAdopt {
 		if !slices.Contains(ruled(), name) {
-			moveEntries(old, b.all[name], how)
+			moveEntries(old, b.all[name], newerNote(name))
 		}
 	}
 }
@@ -206,7 +222,7 @@ func (b *sockets) moveNotes(how ebpf.MapUpdateFlags) {
 // those, and takes along what was noted last. A crash in between leaves the
 // kernel forwarding and makes the next start do this again.
 func (b *sockets) adoptMaps() error {
-	b.moveNotes(ebpf.UpdateNoExist)
+	b.moveNotes()
 	for name, old := range b.toAdopt {
 		path := filepath.Join(b.dirs.maps, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
