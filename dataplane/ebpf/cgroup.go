@@ -64,6 +64,21 @@ func cgroupMounts() ([]string, error) {
 	return out, nil
 }
 
+// firstCgroups names the machine's first cgroup namespace: the kernel gives it a
+// number of its own (PROC_CGROUP_INIT_INO).
+const firstCgroups = "cgroup:[4026531835]"
+
+// narrowCgroup says what it means that cgroup v2 was found inside a cgroup namespace
+// of this process's own, as a pod has one; "": it is in the machine's first one.
+func narrowCgroup(root string) string {
+	name, err := os.Readlink("/proc/thread-self/ns/cgroup")
+	if err != nil || name == firstCgroups {
+		return ""
+	}
+	return fmt.Sprintf("just sockets of processes below %s are translated: the agent is in a cgroup namespace of its own, as in a pod; "+
+		"--ebpf-cgroup-root names the host's /sys/fs/cgroup, mounted there", root)
+}
+
 // cgroupID is the number by which the kernel knows a cgroup.
 func cgroupID(path string) (uint64, error) {
 	var st unix.Stat_t

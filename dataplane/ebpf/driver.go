@@ -116,6 +116,7 @@ type sockets struct {
 	told     atomic.Pointer[told]         // after the last Sync
 	watching atomic.Pointer[pods.Watcher] // pods, for other goroutines
 	reason   string                       // why the mode means less than it says; "": it does not
+	narrow   string                       // why fewer processes than the machine's are below the cgroup; "": not known to be so
 
 	// What the kernel holds; records is nil where that is unknown.
 	records map[dataplane.PortID]*record
@@ -204,6 +205,9 @@ func prepare(o Options, cfg dataplane.Config) (*sockets, error) {
 	if b.opts.CgroupRoot, err = cgroupRoot(o.CgroupRoot); err != nil {
 		return nil, err
 	}
+	if o.CgroupRoot == "" {
+		b.narrow = narrowCgroup(b.opts.CgroupRoot)
+	}
 	b.cgroupID, err = cgroupID(b.opts.CgroupRoot)
 	return b, err
 }
@@ -224,6 +228,9 @@ func (b *sockets) spec() (*ebpf.CollectionSpec, error) {
 		b.netns = 0
 	}
 	b.setMode(b.netns != 0)
+	if b.narrow != "" {
+		b.cfg.Log.Warn("sockets of other cgroups are left to packets", "reason", b.narrow)
+	}
 	s, err := loadSock()
 	if err != nil {
 		return nil, fmt.Errorf("reading the socket programs: %w", err)

@@ -3,6 +3,8 @@ package ebpf
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/pods"
@@ -14,7 +16,7 @@ func (a *accelerated) Sockets() *dataplane.Sockets {
 	if b == nil {
 		return nil
 	}
-	out := &dataplane.Sockets{Mode: string(b.opts.SocketLB), Base: a.name, Reason: b.reason}
+	out := &dataplane.Sockets{Mode: string(b.opts.SocketLB), Base: a.name, Reason: reasons(b.reason, b.narrow)}
 	if what := a.trouble.Load(); what != nil {
 		out.Reason = leftTrouble + *what
 	}
@@ -28,6 +30,11 @@ func (a *accelerated) Sockets() *dataplane.Sockets {
 		out.Draining = fmt.Sprintf("an older version still translates connections: %d entries in its table", n)
 	}
 	return out
+}
+
+// reasons joins those that there are.
+func reasons(all ...string) string {
+	return strings.Join(slices.DeleteFunc(all, func(r string) bool { return r == "" }), "; ")
 }
 
 // SocketsOf implements dataplane.SocketTranslator.
@@ -45,6 +52,8 @@ func (a *accelerated) SocketsOf(client netip.Addr) dataplane.SocketWay {
 		return left(b.reason)
 	case b.modeFlags&nodeOnly != 0:
 		return left("--socket-lb=node")
+	case b.modeFlags&askNamespaces == 0 && b.narrow != "":
+		return left(b.narrow)
 	case b.modeFlags&askNamespaces == 0:
 		return dataplane.SocketWay{AtSocket: true, Why: "--socket-lb=" + string(b.opts.SocketLB)}
 	}
