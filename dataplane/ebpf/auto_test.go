@@ -5,15 +5,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // podProcess is a process in a network namespace and in the test's cgroup.
@@ -48,20 +46,15 @@ func (p podProcess) run(command string) {
 // connect is connectHere in the pod.
 func (p podProcess) connect(b *accelerated) (endpoint string) {
 	p.t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends in the pod's namespace
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.pid))
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			_ = ns.Close()
-		}
-		if err == nil {
-			endpoint, err = connectHere(b, netip.MustParseAddrPort(autoVIP))
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() { _ = ns.Close() }()
+	if err := netns.Inside(ns, func() (err error) {
+		endpoint, err = connectHere(b, netip.MustParseAddrPort(autoVIP))
+		return err
+	}); err != nil {
 		p.t.Fatal(err)
 	}
 	return endpoint
@@ -133,6 +126,39 @@ func TestModeAuto(t *testing.T) {
 	pod.becomes(b, endpoint)
 	if s := b.Sockets(); s.Namespaces < 1 || s.Mode != string(Auto) || s.Base != "memory" {
 		t.Errorf("it says %+v", s)
+	}
+}
+
+// A pod of a cluster that is inside a container is left to packets: its address
+// for a Service may be one of that cluster. The container itself is not.
+func TestModeAutoLeavesNestedClustersAlone(t *testing.T) {
+	needAuto(t)
+	o := testOptions(t)
+	o.SocketLB = Auto
+	b := openBackend(t, o)
+	const endpoint = "10.40.1.1:80"
+	mustSync(t, b, nil, snapshot(web("a", autoVIP, endpoint)))
+	container, inner := startPod(t), startPod(t)
+	inner.run("ip addr add 10.40.0.9/32 dev lo")
+	container.becomes(b, endpoint)
+	inner.becomes(b, endpoint) // nothing tells them apart yet
+	out, err := exec.Command("ip", "link", "add", "outer", "up", "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(container.pid)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	container.run("ip link set eth0 up")
+	container.run(fmt.Sprintf("ip link add inner up type veth peer name eth0 netns %d", inner.pid))
+	inner.run("ip link set eth0 up")
+	inner.becomes(b, "")
+	if w := b.SocketsOf(netip.MustParseAddr("10.40.0.9")); w.AtSocket || !strings.Contains(w.Why, "another network namespace") {
+		t.Errorf("its connections are said to be translated: %+v", w)
+	}
+	time.Sleep(3 * time.Second)
+	if got := container.connect(b); got != endpoint {
+		t.Errorf("the container's connection gets %q, want %q: %v", got, endpoint, b.Sockets().LeftNamespaces)
+	}
+	if got := inner.connect(b); got != "" {
+		t.Errorf("the inner pod's connection gets %q", got)
 	}
 }
 

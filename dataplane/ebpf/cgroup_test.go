@@ -3,16 +3,17 @@ package ebpf
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // Any directory of cgroup v2 is taken as it is, and v2 is found below a directory
@@ -56,39 +57,29 @@ func TestOwnCgroupNamespace(t *testing.T) {
 		{"in its own, the root is given", true, given, false},
 		{"in its own, nothing is given", true, "", true},
 	} {
-		result := make(chan string)
-		go func() {
-			runtime.LockOSThread() // and never unlock: the thread ends with its namespace
+		err := netns.OnThread(func() error {
 			if c.unshare {
 				if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-					result <- err.Error()
-					return
+					return err
 				}
 			}
+			o.CgroupRoot = c.root
 			var log bytes.Buffer
 			cfg := testConfig()
 			cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
-			o.CgroupRoot = c.root
 			opened, err := testDriver(o).Open(t.Context(), cfg) // it attaches nothing
 			if err != nil {
-				result <- err.Error()
-				return
+				return err
 			}
 			b := opened.(*accelerated)
-			logged, told := strings.Contains(log.String(), "cgroup namespace"), b.Sockets().Reason
-			way := b.SocketsOf(netip.MustParseAddr("10.40.1.9"))
-			if err := b.Close(); err != nil {
-				result <- err.Error()
-				return
+			told, way := b.Sockets().Reason, b.SocketsOf(netip.MustParseAddr("10.40.1.9"))
+			if strings.Contains(log.String(), "cgroup namespace") != c.says || (told != "") != c.says || way.AtSocket == c.says {
+				err = fmt.Errorf("the log: %s\nstatus: %s\nexplain: %s", log.String(), told, way.Why)
 			}
-			if logged != c.says || (told != "") != c.says || way.AtSocket == c.says {
-				result <- "the log:\n" + log.String() + "status: " + told + "\nexplain: " + way.Why
-				return
-			}
-			result <- ""
-		}()
-		if what := <-result; what != "" {
-			t.Errorf("%s: %s", c.name, what)
+			return errors.Join(err, b.Close())
+		})
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
 // socketAt is where a call from a socket is made.
@@ -45,24 +45,14 @@ func connectFrom(t testing.TB, b *accelerated, where socketAt, to netip.AddrPort
 		})
 		return endpoint, err
 	}
-	type result struct {
-		endpoint string
-		err      error
+	if where == inPod {
+		err = netns.InScratch(func() (err error) {
+			endpoint, err = connectHere(b, to)
+			return err
+		})
+		return endpoint, err
 	}
-	done := make(chan result)
-	go func() {
-		if where == inPod {
-			runtime.LockOSThread() // and never unlock: the thread ends with its namespace
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				done <- result{err: err}
-				return
-			}
-		}
-		endpoint, err := connectHere(b, to)
-		done <- result{endpoint, err}
-	}()
-	r := <-done
-	return r.endpoint, r.err
+	return connectHere(b, to)
 }
 
 func connectHere(b *accelerated, to netip.AddrPort) (string, error) {

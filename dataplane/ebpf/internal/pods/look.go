@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -21,15 +20,18 @@ import (
 const (
 	byNFTables = "nat rules in OUTPUT (nftables)"
 	byLegacy   = "nat rules in OUTPUT (legacy iptables)"
+	byAnother  = "reached by way of another network namespace"
 	unseen     = "could not be looked into"
 	changing   = "its rules are changing"
 )
 
 // Bounds of one look, so that a namespace with many rules costs itself only.
 const (
-	mostTime    = 300 * time.Millisecond
-	mostReads   = 256 // of 32 KiB of chains
+	mostTime    = 300 * time.Millisecond // of a processor, for a list
+	mostWait    = 5 * time.Second        // for a part of a list
+	mostReads   = 256                    // of 32 KiB of a list
 	mostAddress = 64
+	mostLinks   = 64 // other namespaces that a namespace has devices in
 )
 
 // findings is what one look into a namespace found.
@@ -38,6 +40,8 @@ type findings struct {
 	addrs    []netip.Addr
 	nft      bool // nftables translates there
 	legacy   bool // legacy iptables does
+	another  bool // its packets pass another namespace before they come to the node's
+	bare     bool // it has no device yet by which packets leave
 	changing bool // nftables has changed since
 	err      error
 	events   int // netlink socket that hears of changes to nftables; -1: none
@@ -54,13 +58,15 @@ func (f *findings) why() string {
 		return byNFTables
 	case f.legacy:
 		return byLegacy
+	case f.another:
+		return byAnother
 	}
 	return ""
 }
 
-// look looks into a namespace. first: it subscribes to changes before it looks,
-// so that none is missed.
-func look(ns *os.File, first bool) findings {
+// look looks into a namespace. node is the node's own. first: it subscribes to
+// changes before it looks, so that none is missed.
+func look(ns, node *os.File, first bool) findings {
 	out := findings{events: -1}
 	out.err = netns.Inside(ns, func() (err error) {
 		if out.cookie, err = netnsCookie(); err != nil {
@@ -73,6 +79,9 @@ func look(ns *os.File, first bool) findings {
 			if out.events, err = subscribe(); err != nil {
 				return err
 			}
+		}
+		if out.another, out.bare, err = passesAnother(node); err != nil {
+			return err
 		}
 		if out.nft, err = nftTranslates(); err != nil {
 			return err
@@ -92,13 +101,18 @@ func Survey(cgroup string) (translated int, left map[string]int, err error) {
 		return 0, nil, err
 	}
 	delete(found, namespaceOf("self"))
+	node, err := os.Open(namespaceFile("self"))
+	if err != nil {
+		return 0, nil, fmt.Errorf("opening the node's network namespace: %w", err)
+	}
+	defer func() { _ = node.Close() }()
 	left = map[string]int{}
 	for _, pid := range found {
 		file, err := os.Open(namespaceFile(pid))
 		if err != nil {
 			continue // its process has ended
 		}
-		f := look(file, false)
+		f := look(file, node, false)
 		_ = file.Close()
 		if why := f.why(); why == "" {
 			translated++
@@ -125,23 +139,81 @@ func netnsCookie() (uint64, error) {
 	return cookie, nil
 }
 
-// addresses are those of this thread's namespace by which clients are known.
+// addresses are those of this thread's namespace by which clients are known: the
+// first ones, if there are many.
 func addresses() ([]netip.Addr, error) {
-	all, err := net.InterfaceAddrs()
+	var out []netip.Addr
+	err := ask(unix.NETLINK_ROUTE, unix.RTM_GETADDR, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfAddrmsg), func(kind uint16, body []byte) bool {
+		if kind == unix.RTM_NEWADDR && len(body) >= unix.SizeofIfAddrmsg {
+			var a netip.Addr
+			eachAttribute(body[unix.SizeofIfAddrmsg:], func(kind uint16, value []byte) {
+				if got, ok := netip.AddrFromSlice(value); ok && (kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && !a.IsValid()) {
+					a = got.Unmap()
+				}
+			})
+			if a.IsValid() && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
+				out = append(out, a)
+			}
+		}
+		return len(out) == mostAddress
+	})
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
-	var out []netip.Addr
-	for _, a := range all {
-		p, err := netip.ParsePrefix(a.String())
-		if err != nil || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() {
-			continue
-		}
-		if out = append(out, p.Addr().Unmap()); len(out) == mostAddress {
-			break
-		}
-	}
 	return out, nil
+}
+
+// passesAnother reports whether this thread's namespace has devices whose other
+// end is in another namespace, and none of them in the node's: packets pass that
+// namespace first, as those of a cluster inside a container do. There they may be
+// meant for Services of another cluster. bare reports that it has no device that
+// is up, but for the loopback: it may be on its way.
+func passesAnother(node *os.File) (another, bare bool, err error) {
+	bare = true
+	var ends []uint32
+	err = ask(unix.NETLINK_ROUTE, unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg), func(kind uint16, body []byte) bool {
+		if kind != unix.RTM_NEWLINK || len(body) < unix.SizeofIfInfomsg {
+			return false
+		}
+		if flags := binary.NativeEndian.Uint32(body[8:]); flags&unix.IFF_UP != 0 && flags&unix.IFF_LOOPBACK == 0 {
+			bare = false
+		}
+		eachAttribute(body[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
+			if kind == unix.IFLA_LINK_NETNSID && len(value) >= 4 {
+				ends = append(ends, binary.NativeEndian.Uint32(value))
+			}
+		})
+		return len(ends) >= mostLinks
+	})
+	if err != nil {
+		return false, false, fmt.Errorf("listing devices: %w", err)
+	}
+	if len(ends) == 0 {
+		return false, bare, nil
+	}
+	id, err := namespaceID(node)
+	return !slices.Contains(ends, id), bare, err
+}
+
+// namespaceID is the number that this thread's namespace has for another one; it
+// has one for each in which a listed device ends.
+func namespaceID(ns *os.File) (id uint32, err error) {
+	body := make([]byte, 4, 12) // struct rtgenmsg, padded
+	body = binary.NativeEndian.AppendUint16(body, 8)
+	body = binary.NativeEndian.AppendUint16(body, unix.NETNSA_FD)
+	body = binary.NativeEndian.AppendUint32(body, uint32(ns.Fd()))
+	err = ask(unix.NETLINK_ROUTE, unix.RTM_GETNSID, 0, body, func(_ uint16, body []byte) bool {
+		eachAttribute(body[min(4, len(body)):], func(kind uint16, value []byte) {
+			if kind == unix.NETNSA_NSID && len(value) >= 4 {
+				id = binary.NativeEndian.Uint32(value)
+			}
+		})
+		return true
+	})
+	if err != nil {
+		return 0, fmt.Errorf("asking for a network namespace's number: %w", err)
+	}
+	return id, nil
 }
 
 // subscribe is a netlink socket that hears of each change to nftables in this
@@ -177,67 +249,101 @@ const (
 
 // nftTranslates reports whether a chain of type nat at hook output has a rule, in
 // any family. No rule is read: the kernel counts the rules of each base chain.
-func nftTranslates() (bool, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+func nftTranslates() (found bool, err error) {
+	err = ask(unix.NETLINK_NETFILTER, getChain, unix.NLM_F_DUMP, make([]byte, sizeofNfgenmsg), outputNAT(&found))
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return false, nil
+		return false, nil // this kernel has no nf_tables
 	}
 	if err != nil {
-		return false, fmt.Errorf("opening a netlink socket: %w", err)
+		return false, fmt.Errorf("reading chains: %w", err)
+	}
+	return found, nil
+}
+
+// outputNAT looks for such a chain in a dump.
+func outputNAT(found *bool) func(kind uint16, body []byte) (done bool) {
+	return func(kind uint16, body []byte) bool {
+		*found = kind == newChain && len(body) >= sizeofNfgenmsg && isOutputNAT(body[sizeofNfgenmsg:])
+		return *found
+	}
+}
+
+var errTooMany = errors.New("there are too many")
+
+// ask sends a request to netlink and calls each with the messages of the answer,
+// until it has enough. The time that it waits, for the kernel's lock of all
+// devices say, does not count to mostTime: it is no fault of this namespace.
+func ask(protocol int, kind, flags uint16, body []byte, each func(kind uint16, body []byte) (done bool)) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	timeout := unix.NsecToTimeval(int64(mostTime))
+	timeout := unix.NsecToTimeval(int64(mostWait))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		return false, fmt.Errorf("limiting the time of a netlink socket: %w", err)
+		return fmt.Errorf("limiting the time of a netlink socket: %w", err)
 	}
-	request := make([]byte, headerBytes)
-	binary.NativeEndian.PutUint32(request, headerBytes)
-	binary.NativeEndian.PutUint16(request[4:], getChain)
-	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	request := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
+	binary.NativeEndian.PutUint32(request, uint32(cap(request)))
+	binary.NativeEndian.PutUint16(request[4:], kind)
+	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|flags)
+	request = append(request, body...)
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return false, fmt.Errorf("asking for chains: %w", err)
+		return fmt.Errorf("asking netlink: %w", err)
 	}
 	buffer := make([]byte, 32<<10)
-	end := time.Now().Add(mostTime)
+	start, err := processorTime()
+	if err != nil {
+		return err
+	}
 	for range mostReads {
 		n, _, err := unix.Recvfrom(fd, buffer, 0)
 		if err != nil {
-			return false, fmt.Errorf("reading chains: %w", err)
+			return fmt.Errorf("reading from netlink: %w", err)
 		}
-		found, done, err := scanChains(buffer[:n])
-		if found || done || err != nil {
-			return found, err
+		if done, err := scan(buffer[:n], each); done || err != nil {
+			return err
 		}
-		if time.Now().After(end) {
-			break
+		if now, err := processorTime(); err != nil || now-start > mostTime {
+			return errors.Join(errTooMany, err)
 		}
 	}
-	return false, errors.New("reading chains: there are too many")
+	return errTooMany
+}
+
+// processorTime is how long this thread has run, in the kernel too.
+func processorTime() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0, fmt.Errorf("asking for the thread's time: %w", err)
+	}
+	return time.Duration(t.Nano()), nil
 }
 
 var errCut = errors.New("a netlink message is cut short")
 
-// scanChains looks through one datagram of a dump. done: it was the last.
-func scanChains(data []byte) (found, done bool, err error) {
+// scan calls each with the messages of one datagram of an answer. done: it was the
+// last, or each has enough.
+func scan(data []byte, each func(kind uint16, body []byte) (done bool)) (done bool, err error) {
 	for len(data) >= unix.SizeofNlMsghdr {
 		length := int(binary.NativeEndian.Uint32(data))
 		if length < unix.SizeofNlMsghdr || length > len(data) {
-			return false, true, errCut
+			return true, errCut
 		}
 		body := data[unix.SizeofNlMsghdr:length]
-		switch binary.NativeEndian.Uint16(data[4:]) {
+		switch kind := binary.NativeEndian.Uint16(data[4:]); kind {
 		case unix.NLMSG_DONE:
-			return false, true, nil
+			return true, nil
 		case unix.NLMSG_ERROR:
-			return false, true, dumpError(body)
-		case newChain:
-			if len(body) >= sizeofNfgenmsg && isOutputNAT(body[sizeofNfgenmsg:]) {
-				return true, true, nil
+			return true, dumpError(body)
+		default:
+			if each(kind, body) {
+				return true, nil
 			}
 		}
 		data = data[min(align(length), len(data)):]
 	}
-	return false, false, nil
+	return false, nil
 }
 
 func dumpError(body []byte) error {
@@ -248,7 +354,7 @@ func dumpError(body []byte) error {
 	if errno == 0 || slices.Contains([]unix.Errno{unix.EINVAL, unix.EOPNOTSUPP}, errno) {
 		return nil // this kernel has no nf_tables
 	}
-	return fmt.Errorf("reading chains: %w", errno)
+	return errno
 }
 
 func align(n int) int { return (n + 3) &^ 3 }

@@ -31,6 +31,12 @@ func message(kind string, hook, rules uint32) []byte {
 	return append(header, body...)
 }
 
+// scanChains is one datagram of a dump of chains.
+func scanChains(data []byte) (found, done bool, err error) {
+	done, err = scan(data, outputNAT(&found))
+	return found, done, err
+}
+
 func TestScanChains(t *testing.T) {
 	done := make([]byte, unix.SizeofNlMsghdr)
 	binary.NativeEndian.PutUint32(done, unix.SizeofNlMsghdr)

@@ -46,6 +46,7 @@ type Watcher struct {
 
 	// Of run's goroutine alone:
 	own      string               // name of this process's namespace
+	node     *os.File             // the namespace of the thread that started it; nil: it cannot be opened
 	known    map[string]string    // process to the name of its namespace
 	walked   time.Time            // when all processes were looked at
 	searched map[uint64]time.Time // strangers, and when they were searched
@@ -79,6 +80,11 @@ func Start(cgroup string, namespaces, strangers *ebpf.Map, log *slog.Logger) *Wa
 		own: namespaceOf("self"), known: map[string]string{}, searched: map[uint64]time.Time{}, spaces: map[string]*space{},
 		walked: time.Now().Add(sinceForever),
 	}
+	var err error
+	if w.node, err = os.Open(namespaceFile("thread-self")); err != nil {
+		log.Warn("sockets of pods stay with packets", "error", fmt.Errorf("opening the node's network namespace: %w", err))
+		return w
+	}
 	w.done.Go(w.run)
 	return w
 }
@@ -93,6 +99,7 @@ func (w *Watcher) Close() {
 	}
 	w.mu.Unlock()
 	w.done.Wait()
+	_ = w.node.Close()
 }
 
 func (w *Watcher) run() {
@@ -168,7 +175,7 @@ func (w *Watcher) checkKnown() (lost bool) {
 			w.lookAtLegacy(s)
 		}
 		w.mu.Lock()
-		again := s.err != nil && time.Since(s.looked) > quietUnseen
+		again := s.err != nil && time.Since(s.looked) > quietUnseen || s.bare
 		w.mu.Unlock()
 		if again {
 			w.look(s)
@@ -265,7 +272,7 @@ func (w *Watcher) add(name, pid string) {
 	}
 	s := &space{name: name, file: file, pid: pid, looked: time.Now()}
 	s.tables, _ = legacyTables("/proc/" + pid) // look reports what keeps it from reading them
-	s.findings = look(file, true)
+	s.findings = look(file, w.node, true)
 	if s.findings.events >= 0 {
 		s.events = os.NewFile(uintptr(s.findings.events), "nftables of "+name)
 	}
@@ -291,7 +298,7 @@ func (w *Watcher) look(s *space) {
 	w.mu.Lock()
 	changes := s.changes
 	w.mu.Unlock()
-	f := look(s.file, false)
+	f := look(s.file, w.node, false)
 	w.mu.Lock()
 	if s.changes != changes {
 		w.mu.Unlock()
