@@ -342,6 +342,9 @@ func (b *sockets) observe() (differs []string, whole bool, err error) {
 	if !known {
 		return differs, false, nil
 	}
+	if b.reading != nil {
+		b.reading()
+	}
 	held, err := b.readBack() // a Sync may go on
 	if err != nil {
 		return nil, false, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 )
@@ -84,6 +86,116 @@ func TestObserveAlongside(t *testing.T) {
 		default:
 		}
 	}
+}
+
+// A Sync waits for no Observe, whichever layer is being read; and the Syncer may
+// rely on that if the packet backend says so.
+func TestSyncsWaitForNoObserve(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	base := b.Backend.(*memory)
+	for _, alongside := range []bool{false, true} {
+		base.traits.ObservesAlongside = alongside
+		if got := dataplane.TraitsOf(b).ObservesAlongside; got != alongside {
+			t.Errorf("it says that it observes alongside: %t; its packet backend says %t", got, alongside)
+		}
+	}
+	one, two := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")), snapshot(web("a", "10.96.0.1:80", "10.40.1.2:80"))
+	mustSync(t, b, nil, one)
+	for name, hold := range map[string]*func(){"the packet backend": &base.observing, "the socket maps": &b.sockets.reading} {
+		began, goOn, observed := make(chan struct{}), make(chan struct{}), make(chan error)
+		*hold = func() {
+			close(began)
+			<-goOn
+		}
+		go func() {
+			_, err := b.Observe(t.Context())
+			observed <- err
+		}()
+		<-began
+		synced := make(chan error)
+		go func() { synced <- b.Sync(t.Context(), one, two) }()
+		select {
+		case err := <-synced:
+			if err != nil {
+				t.Errorf("%s: Sync returned %v", name, err)
+			}
+			leadsTo(t, b, "10.96.0.1:80", "10.40.1.2:80")
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: a Sync waits for the Observe", name)
+			close(goOn)
+			_, _ = <-synced, <-observed
+			return
+		}
+		close(goOn)
+		if err := <-observed; err != nil {
+			t.Errorf("%s: Observe returned %v", name, err)
+		}
+		*hold = nil
+		mustSync(t, b, two, one)
+	}
+}
+
+// Programs are at cgroup hooks and nowhere else: no packet passes one of ours, on
+// no device that there is or comes.
+func TestNoProgramIsOnADevice(t *testing.T) {
+	b := openBackend(t, testOptions(t))
+	pod := startPod(t)
+	addVeth(t, "before", pod)
+	mustSync(t, b, nil, snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")))
+	addVeth(t, "after", pod)
+	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
+	ours := map[ebpf.ProgramID]bool{}
+	for name, p := range b.sockets.programs.Programs {
+		if p.Type() != ebpf.CGroupSockAddr {
+			t.Errorf("%s is of type %s", name, p.Type())
+		}
+		id, _ := programID(p)
+		ours[id] = true
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if xdp := l.Attrs().Xdp; xdp != nil && xdp.Attached {
+			t.Errorf("%s has an XDP program", l.Attrs().Name)
+		}
+		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			found, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: at})
+			if err == nil && len(found.Programs) > 0 { // kernels before 6.6 have no tcx
+				t.Errorf("%s has %d programs at %s", l.Attrs().Name, len(found.Programs), at)
+			}
+		}
+		qdiscs, err := netlink.QdiscList(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, q := range qdiscs {
+			if q.Type() == "clsact" || q.Type() == "ingress" {
+				t.Errorf("%s has a qdisc %s", l.Attrs().Name, q.Type())
+			}
+		}
+	}
+	all := new(link.Iterator)
+	defer all.Close()
+	for all.Next() {
+		if info, err := all.Link.Info(); err == nil && ours[info.Program] && info.Type != link.CgroupType {
+			t.Errorf("a program of ours is at a link of type %d", info.Type)
+		}
+	}
+	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		t.Error(err)
+	}
+}
+
+// addVeth makes a device whose other end is in a pod.
+func addVeth(t *testing.T, name string, pod podProcess) {
+	t.Helper()
+	out, err := exec.Command("ip", "link", "add", name, "up", "type", "veth", "peer", "name", name, "netns", fmt.Sprint(pod.pid)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", name).Run() })
 }
 
 // A family that the packet backend could not program stays in the socket maps as

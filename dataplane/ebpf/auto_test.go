@@ -142,11 +142,8 @@ func TestModeAutoLeavesNestedClustersAlone(t *testing.T) {
 	inner.run("ip addr add 10.40.0.9/32 dev lo")
 	container.becomes(b, endpoint)
 	inner.becomes(b, endpoint) // nothing tells them apart yet
-	out, err := exec.Command("ip", "link", "add", "outer", "up", "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(container.pid)).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	container.run("ip link set eth0 up")
+	addVeth(t, "outer", container)
+	container.run("ip link set outer up")
 	container.run(fmt.Sprintf("ip link add inner up type veth peer name eth0 netns %d", inner.pid))
 	inner.run("ip link set eth0 up")
 	inner.becomes(b, "")

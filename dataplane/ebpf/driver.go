@@ -113,6 +113,7 @@ type sockets struct {
 	attached bool          // by this process
 	closed   bool
 
+	reading  func()                       // in tests, called while the maps are read; nil: nothing
 	told     atomic.Pointer[told]         // after the last Sync
 	watching atomic.Pointer[pods.Watcher] // pods, for other goroutines
 	reason   string                       // why the mode means less than it says; "": it does not

@@ -228,10 +228,15 @@ func testConfig() dataplane.Config {
 // memory is a packet backend that forwards nothing: it remembers what it was
 // given, and may be told what to refuse or to fail with.
 type memory struct {
-	held   *dataplane.Snapshot
-	fails  error  // of the next Sync
-	during func() // called while it syncs; nil: nothing
+	held      *dataplane.Snapshot
+	fails     error  // of the next Sync
+	during    func() // called while it syncs; nil: nothing
+	observing func() // called while it observes; nil: nothing
+	traits    dataplane.Traits
 }
+
+// Traits returns what the test says.
+func (m *memory) Traits() dataplane.Traits { return m.traits }
 
 // Sync implements dataplane.Backend.
 func (m *memory) Sync(_ context.Context, _, want *dataplane.Snapshot) error {
@@ -247,6 +252,9 @@ func (m *memory) Sync(_ context.Context, _, want *dataplane.Snapshot) error {
 
 // Observe implements dataplane.Backend.
 func (m *memory) Observe(context.Context) (*dataplane.Observation, error) {
+	if m.observing != nil {
+		m.observing()
+	}
 	if m.held == nil {
 		return &dataplane.Observation{}, nil
 	}
