@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
@@ -31,7 +33,8 @@ const (
 	mostWait    = 5 * time.Second        // for a part of a list
 	mostReads   = 256                    // of 32 KiB of a list
 	mostAddress = 64
-	mostLinks   = 64 // other namespaces that a namespace has devices in
+	mostFile    = 4 << 10 // bytes
+	mostLinks   = 64      // other namespaces that a namespace has devices in
 )
 
 // findings is what one look into a namespace found.
@@ -96,19 +99,20 @@ func look(ns, node *os.File, first bool) findings {
 // tells how many have nothing in the way of their sockets' translation, and how
 // many have, by what.
 func Survey(cgroup string) (translated int, left map[string]int, err error) {
-	found, err := processes(cgroup, map[string]string{})
+	search, err := cgroups.Search(cgroup, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	delete(found, namespaceOf("self"))
-	node, err := os.Open(namespaceFile("self"))
+	found := search.Processes
+	delete(found, cgroups.NamespaceOf("self"))
+	node, err := os.Open(cgroups.NamespaceFile("self"))
 	if err != nil {
 		return 0, nil, fmt.Errorf("opening the node's network namespace: %w", err)
 	}
 	defer func() { _ = node.Close() }()
 	left = map[string]int{}
 	for _, pid := range found {
-		file, err := os.Open(namespaceFile(pid))
+		file, err := os.Open(cgroups.NamespaceFile(pid))
 		if err != nil {
 			continue // its process has ended
 		}
@@ -403,7 +407,7 @@ func isOutputNAT(attributes []byte) bool {
 // such file; any other error says nothing about the tables.
 func legacyTables(process string) (tables [2]bool, err error) {
 	for i, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		names, err := os.ReadFile(process + "/net/" + file)
+		names, err := readSome(process + "/net/" + file)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -413,6 +417,16 @@ func legacyTables(process string) (tables [2]bool, err error) {
 		tables[i] = slices.Contains(strings.Fields(string(names)), "nat")
 	}
 	return tables, nil
+}
+
+// readSome reads the begin of a file: a list of the kernel's few tables fits.
+func readSome(name string) ([]byte, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	return io.ReadAll(io.LimitReader(file, mostFile))
 }
 
 // getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
@@ -30,6 +31,7 @@ const (
 	quietAgain   = 5 * time.Second        // after a look: then a change is a first one
 	forget       = 30 * time.Second       // before one that was not found is searched again
 	mostFresh    = 64                     // namespaces that one pass looks into
+	mostPass     = 5 * time.Second        // before a pass leaves further ones to the next
 	mostSpaces   = 4096                   // MAX_NAMESPACES of bpf/limits.h
 	quietUnseen  = time.Minute            // between two looks into one that could not be looked into
 	sinceForever = -time.Hour
@@ -51,6 +53,7 @@ type Watcher struct {
 	walked   time.Time            // when all processes were looked at
 	searched map[uint64]time.Time // strangers, and when they were searched
 	deaf     bool                 // it was logged that namespaces cannot be looked into
+	crowded  bool                 // the last search was not whole, and it was logged
 
 	mu     sync.Mutex
 	spaces map[string]*space // by name
@@ -68,7 +71,8 @@ type space struct {
 	// Under Watcher.mu:
 	findings
 	looked  time.Time
-	changes int // of its nftables, as they were heard of
+	bareFor time.Duration // how long it waits, if it is bare, before it is looked into again
+	changes int           // of its nftables, as they were heard of
 	gone    bool
 }
 
@@ -77,11 +81,11 @@ type space struct {
 func Start(cgroup string, namespaces, strangers *ebpf.Map, log *slog.Logger) *Watcher {
 	w := &Watcher{
 		cgroup: cgroup, namespaces: namespaces, strangers: strangers, log: log, stop: make(chan struct{}),
-		own: namespaceOf("self"), known: map[string]string{}, searched: map[uint64]time.Time{}, spaces: map[string]*space{},
+		own: cgroups.NamespaceOf("self"), known: map[string]string{}, searched: map[uint64]time.Time{}, spaces: map[string]*space{},
 		walked: time.Now().Add(sinceForever),
 	}
 	var err error
-	if w.node, err = os.Open(namespaceFile("thread-self")); err != nil {
+	if w.node, err = os.Open(cgroups.NamespaceFile("thread-self")); err != nil {
 		log.Warn("sockets of pods stay with packets", "error", fmt.Errorf("opening the node's network namespace: %w", err))
 		return w
 	}
@@ -128,13 +132,20 @@ func (w *Watcher) pass(first bool) {
 		return
 	}
 	w.walked = time.Now()
-	found, err := processes(w.cgroup, w.known)
+	search, err := cgroups.Search(w.cgroup, w.known)
 	if err != nil {
 		w.log.Warn("sockets of new pods stay with packets", "error", err)
 		return
 	}
+	if !search.Whole && !w.crowded {
+		w.log.Warn("sockets of some pods stay with packets", "error", "there are too many processes or cgroups to look at", "cgroup", w.cgroup)
+	}
+	w.crowded = !search.Whole
+	found := search.Processes
 	delete(found, w.own)
-	w.dropLost(found)
+	if search.Whole {
+		w.dropLost(found)
+	}
 	fresh := 0
 	for name, pid := range found {
 		w.mu.Lock()
@@ -144,10 +155,13 @@ func (w *Watcher) pass(first bool) {
 			s.pid = pid
 			continue
 		}
-		if fresh++; fresh > mostFresh || count >= mostSpaces {
+		if fresh++; fresh > mostFresh || count >= mostSpaces || time.Since(w.walked) > mostPass {
 			return // the next pass goes on, as the strangers stay
 		}
 		w.add(name, pid)
+	}
+	if !search.Whole {
+		return // likewise
 	}
 	for _, cookie := range strangers {
 		w.searched[cookie] = time.Now()
@@ -159,7 +173,7 @@ func (w *Watcher) pass(first bool) {
 // tables. It reports whether some process has ended.
 func (w *Watcher) checkKnown() (lost bool) {
 	for _, s := range w.all() {
-		if namespaceOf(s.pid) != s.name {
+		if cgroups.NamespaceOf(s.pid) != s.name {
 			delete(w.known, s.pid)
 			lost = true
 			continue
@@ -175,7 +189,10 @@ func (w *Watcher) checkKnown() (lost bool) {
 			w.lookAtLegacy(s)
 		}
 		w.mu.Lock()
-		again := s.err != nil && time.Since(s.looked) > quietUnseen || s.bare
+		again := s.err != nil && time.Since(s.looked) > quietUnseen
+		if s.bare && time.Since(s.looked) >= s.bareFor {
+			again, s.bareFor = true, min(2*s.bareFor+interval, mostSettle)
+		}
 		w.mu.Unlock()
 		if again {
 			w.look(s)
@@ -266,7 +283,7 @@ func (s *space) close() {
 
 // add looks into a namespace for the first time and follows it from then on.
 func (w *Watcher) add(name, pid string) {
-	file, err := os.Open(namespaceFile(pid))
+	file, err := os.Open(cgroups.NamespaceFile(pid))
 	if err != nil {
 		return // its process has ended
 	}

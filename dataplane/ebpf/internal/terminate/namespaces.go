@@ -3,11 +3,9 @@ package terminate
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
@@ -15,39 +13,25 @@ import (
 const mostNamespaces = 16384
 
 // namespaces are files that stand for the network namespaces of the processes
-// below a cgroup, each once. Processes may end meanwhile.
+// below a cgroup, each once. Processes may end meanwhile. If there are too many,
+// the error says so, and some are given.
 func namespaces(cgroup string) ([]string, error) {
-	seen := map[string]bool{}
-	var files []string
-	err := filepath.WalkDir(cgroup, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // a cgroup that ended
-		}
-		if err != nil || d.Name() != "cgroup.procs" {
-			return err
-		}
-		list, err := os.ReadFile(path)
-		if err != nil {
-			return nil // it ended, or holds threads: its processes stand further up
-		}
-		for pid := range strings.FieldsSeq(string(list)) {
-			file := filepath.Join("/proc", pid, "ns/net")
-			name, err := os.Readlink(file)
-			if err != nil || seen[name] {
-				continue
-			}
-			seen[name] = true
-			files = append(files, file)
-			if len(files) > mostNamespaces {
-				return fmt.Errorf("more than %d network namespaces: the sockets of some are left alone", mostNamespaces)
-			}
-		}
-		return nil
-	})
+	found, err := cgroups.Search(cgroup, nil)
 	if err != nil {
-		err = fmt.Errorf("looking for network namespaces below cgroup %s: %w", cgroup, err)
+		return nil, err
 	}
-	return files, err
+	var files []string
+	for _, pid := range found.Processes {
+		if len(files) == mostNamespaces {
+			found.Whole = false
+			break
+		}
+		files = append(files, cgroups.NamespaceFile(pid))
+	}
+	if !found.Whole {
+		return files, fmt.Errorf("too many processes or network namespaces below cgroup %s: the sockets of some are left alone", cgroup)
+	}
+	return files, nil
 }
 
 // inEach calls f in this network namespace and in each of those given.
