@@ -1,7 +1,9 @@
 package ipvs
 
 import (
+	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,8 +29,8 @@ type watch struct {
 
 	known bool
 	base  int64 // services of ours but for those in own, when they were last counted
-	stop  chan struct{}
-	done  chan struct{}
+	stop  context.CancelFunc
+	done  sync.WaitGroup
 }
 
 func startWatch(b *backend) (*watch, error) {
@@ -40,16 +42,17 @@ func startWatch(b *backend) (*watch, error) {
 	if err != nil {
 		return nil, errors.Join(err, tables.Close())
 	}
-	w := &watch{tables: tables, handle: handle, own: &b.kernel.own, stop: make(chan struct{}), done: make(chan struct{})}
-	go w.run()
+	w := &watch{tables: tables, handle: handle, own: &b.kernel.own}
+	var ctx context.Context
+	ctx, w.stop = context.WithCancel(context.Background())
+	w.done.Go(func() { w.run(ctx) })
 	return w, nil
 }
 
-func (w *watch) run() {
-	defer close(w.done)
+func (w *watch) run(ctx context.Context) {
 	for pause := lookEvery; ; {
 		select {
-		case <-w.stop:
+		case <-ctx.Done():
 			return
 		case <-time.After(pause):
 		}
@@ -90,8 +93,8 @@ func (w *watch) pause() (resume func()) {
 }
 
 func (w *watch) close() error {
-	close(w.stop)
-	<-w.done
+	w.stop()
+	w.done.Wait()
 	w.handle.Close()
 	return w.tables.Close()
 }
