@@ -307,7 +307,7 @@ func (a *agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 		},
 	}
 	if a.firewall != nil {
-		s.Inspector.Firewall = a.firewall.State
+		s.Firewall = a.firewall.State
 	}
 	g.Go(func() error { return s.Run(ctx) })
 }

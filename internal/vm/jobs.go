@@ -51,7 +51,7 @@ func matrix(backend string) []part {
 	ours := []string{"repairs what another program broke", "another program's rules stay"}
 	parts := []part{
 		{dir: "dataplane/ebpf/internal/terminate"},
-		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "TestConnectedUDPIsLeftToPackets", "TestBoundUDPSocketsAreLeftToPackets", "TestOlderSchemaIsTakenOver"}},
+		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "TestHoldPodSockets", "TestModeNode", "TestConnectedUDPIsLeftToPackets", "TestBoundUDPSocketsAreLeftToPackets", "TestOlderSchemaIsTakenOver"}},
 		{dir: "dataplane/nftables"},
 		{dir: "dataplane/iptables", run: []string{"TestProbe", "TestReadBack", "TestVariantChoice", "TestLocalnet"}},
 		{dir: "dataplane/ipvs"},
