@@ -125,6 +125,8 @@ func (l *Lab) Left(ctx context.Context, of Agent) (string, error) {
 		show, mark = "nft list tables", "kube-proxy"
 	case of.Name == KubeProxy:
 		mark = "KUBE-SVC-"
+	case of.Backend == "nftables":
+		show, mark = "nft list tables", " switchyard\n"
 	case of.Backend == "ebpf":
 		show, mark = "find /sys/fs/bpf", "switchyard"
 	}
