@@ -159,6 +159,7 @@ func TestTwice(t *testing.T) {
 		{"one fails, then passes", `case "$*" in *-test.run=*) echo PASS;; *) echo '--- FAIL: TestA (1s)'; echo '    --- FAIL: TestA/a_(b);_c (1s)'; exit 1;; esac`, `^TestA$/^a_\(b\);_c$`, false},
 		{"two fail", `case "$*" in *-test.run=*) echo PASS;; *) echo '--- FAIL: TestA (1s)'; echo '--- FAIL: TestAB (1s)'; exit 1;; esac`, "^TestA$|^TestAB$", false},
 		{"one fails twice", "echo '--- FAIL: TestA (1s)'; exit 1", "^TestA$", true},
+		{"one panics", "echo '--- FAIL: TestA (1s)'; exit 2", "", true},
 		{"many fail", "for i in 1 2 3 4; do echo \"--- FAIL: Test$i (1s)\"; done; exit 1", "", true},
 		{"it does not end", "echo 'panic: test timed out'; exit 2", "", true},
 	} {
