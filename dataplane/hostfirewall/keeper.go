@@ -35,7 +35,7 @@ type Keeper struct {
 	mu     sync.Mutex
 	known  *dataplane.Snapshot
 	checks map[uint16]int // ports of health checks → how many ServicePorts have it
-	closed []string       // what drops, as the last look found it
+	closed []string       // what drops and was opened, as the last look found it
 	err    error          // of the last look
 }
 
@@ -147,8 +147,9 @@ func (k *Keeper) keep(ctx context.Context) (closed []string, err error) {
 			case drops == "":
 				err = t.close(c.chain, c.ours)
 			default:
-				closed = append(closed, t.Command+" "+drops)
-				err = t.open(c.chain, c.ours, c.rules)
+				if err = t.open(c.chain, c.ours, c.rules); err == nil {
+					closed = append(closed, t.Command+" "+drops)
+				}
 			}
 			errs = append(errs, err)
 		}
