@@ -99,6 +99,29 @@ func TestRoomThatIsMadeOftenIsTriedNowAndThen(t *testing.T) {
 	})
 }
 
+// A repair may be refused what was accepted before, in the very same form: status
+// says so for as long as it is so.
+func TestRepairThatIsRefused(t *testing.T) {
+	k, of := refusing(1)
+	k.meet(nil)
+	k.whole = true
+	run(t, k, SyncerConfig{AuditInterval: time.Minute}, func(s *Syncer) {
+		s.Submit(of(1))
+		pass(time.Second)
+		k.meet(nil, "bad-0")
+		k.drift("a rule is missing")
+		pass(10 * time.Minute)
+		if got := len(s.Status().Refused); got != 1 {
+			t.Errorf("%d Service ports are refused; want the one that the kernel does not take", got)
+		}
+		k.meet(nil)
+		pass(10 * time.Minute)
+		if got := len(s.Status().Refused); got != 0 {
+			t.Errorf("%d Service ports are refused after the kernel took all", got)
+		}
+	})
+}
+
 func TestOnlyNewRefusalsAreLogged(t *testing.T) {
 	k, of := refusing(1000)
 	var log bytes.Buffer

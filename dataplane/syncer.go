@@ -377,7 +377,7 @@ func (s *Syncer) without(want *Snapshot, ids []PortID) *Snapshot {
 		if s.lastGood != nil {
 			old = Fallback(s.lastGood.Ports.Get(id), want.Ports.Get(id))
 		}
-		if old == nil {
+		if old == nil || old == want.Ports.Get(id) { // of the same form that is refused nothing is sure
 			remove = append(remove, id)
 		} else {
 			put = append(put, old)
