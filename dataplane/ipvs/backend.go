@@ -54,11 +54,13 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	defer b.watch.pause()()
 	before, fault := prev, error(nil)
 	if before == nil {
-		before = b.accepted // what is refused now and was not then stays as it was
+		before = b.outside(b.accepted) // what is refused now and was not then stays as it was
 	}
 	accepted, failed := dataplane.Refuse(before, want, func(p *dataplane.ServicePort) error {
 		why, err := b.refusal(p)
-		fault = errors.Join(fault, err)
+		if fault == nil {
+			fault = err
+		}
 		return why
 	})
 	if fault != nil {
@@ -74,6 +76,23 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return errors.Join(err, &dataplane.PartialError{Failed: failed})
 	}
 	return err
+}
+
+// outside is what was accepted, less what has a place in ExcludeCIDRs: another program
+// may have taken that since.
+func (b *backend) outside(accepted *dataplane.Snapshot) *dataplane.Snapshot {
+	if accepted == nil || len(b.options.ExcludeCIDRs) == 0 {
+		return accepted
+	}
+	var within []dataplane.PortID
+	for p := range accepted.Ports.All() {
+		if slices.ContainsFunc(p.Frontends, func(f dataplane.Frontend) bool { return f.Kind != dataplane.NodePort && b.excluded(f.Addr.Addr()) }) {
+			within = append(within, p.ID)
+		}
+	}
+	out := *accepted
+	out.Ports = accepted.Ports.With(nil, within)
+	return &out
 }
 
 // program writes each family. What both need of the kernel is read once.

@@ -82,7 +82,9 @@ func (c *comparison) compareTable(t *nft.Table, state *nft.State, next *env, all
 	elements := next.constantElements(t.Family)
 	maps.Copy(elements, all.elements)
 	if t.Family == dataplane.IPv4 {
-		c.localnet = localnet.FromComments(state.Chains[chainInput]) // as an earlier process left it
+		if guards := state.Chains[chainInput]; len(guards) > 0 || c.localnet != localnet.Switched {
+			c.localnet = localnet.FromComments(guards) // as an earlier process left it
+		} // else somebody removed the guard, and we know better
 	}
 	r, err := rulesFor(t.Family, next, c.localnet)
 	if err != nil {

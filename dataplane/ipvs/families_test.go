@@ -1,14 +1,21 @@
 package ipvs
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -138,5 +145,88 @@ func TestDisturbed(t *testing.T) {
 			}
 		}
 		mustBe(t, b, want)
+	})
+}
+
+// TestExcludedPlaceIsTakenMeanwhile: where another program took a place in
+// --ipvs-exclude-cidrs, a repair leaves it alone and refuses the Service.
+func TestExcludedPlaceIsTakenMeanwhile(t *testing.T) {
+	inNetns(t, func() {
+		b := opened(t, Options{ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24")}})
+		const at = "10.96.0.1:80"
+		want := snapshotOf(port("web", frontend(dataplane.ClusterIP, at, pool("10.244.1.5:80"), dataplane.SNATNone)))
+		mustSync(t, b, nil, want)
+		key := serviceKey{dataplane.TCP, netip.MustParseAddrPort(at)}
+		other := virtual(key, "wlc")
+		other.Timeout = 0
+		if err := errors.Join(b.reader.ipvs.DelService(virtual(key, "")), b.reader.ipvs.NewService(other)); err != nil {
+			t.Fatal(err)
+		}
+		var partial *dataplane.PartialError
+		if err := b.Sync(t.Context(), nil, want); !errors.As(err, &partial) {
+			t.Errorf("Sync returned %v; want the Service to be refused", err)
+		}
+		if have, err := b.reader.ipvs.GetService(virtual(key, "")); err != nil || have.Timeout == ownTimeout || have.SchedName != "wlc" {
+			t.Errorf("the other program's service is %+v, %v", have, err)
+		}
+	})
+}
+
+// TestLocalnetWithoutItsGuard: if somebody removes the rule that says who switched
+// route_localnet on, we still know, and cleanup switches it off.
+func TestLocalnetWithoutItsGuard(t *testing.T) {
+	inNetns(t, func() {
+		b := opened(t, Options{})
+		want := snapshotOf(port("web", frontend(dataplane.NodePort, "0.0.0.0:30080", pool("10.244.1.5:80"), dataplane.SNATNone)))
+		want.Node.NodePorts = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		mustSync(t, b, nil, want)
+		if out, err := exec.Command("nft", "flush", "table", "ip", tableName).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		mustSync(t, b, nil, want)
+		if err := cleanup(b.log); err != nil {
+			t.Fatal(err)
+		}
+		if on, err := localnet.IsOn(); on || err != nil {
+			t.Errorf("after cleanup route_localnet is on: %t, %v", on, err)
+		}
+	})
+}
+
+// TestDevicesComeAndGo: pods that start and end keep no Sync and no Observe from
+// their work, though dumps of devices are interrupted.
+func TestDevicesComeAndGo(t *testing.T) {
+	inNetns(t, func() {
+		b := opened(t, Options{})
+		want := bothFamilies(5)
+		pod := func(name string) *netlink.Dummy { return &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}} }
+		for i := range 100 {
+			if err := netlink.LinkAdd(pod(fmt.Sprintf("pod%d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The goroutine has a socket of this network namespace.
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		ctx, stop := context.WithCancel(t.Context())
+		var coming sync.WaitGroup
+		defer coming.Wait()
+		defer stop()
+		coming.Go(func() {
+			for ctx.Err() == nil {
+				_ = h.LinkAdd(pod("new"))
+				_ = h.LinkDel(pod("new"))
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+		for range 20 {
+			mustSync(t, b, nil, want)
+			if _, err := b.Observe(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 }

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/netip"
@@ -68,7 +69,8 @@ func (h *half) full(ctx context.Context, next *env, want *dataplane.Snapshot, co
 	if err != nil {
 		return err
 	}
-	h.ids = affinity.NewIDs()
+	before := h.ids
+	h.ids = affinity.Resume(want.Ports, func(p *dataplane.ServicePort) uint32 { return cmp.Or(have.table.NumberOf(p, setIDs), before.Known(p)) })
 	c, err := h.compare(have, next, want, h.ids.Of)
 	if err != nil {
 		return err

@@ -60,9 +60,7 @@ func (r *routes) close() { r.netlink.Close() }
 // read reads our routes of a family back, with whether their source and MTU are right.
 func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
-	only := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Protocol: dataplane.RouteProtocol}
-	// The library's filter looks at one of the fields alone.
-	list, err := r.netlink.RouteListFiltered(netlinkFamily(f), only, netlink.RT_FILTER_TABLE)
+	list, err := r.local(f)
 	if err != nil {
 		return nil, fmt.Errorf("reading the local %s routes: %w", f, err)
 	}
@@ -76,6 +74,13 @@ func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 		}
 	}
 	return out, nil
+}
+
+// local returns the routes of table local.
+func (r *routes) local(f dataplane.Family) ([]netlink.Route, error) {
+	return whole(func() ([]netlink.Route, error) {
+		return r.netlink.RouteListFiltered(netlinkFamily(f), &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	})
 }
 
 func (r *routes) add(a netip.Addr) error {
@@ -119,11 +124,25 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 // kubeProxyDevice holds Service addresses for kube-proxy, as long as it is there.
 const kubeProxyDevice = "kube-ipvs0"
 
+// mostDumpsOfDevices is how often devices, addresses or routes are read, where
+// others change them meanwhile.
+const mostDumpsOfDevices = 20
+
+// whole reads something until nobody changed it meanwhile.
+func whole[T any](dump func() (T, error)) (T, error) {
+	for try := 1; ; try++ {
+		out, err := dump()
+		if try == mostDumpsOfDevices || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
+		}
+	}
+}
+
 // taken returns the addresses that are on devices of this node, or that somebody
 // else routes to it.
 func (r *routes) taken() (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
-	links, err := r.netlink.LinkList()
+	links, err := whole(r.netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the devices: %w", err)
 	}
@@ -131,7 +150,7 @@ func (r *routes) taken() (map[netip.Addr]bool, error) {
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
-	list, err := r.netlink.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Addr, error) { return r.netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the node's addresses: %w", err)
 	}
@@ -141,7 +160,7 @@ func (r *routes) taken() (map[netip.Addr]bool, error) {
 		}
 	}
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-		routes, err := r.netlink.RouteListFiltered(netlinkFamily(f), &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+		routes, err := r.local(f)
 		if err != nil {
 			return nil, fmt.Errorf("listing the local %s routes: %w", f, err)
 		}

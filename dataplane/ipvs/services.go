@@ -188,6 +188,9 @@ func (k *kernel) put(key serviceKey, scheduler string, there bool) error {
 	}
 	err := k.ipvs.NewService(virtual(key, scheduler))
 	if errors.Is(err, unix.EEXIST) {
+		if have, err := k.ipvs.GetService(virtual(key, "")); err == nil && have.Timeout != ownTimeout {
+			k.own.Add(1)
+		}
 		return k.put(key, scheduler, true)
 	}
 	if errors.Is(err, unix.ENOENT) {

@@ -65,25 +65,38 @@ func (w *watch) run(ctx context.Context) {
 }
 
 // lost reports whether there are more or fewer services of ours than when they
-// were last counted, and than we made or removed since.
+// were last counted, and than we made or removed since. A dump may leave some out
+// (see kernel.services), so that two must agree.
 func (w *watch) lost() bool {
+	base, ok := w.count()
+	if ok && w.known && base != w.base {
+		again, sure := w.count()
+		ok = sure && again == base
+	}
+	if !ok { // the next count tells
+		return false
+	}
+	lost := w.known && base != w.base
+	w.known, w.base = true, base
+	return lost
+}
+
+// count counts the services of ours but for those in own; false: a Sync ran.
+func (w *watch) count() (base int64, ok bool) {
 	syncs, own := w.syncs.Load(), w.own.Load()
 	if syncs%2 == 1 {
-		return false
+		return 0, false
 	}
 	list, err := w.handle.GetServices()
-	if err != nil || w.syncs.Load() != syncs { // the next count tells
-		return false
+	if err != nil || w.syncs.Load() != syncs {
+		return 0, false
 	}
-	base := -own
 	for _, s := range list {
 		if s.Timeout == ownTimeout {
 			base++
 		}
 	}
-	lost := w.known && base != w.base
-	w.known, w.base = true, base
-	return lost
+	return base - own, true
 }
 
 // pause keeps a Sync's changes from being counted halfway. What it returns ends that.

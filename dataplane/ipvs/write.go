@@ -169,6 +169,9 @@ func (h *half) writeFirst(w *writes) error {
 }
 
 func (k *kernel) writeRoutes(w *writes) error {
+	for _, routes := range [][]netip.Addr{w.wrongRoutes, w.newRoutes, w.oldRoutes} {
+		slices.SortFunc(routes, netip.Addr.Compare) // so that what fails again says the same again
+	}
 	for _, a := range w.wrongRoutes { // one at a time, so that each is missing for a moment only
 		if err := k.routes.remove(a); err != nil {
 			return err

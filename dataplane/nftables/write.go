@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -107,7 +108,8 @@ func (h *half) full(ctx context.Context, want *dataplane.Snapshot) error {
 		return err
 	}
 	have.Strange = have.Strange || h.remake
-	h.ids = affinity.NewIDs()
+	before := h.ids
+	h.ids = affinity.Resume(want.Ports, func(p *dataplane.ServicePort) uint32 { return cmp.Or(have.NumberOf(p, setIDs), before.Known(p)) })
 	d, err := whole(h.table, rulesFor(&next), h.ids, have, noteFor(state))
 	if err != nil {
 		return err

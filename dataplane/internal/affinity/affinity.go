@@ -11,7 +11,7 @@ import (
 // IDs are the numbers of ServicePorts with affinity. A number follows from the
 // ServicePort's name, so that affinity outlives a restart. If two names give the
 // same one, as somebody may choose them to, the later ServicePort gets the next free
-// number.
+// number, and keeps it as long as the kernel does.
 type IDs struct {
 	mu     sync.Mutex
 	byPort map[dataplane.PortID]uint32
@@ -20,6 +20,21 @@ type IDs struct {
 
 // NewIDs returns none yet.
 func NewIDs() *IDs { return &IDs{byPort: map[dataplane.PortID]uint32{}, taken: map[uint32]bool{}} }
+
+// Resume returns the numbers that ServicePorts have in the kernel, as held tells; 0:
+// none. Of two that have the same one the second gets another.
+func Resume(ports dataplane.Ports, held func(*dataplane.ServicePort) uint32) *IDs {
+	i := NewIDs()
+	for port := range ports.All() {
+		if port.Affinity == 0 {
+			continue
+		}
+		if id := held(port); id != 0 && !i.taken[id] {
+			i.byPort[port.ID], i.taken[id] = id, true
+		}
+	}
+	return i
+}
 
 // Of returns a ServicePort's number, which is 0 if it has no affinity.
 func (i *IDs) Of(port *dataplane.ServicePort) uint32 {
@@ -31,6 +46,16 @@ func (i *IDs) Of(port *dataplane.ServicePort) uint32 {
 	id := i.find(port)
 	i.byPort[port.ID], i.taken[id] = id, true
 	return id
+}
+
+// Known returns the number that a ServicePort was given; 0: none. i may be nil.
+func (i *IDs) Known(port *dataplane.ServicePort) uint32 {
+	if i == nil {
+		return 0
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.byPort[port.ID]
 }
 
 // Look returns the number that a ServicePort has or would get, and gives it none.

@@ -7,6 +7,21 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
+// TestResume: a ServicePort keeps the number that it has in the kernel, whoever
+// comes before it by name now.
+func TestResume(t *testing.T) {
+	named := func(name string) *dataplane.ServicePort {
+		return &dataplane.ServicePort{ID: dataplane.PortID{Service: name}, Affinity: time.Hour}
+	}
+	a, b, c := named("a"), named("b"), named("c")
+	of := NewIDs().Of(a)
+	kernel := map[*dataplane.ServicePort]uint32{b: of, c: of} // b was there first; c's is somebody's mischief
+	i := Resume(dataplane.MakePorts(a, b, c), func(p *dataplane.ServicePort) uint32 { return kernel[p] })
+	if first, second, third := i.Of(a), i.Of(b), i.Of(c); second != of || first == of || third == of || first == third {
+		t.Errorf("the numbers are %d, %d and %d; want b to keep %d", first, second, third, of)
+	}
+}
+
 // TestIDs: no two ServicePorts have one number, whatever their names give, and
 // one that goes frees its own alone.
 func TestIDs(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane"
 )
 
 // State is what the kernel holds of a table.
@@ -25,6 +27,20 @@ type State struct {
 
 // Whole reports whether all sets and base chains are there as they must be.
 func (s *State) Whole() bool { return s.Present && !s.Strange && len(s.Missing) == 0 }
+
+// NumberOf returns the number that a map has for a ServicePort, by the place of one of
+// its frontends other than a NodePort; 0: none.
+func (s *State) NumberOf(port *dataplane.ServicePort, set string) uint32 {
+	for _, f := range port.Frontends {
+		if f.Kind == dataplane.NodePort {
+			continue
+		}
+		if data, ok := s.Elements[Element{Family: port.ID.Family, Set: set, Key: PlaceBytes(f.Addr.Addr(), port.ID.Protocol, f.Addr.Port())}]; ok {
+			return NumberOf(data)
+		}
+	}
+	return 0
+}
 
 // mostReads is how often a table is read again because somebody changed
 // nftables meanwhile. A dump that a change ran into may lack elements.
