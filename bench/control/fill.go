@@ -16,7 +16,9 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/client-go/rest"
 )
 
 // txnServices is how many Services one transaction of etcd holds: three objects
@@ -44,6 +46,7 @@ func (p *Plane) Fill(ctx context.Context, first int, services []Service) ([]*Pla
 	client := &http.Client{Transport: &http.Transport{DialContext: p.dial}}
 	defer client.CloseIdleConnections()
 	placed := make([]*Placed, len(services))
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(2)
 	for at := 0; at < len(services); at += txnServices {
@@ -61,7 +64,33 @@ func (p *Plane) Fill(ctx context.Context, first int, services []Service) ([]*Pla
 			return commit(ctx, client, ops)
 		})
 	}
-	return placed, g.Wait()
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return placed, p.catchUp(parent)
+}
+
+// catchUp waits until the API server knows what was written past it. It answers
+// those who list and watch from a cache, which etcd fills after a while: a proxy that
+// starts before would be ready with some of the Services.
+func (p *Plane) catchUp(ctx context.Context) error {
+	for _, of := range []struct {
+		resource string
+		client   rest.Interface
+		list     interface {
+			runtime.Object
+			metav1.ListInterface
+		}
+	}{{"services", p.core, &corev1.ServiceList{}}, {"endpointslices", p.discovery, &discoveryv1.EndpointSliceList{}}} {
+		o := metav1.ListOptions{FieldSelector: "metadata.name=nobody"}
+		for range 2 { // first of etcd, then of the cache, once it is as new
+			if err := of.client.Get().Namespace(Namespace).Resource(of.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(of.list); err != nil {
+				return fmt.Errorf("waiting for the API server's cache of %s: %w", of.resource, err)
+			}
+			o.ResourceVersion, o.ResourceVersionMatch = of.list.GetResourceVersion(), metav1.ResourceVersionMatchNotOlderThan
+		}
+	}
+	return nil
 }
 
 // dial connects from beside etcd and the API server.
