@@ -65,7 +65,7 @@ func (r *run) connectsThenRefused(p probe, family dataplane.Family) {
 // stopAllAt ends flows and checks that the last answers of each came from a server.
 func (r *run) stopAllAt(flows []heldFlow, server string) {
 	r.Helper()
-	deadline := time.Now().Add(netlab.Patient(5 * time.Second))
+	deadline := time.Now().Add(netlab.Patient(15 * time.Second))
 	for _, f := range flows {
 		sum, err := f.load.Sum()
 		for err == nil && sum.ByServer[server] == 0 && time.Now().Before(deadline) {

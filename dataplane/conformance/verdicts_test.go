@@ -239,7 +239,7 @@ func (r *run) startAll(start func(*netlab.Host, netlab.Request) (*netlab.Load, e
 // socket is connected again: whoever sends on need not know of endpoints.
 func (r *run) stopAllMoved(flows []heldFlow, server string) {
 	r.Helper()
-	deadline := time.Now().Add(netlab.Patient(5 * time.Second)) // IPVS drains for two
+	deadline := time.Now().Add(netlab.Patient(15 * time.Second)) // IPVS drains for two, and a lost datagram is waited for five
 	for _, f := range flows {
 		for {
 			sum, err := f.load.Sum()
