@@ -15,10 +15,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/uuid"
-	"k8s.io/client-go/rest"
 )
 
 // txnServices is how many Services one transaction of etcd holds: three objects
@@ -67,27 +66,29 @@ func (p *Plane) Fill(ctx context.Context, first int, services []Service) ([]*Pla
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return placed, p.catchUp(parent)
+	return placed, p.catchUp(parent, services)
 }
 
-// catchUp waits until the API server knows what was written past it. It answers
-// those who list and watch from a cache, which etcd fills after a while: a proxy that
-// starts before would be ready with some of the Services.
-func (p *Plane) catchUp(ctx context.Context) error {
-	for _, of := range []struct {
-		resource string
-		client   rest.Interface
-		list     interface {
-			runtime.Object
-			metav1.ListInterface
-		}
-	}{{"services", p.core, &corev1.ServiceList{}}, {"endpointslices", p.discovery, &discoveryv1.EndpointSliceList{}}} {
-		o := metav1.ListOptions{FieldSelector: "metadata.name=nobody"}
-		for range 2 { // first of etcd, then of the cache, once it is as new
-			if err := of.client.Get().Namespace(Namespace).Resource(of.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(of.list); err != nil {
-				return fmt.Errorf("waiting for the API server's cache of %s: %w", of.resource, err)
+// catchUp waits until the API server knows the last Service of each transaction
+// that was written past it. It answers those who list and watch from a cache, which
+// etcd fills after a while: a proxy that starts before would be ready with some of the
+// Services.
+func (p *Plane) catchUp(ctx context.Context, services []Service) error {
+	cached := &metav1.GetOptions{ResourceVersion: "0"}
+	for at := 0; at < len(services); at += txnServices {
+		last := services[min(at+txnServices, len(services))-1]
+		for {
+			err := p.core.Get().Namespace(Namespace).Resource("services").Name(last.Name).VersionedParams(cached, metav1.ParameterCodec).Do(ctx).Error()
+			if err == nil {
+				err = p.discovery.Get().Namespace(Namespace).Resource("endpointslices").Name(endpointSlices(last)[0].Name).VersionedParams(cached, metav1.ParameterCodec).Do(ctx).Error()
 			}
-			o.ResourceVersion, o.ResourceVersionMatch = of.list.GetResourceVersion(), metav1.ResourceVersionMatchNotOlderThan
+			if err == nil {
+				break
+			}
+			if !apierrors.IsNotFound(err) {
+				return fmt.Errorf("waiting until the API server knows Service %s: %w", last.Name, err)
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	return nil
