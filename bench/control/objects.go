@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -118,29 +117,6 @@ func (p *Plane) SetEndpoints(ctx context.Context, s Service) error {
 		}
 	}
 	return nil
-}
-
-// Hear watches a Service's EndpointSlices until ctx ends, and tells of each change
-// that it hears of.
-func (p *Plane) Hear(ctx context.Context, s Service) (<-chan struct{}, error) {
-	w, err := p.discovery.Get().Namespace(Namespace).Resource("endpointslices").Timeout(time.Hour).VersionedParams(&metav1.ListOptions{
-		Watch: true, LabelSelector: discoveryv1.LabelServiceName + "=" + s.Name,
-	}, metav1.ParameterCodec).Watch(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("watching the EndpointSlices of Service %s: %w", s.Name, err)
-	}
-	heard := make(chan struct{}, 16)
-	go func() {
-		defer w.Stop()
-		for range w.ResultChan() {
-			select {
-			case heard <- struct{}{}:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return heard, nil
 }
 
 // Delete deletes a Service and its endpoints.

@@ -118,42 +118,6 @@ func (w *work) row(ctx context.Context, p *proxy.Proxy) error {
 	return w.moves(ctx, p, "row", result.EndpointChanged(w.RowPause), w.Row, w.RowPause, w.RowLimit)
 }
 
-// told is how long the API server itself takes to tell one who watches of a change,
-// which is a part of what row measures.
-func (w *work) told(ctx context.Context, p *proxy.Proxy) error {
-	w.Progress("%s Services, %s: until the API server tells of a change", result.Thousands(w.size), p.Name)
-	t, err := w.newToggle(ctx, p, "told", udp())
-	if err != nil {
-		return err
-	}
-	listening, stop := context.WithCancel(ctx)
-	defer stop()
-	heard, err := w.plane.Hear(listening, t.Service)
-	if err != nil {
-		return err
-	}
-	<-heard // what there is
-	h := load.NewHistogram()
-	for range w.Row {
-		time.Sleep(w.RowPause)
-		if t.local = !t.local; t.local {
-			t.Endpoints = []control.Endpoint{t.local1}
-		} else {
-			t.Endpoints = []control.Endpoint{t.remote}
-		}
-		begin := load.Now()
-		if err := w.plane.SetEndpoints(ctx, t.Service); err != nil {
-			return err
-		}
-		<-heard
-		_ = h.RecordValue(int64(load.Now() - begin)) // within its bounds
-	}
-	what := "of that, until the API server tells one who watches"
-	w.add(p, what, "p50", "ms", float64(h.ValueAtPercentile(50))/1e6)
-	w.add(p, what, "p99", "ms", float64(h.ValueAtPercentile(99))/1e6)
-	return w.plane.Delete(ctx, t.Service)
-}
-
 func (w *work) moves(ctx context.Context, p *proxy.Proxy, name, what string, n int, pause, limit time.Duration) error {
 	w.Progress("%s Services, %s: %s", result.Thousands(w.size), p.Name, what)
 	t, err := w.newToggle(ctx, p, name, udp())

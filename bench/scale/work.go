@@ -114,7 +114,7 @@ func (w *work) measure(ctx context.Context, k proxy.Kind, make Maker) (err error
 	}
 	steps := []func(context.Context, *proxy.Proxy) error{w.restart}
 	if w.size == w.Main {
-		steps = append(steps, w.alone, w.row, w.told, w.churn)
+		steps = append(steps, w.alone, w.row, w.churn)
 	}
 	if w.size == w.Main && !w.Few {
 		steps = append(steps, w.added, w.large, w.ports)
