@@ -153,6 +153,16 @@ type PartialError struct {
 	Failed []PortError // sorted by ID, at least one
 }
 
+// NewPartialError makes the error of a Sync that did all but these ServicePorts; nil:
+// there are none.
+func NewPartialError(failed []PortError) error {
+	if len(failed) == 0 {
+		return nil
+	}
+	slices.SortFunc(failed, func(a, b PortError) int { return a.ID.Compare(b.ID) })
+	return &PartialError{Failed: failed}
+}
+
 // FamilyError is returned by Sync if address families could not be programmed
 // and all others were. If none could, Sync returns another error.
 type FamilyError struct {

@@ -27,13 +27,9 @@ func Fallback(old, refused *ServicePort) *ServicePort {
 // why. It asks for those that differ from before, which may be nil. What is refused
 // stays as it was, as far as Fallback allows.
 func Refuse(before, want *Snapshot, why func(*ServicePort) error) (accepted *Snapshot, failed []PortError) {
-	var ports Ports
-	if before != nil {
-		ports = before.Ports
-	}
 	var keep []*ServicePort
 	var drop []PortID
-	for old, cur := range Diff(ports, want.Ports) {
+	for old, cur := range Diff(portsOf(before), want.Ports) {
 		if cur == nil {
 			continue
 		}

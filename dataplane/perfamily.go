@@ -21,19 +21,28 @@ func NewFamilyError(failed []FamilyFailure, well int) error {
 	return e
 }
 
-// LessFamilies returns what a kernel holds after a Sync of a Snapshot that failed for
-// some families: those are taken to be as in before, which may be nil.
-func (s *Snapshot) LessFamilies(failed *FamilyError, before *Snapshot) *Snapshot {
-	if failed == nil {
-		return s
+// Held returns what a kernel holds after a Sync of accepted that returned err: a
+// family that failed is taken to be as in before, which may be nil. It returns nil if
+// err is not about families alone: then nobody knows.
+func Held(before, accepted *Snapshot, err error) *Snapshot {
+	if err == nil {
+		return accepted
 	}
-	var ports Ports
-	if before != nil {
-		ports = before.Ports
+	var failed *FamilyError
+	if !errors.As(err, &failed) {
+		return nil
 	}
-	out := *s
-	out.Ports = Replace(s.Ports, ports, func(id PortID) bool { return failed.Has(id.Family) })
+	out := *accepted
+	out.Ports = Replace(accepted.Ports, portsOf(before), func(id PortID) bool { return failed.Has(id.Family) })
 	return &out
+}
+
+// portsOf returns a Snapshot's ServicePorts, none if it is nil.
+func portsOf(s *Snapshot) Ports {
+	if s == nil {
+		return Ports{}
+	}
+	return s.Ports
 }
 
 // Resting are the families that a Backend leaves alone for now. A FamilyHolder

@@ -60,7 +60,7 @@ func (k *kernel) Sync(_ context.Context, prev, want *Snapshot) error {
 		return k.fail
 	}
 	partial := &PartialError{}
-	for _, port := range Diff(prevPorts(prev), want.Ports) {
+	for _, port := range Diff(portsOf(prev), want.Ports) {
 		if port != nil && k.refuse[port.ID.Service] {
 			partial.Failed = append(partial.Failed, PortError{port.ID, errors.New("no room")})
 		}
@@ -127,13 +127,6 @@ func (k *kernel) drift(what ...string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.drifted = what
-}
-
-func prevPorts(s *Snapshot) Ports {
-	if s == nil {
-		return Ports{}
-	}
-	return s.Ports
 }
 
 func names(s *Snapshot) []string {

@@ -97,11 +97,11 @@ func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		}
 	}
 	err := dataplane.NewFamilyError(failures, well)
-	var failed *dataplane.FamilyError
-	if err != nil && !errors.As(err, &failed) {
+	held := dataplane.Held(b.held, want, err)
+	if held == nil {
 		return err
 	}
-	b.keep(want, bad, failed)
+	b.keep(held, want, bad)
 	return errors.Join(err, partial(bad))
 }
 
@@ -267,10 +267,9 @@ func (b *backend) heldPort(id dataplane.PortID) *dataplane.ServicePort {
 	return b.held.Ports.Get(id)
 }
 
-// keep notes what the kernel holds now. Families that failed are taken to be as
-// they were.
-func (b *backend) keep(want *dataplane.Snapshot, bad refused, failed *dataplane.FamilyError) {
-	held := *want.LessFamilies(failed, b.held)
+// keep notes what the kernel holds now: what a Sync of want left, less what was refused.
+func (b *backend) keep(left, want *dataplane.Snapshot, bad refused) {
+	held := *left
 	if len(bad) > 0 {
 		var put []*dataplane.ServicePort
 		var remove []dataplane.PortID
@@ -288,15 +287,11 @@ func (b *backend) keep(want *dataplane.Snapshot, bad refused, failed *dataplane.
 
 // partial makes the error that tells of refused ServicePorts; nil: there are none.
 func partial(bad refused) error {
-	if len(bad) == 0 {
-		return nil
-	}
-	e := &dataplane.PartialError{}
+	var failed []dataplane.PortError
 	for id, err := range bad {
-		e.Failed = append(e.Failed, dataplane.PortError{ID: id, Err: err})
+		failed = append(failed, dataplane.PortError{ID: id, Err: err})
 	}
-	slices.SortFunc(e.Failed, func(a, b dataplane.PortError) int { return a.ID.Compare(b.ID) })
-	return e
+	return dataplane.NewPartialError(failed)
 }
 
 // Close implements dataplane.Backend. The rules stay.

@@ -67,15 +67,12 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		return fault
 	}
 	err := b.program(ctx, prev, accepted)
-	var families *dataplane.FamilyError
-	if err != nil && !errors.As(err, &families) {
+	held := dataplane.Held(b.accepted, accepted, err)
+	if held == nil {
 		return err
 	}
-	b.accepted = accepted.LessFamilies(families, b.accepted)
-	if len(failed) > 0 {
-		return errors.Join(err, &dataplane.PartialError{Failed: failed})
-	}
-	return err
+	b.accepted = held
+	return errors.Join(err, dataplane.NewPartialError(failed))
 }
 
 // outside is what was accepted, less what has a place in ExcludeCIDRs: another program

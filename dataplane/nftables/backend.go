@@ -46,15 +46,12 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 		b.log.Warn("the kernel does not take a change to our nftables table; making the table again", "error", err)
 		err = b.program(ctx, nil, accepted, func(h *half) bool { return h.held == accepted })
 	}
-	var families *dataplane.FamilyError
-	if err != nil && !errors.As(err, &families) {
+	held := dataplane.Held(b.accepted, accepted, err)
+	if held == nil {
 		return err
 	}
-	b.accepted = accepted.LessFamilies(families, b.accepted)
-	if len(failed) > 0 {
-		return errors.Join(err, &dataplane.PartialError{Failed: failed})
-	}
-	return err
+	b.accepted = held
+	return errors.Join(err, dataplane.NewPartialError(failed))
 }
 
 // program writes each family's table, but for those that are done. If it fails for

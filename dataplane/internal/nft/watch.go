@@ -25,7 +25,7 @@ type Watch struct {
 	done      sync.WaitGroup
 }
 
-// StartWatch watches tables, which have one name and are not none.
+// StartWatch watches tables of one name, at least one.
 func StartWatch(log *slog.Logger, tables []*Table) (*Watch, error) {
 	f, err := Follow()
 	if err != nil {
