@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -84,9 +86,24 @@ func (s *apiServer) said() string {
 	return strings.Join(s.events, "\n")
 }
 
-// serve ends after the agents that the test starts: it waits for their requests.
-func serve(t *testing.T, api *apiServer) *httptest.Server {
-	h := httptest.NewServer(api)
+// server ends all requests when it closes. Else a watch that begins while it
+// closes would go on.
+type server struct {
+	*httptest.Server
+	end context.CancelFunc
+}
+
+func (s *server) Close() {
+	s.end()
+	s.CloseClientConnections()
+	s.Server.Close()
+}
+
+func serve(t *testing.T, api *apiServer) *server {
+	ctx, end := context.WithCancel(context.Background())
+	h := &server{httptest.NewUnstartedServer(api), end}
+	h.Config.BaseContext = func(net.Listener) context.Context { return ctx }
+	h.Start()
 	t.Cleanup(h.Close)
 	return h
 }
@@ -165,8 +182,7 @@ func TestABlindAgentSaysSo(t *testing.T) {
 		}
 	}
 	p.within(t, "contact", contacts(func(c inspect.Contact) bool { return c.Error == "" && !c.Last.IsZero() }))
-	_ = h.Listener.Close()
-	h.CloseClientConnections()
+	h.Close()
 	p.within(t, "a word of it in status", contacts(func(c inspect.Contact) bool { return c.Error != "" && !c.Last.IsZero() }))
 	_, body := get("http://127.0.0.1:10249/metrics")
 	for _, resource := range []string{"services", "endpointslices"} {

@@ -1,7 +1,12 @@
 package conformance
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -266,6 +271,29 @@ func (r *run) stopAll(flows []heldFlow) {
 		r.must(err)
 		if sum.Failed > 0 || sum.Requests == 0 {
 			r.Errorf("%s: %s", f.name, sum)
+			r.logTracked(sum.First.Local)
 		}
+	}
+}
+
+// logTracked writes down what the nodes' connection tracking knows of a client.
+func (r *run) logTracked(client netip.AddrPort) {
+	r.Helper()
+	if !client.IsValid() {
+		return
+	}
+	for _, n := range []string{"node-a", "node-b"} {
+		r.must(r.host(n).Do(func() error {
+			table, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+			for line := range strings.Lines(string(table)) {
+				if strings.Contains(line, fmt.Sprintf("port=%d ", client.Port())) {
+					r.Logf("%s tracks %s", n, strings.TrimSpace(line))
+				}
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // the kernel has no such file
+			}
+			return err
+		}))
 	}
 }
