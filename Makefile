@@ -17,7 +17,7 @@ PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
 PACKAGES_VM    := $(PACKAGES_TEST) ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
 PACKAGES_IMAGE := apt dpkg ca-certificates git
 PACKAGES_BENCH := $(PACKAGES_TEST) etcd-server iperf3
-PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' deploy/e2e/packages.txt)
+PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' lab/e2e/packages.txt)
 
 .PHONY: help
 help: ## list the targets
@@ -77,26 +77,26 @@ test-kernel: deps-test ## run just the tests that need root and this kernel (BAC
 test-vm: ## run kernel tests on Debian's kernels, emulated (KERNEL=5.10|6.1|6.12|newest|all: all but 5.10, PKG=./dataplane/..., RUN=..., BACKEND=..., ARGS=..., LIMIT=20m)
 	@deploy/packages $(PACKAGES_VM)
 	@mkdir -p bin
-	@$(GO) build -o bin/vm ./internal/vm
+	@$(GO) build -o bin/vm ./lab/vm
 	@bin/vm -kernel=$(KERNEL) $(if $(LIMIT),-limit=$(LIMIT)) $(if $(filter-out auto,$(BACKEND)),-backend=$(BACKEND)) $(if $(RUN),-run='$(RUN)') $(if $(ARGS),-args='$(ARGS)') $(if $(PKG),-v $(PKG))
 
 .PHONY: e2e
 e2e: ## run the DaemonSet under a real Kubernetes control plane and kubelets (BACKEND=...)
 	@deploy/packages $(PACKAGES_E2E)
-	$(GO) run ./deploy/e2e all --backend $(BACKEND)
+	$(GO) run ./lab/e2e all --backend $(BACKEND)
 
 .PHONY: demo
 demo: deps-test ## see it work: two nodes with pods on this machine, no cluster needed (BACKEND=...)
 	@echo "Building (the first time takes a minute or two)"
 	@mkdir -p bin
-	@$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard ./deploy/demo
+	@$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard ./lab/demo
 	@bin/demo --backend $(BACKEND)
 
 # IPVS needs a kernel that has it.
 .PHONY: demo-vm
 demo-vm: build ## the demo with IPVS, in a virtual machine (KERNEL=5.10|6.1|6.12|newest|all)
 	@deploy/packages $(PACKAGES_VM)
-	$(GO) build -trimpath -o bin/ ./deploy/demo ./internal/vm
+	$(GO) build -trimpath -o bin/ ./lab/demo ./lab/vm
 	@bin/vm -kernel=$(KERNEL) -with bin/switchyard -with bin/demo -exec 'demo --agent /usr/bin/switchyard --backend ipvs'
 
 .PHONY: bench
@@ -111,7 +111,7 @@ bench: build ## measure the backends beside kube-proxy: 22 minutes, or 3 with QU
 bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only (KERNEL=6.12, ARGS="--parts traffic")
 	@deploy/packages $(PACKAGES_BENCH) $(PACKAGES_VM)
 	@bench/kubernetes .cache/e2e/bin
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard-bench ./internal/vm
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard-bench ./lab/vm
 	@bin/vm -kernel=$(if $(filter all,$(KERNEL)),6.12,$(KERNEL)) -memory 5G -limit 90m \
 	  $(addprefix -with ,bin/switchyard bin/switchyard-bench .cache/e2e/bin/kube-apiserver .cache/e2e/bin/kube-proxy /usr/bin/etcd /usr/bin/iperf3) \
 	  -exec 'modprobe -a ip_vs ip_vs_rr; switchyard-bench --quick --proxies straight,switchyard-ipvs,kube-proxy-ipvs --kubernetes /usr/bin $(ARGS) && cat bench-results/report.md'

@@ -18,7 +18,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/result"
 	"github.com/switchyard-io/switchyard/bench/scale"
 	"github.com/switchyard-io/switchyard/bench/traffic"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // Options are what a run is asked for.

@@ -29,7 +29,7 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
-	"github.com/switchyard-io/switchyard/config"
+	"github.com/switchyard-io/switchyard/agent/config"
 )
 
 var backends = []string{"auto", "ebpf", "nftables", "iptables", "ipvs"}

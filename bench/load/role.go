@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // roleName is the role of a host's process that makes traffic.

@@ -13,7 +13,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/bench/control"
 	"github.com/switchyard-io/switchyard/bench/load"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // The ids that servers answer with.

@@ -19,7 +19,7 @@ import (
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/report"
 	"github.com/switchyard-io/switchyard/bench/result"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // version is set by the build (-X main.version).

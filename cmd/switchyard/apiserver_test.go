@@ -13,7 +13,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/switchyard-io/switchyard/inspect"
+	"github.com/switchyard-io/switchyard/agent/inspect"
 )
 
 // apiServer is enough of one for an agent: it gives two Services that want the

@@ -1,15 +1,10 @@
 package main
 
 import (
-	"slices"
 	"testing"
 	"time"
 
-	"github.com/switchyard-io/switchyard/config"
-	"github.com/switchyard-io/switchyard/dataplane/catalog"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // TestCleanupDrains: with --drain a connection that only the old backend can
@@ -65,19 +60,4 @@ func TestCleanupDrains(t *testing.T) {
 			t.Errorf("it has left %s", left)
 		}
 	})
-}
-
-// TestCleanupBeginsWithSockets: whatever backend is cleaned up, the translation of
-// sockets on top of it goes first.
-func TestCleanupBeginsWithSockets(t *testing.T) {
-	c := config.Default()
-	for _, backend := range options().Backends {
-		layers := catalog.Names(layersOf(c, backend))[1:] // without "auto"
-		if layers[0] != ebpf.LayerName {
-			t.Errorf("--backend=%s: cleanup begins with %s", backend, layers[0])
-		}
-		if backend != catalog.Auto && backend != "ebpf" && !slices.Equal(layers, []string{ebpf.LayerName, hostfirewall.LayerName, backend}) {
-			t.Errorf("--backend=%s: cleanup removes %q", backend, layers)
-		}
-	}
 }

@@ -4,21 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 
 	"github.com/spf13/cobra"
 
-	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/catalog"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
-	"github.com/switchyard-io/switchyard/inspect/doctor"
-	"github.com/switchyard-io/switchyard/inspect/show"
+	"github.com/switchyard-io/switchyard/agent"
+	"github.com/switchyard-io/switchyard/agent/inspect/show"
 )
 
 func doctorCommand() *cobra.Command {
 	a := &asker{}
-	o := options()
+	o := agent.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what this kernel and system can do for each backend, and what to do about each lack",
@@ -35,18 +30,11 @@ The exit status is 1 where no backend works, or not the one that --backend names
 	o.AddBackendFlags(cmd.Flags())
 	a.addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := load(o)
+		c, err := agent.Load(o)
 		if err := errors.Join(a.check(), err); err != nil {
 			return err
 		}
-		cfg := c.Dataplane(slog.New(slog.DiscardHandler), dataplane.HostFamilies())
-		host := doctor.Host()
-		host.Pods = func() (int, map[string]int, error) { return ebpf.SurveyPods(c.Switchyard.EBPF.CgroupRoot) }
-		host.Firewall = func() ([]string, error) { return hostfirewall.Closed(cfg.Families) }
-		r := doctor.Examine(cmd.Context(), host, catalog.Drivers(c.Backends()), cfg)
-		if asked := c.Backend(); asked != catalog.Auto {
-			r.Asked = asked
-		}
+		r := agent.Examine(cmd.Context(), c)
 		body, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
 			return fmt.Errorf("writing the report: %w", err)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/switchyard-io/switchyard/inspect"
+	"github.com/switchyard-io/switchyard/agent/inspect"
 )
 
 // verifyInterval of the agent in the tests of drift; a repair must be over

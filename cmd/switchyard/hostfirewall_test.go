@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/switchyard-io/switchyard/inspect"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/agent/inspect"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // TestHostFirewall: on a host whose firewall drops what nobody accepts, as with

@@ -21,10 +21,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/switchyard-io/switchyard/config"
+	"github.com/switchyard-io/switchyard/agent/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // asSwitchyard has this test binary be the command itself.

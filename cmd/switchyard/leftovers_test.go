@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/switchyard-io/switchyard/inspect"
+	"github.com/switchyard-io/switchyard/agent/inspect"
 )
 
 // TestLeftoversAreTold: an agent says what another backend or a kube-proxy left,

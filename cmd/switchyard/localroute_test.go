@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // TestNodePortOnALocalRoute: a cloud's agent makes the address of a load balancer

@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/switchyard-io/switchyard/config"
+	"github.com/switchyard-io/switchyard/agent/config"
 )
 
 // version is set by the build (-X main.version).

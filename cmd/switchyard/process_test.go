@@ -15,7 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // inNetns marks a run of one test in a network namespace of its own.
@@ -177,7 +177,7 @@ func TestStartsWithKubeProxysFile(t *testing.T) {
 		t.Run(c.file, func(t *testing.T) {
 			dir, config := t.TempDir(), t.TempDir()
 			writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
-			text, err := os.ReadFile("../../config/testdata/" + c.file)
+			text, err := os.ReadFile("../../agent/config/testdata/" + c.file)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,8 +9,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/switchyard-io/switchyard/inspect"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/agent/inspect"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // TestGetServicesCountsConnections has a client outside hold a connection to a

@@ -18,10 +18,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/switchyard-io/switchyard/agent"
+	"github.com/switchyard-io/switchyard/agent/inspect"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/inspect"
 )
 
 // machine is a node with backends that are only words, each of which fails its
@@ -81,7 +82,7 @@ func (m *machine) runOn(t *testing.T, backend string) (socket string, log *locke
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
 	socket, log = filepath.Join(t.TempDir(), "agent.sock"), &lockedBuffer{}
-	o := options()
+	o := agent.NewOptions()
 	o.Backends = []string{"auto", "first", "second", "third"}
 	cmd := runCommand() // for its flags alone
 	cmd.ResetFlags()
@@ -96,7 +97,7 @@ func (m *machine) runOn(t *testing.T, backend string) (socket string, log *locke
 		"--healthz-bind-address=", "--metrics-bind-address=" + addr, "--bind-address-hard-fail", "--detect-local-mode=NodeCIDR", "--verify-interval=1h"}); err != nil {
 		t.Fatal(err)
 	}
-	c, err := load(o)
+	c, err := agent.Load(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,10 +105,12 @@ func (m *machine) runOn(t *testing.T, backend string) (socket string, log *locke
 		drivers := []dataplane.Driver{m.driver("first"), m.driver("second"), m.driver("third")}
 		return o.Fit(drivers)
 	}
-	a := &agent{options: o, config: c, families: []dataplane.Family{dataplane.IPv4}, backends: backends{list, list}, log: slog.New(slog.NewTextHandler(log, nil))}
+	a := agent.New(agent.Parts{
+		Flags: o, Config: c, Backends: agent.Backends{Drivers: list, Layers: list}, Families: []dataplane.Family{dataplane.IPv4}, Log: slog.New(slog.NewTextHandler(log, nil)),
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- a.run(ctx) }()
+	go func() { done <- a.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

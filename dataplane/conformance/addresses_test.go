@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // Nodes whose addresses, routes and settings are other than a cloud's image has

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // KUBE-PROXY §1.12, load balancing; §1.13, hairpin and firewall; §1.17, ports and protocols.

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // The clauses under faults: a step that fails in the middle of a Sync, and

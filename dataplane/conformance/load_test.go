@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // heldConnections is how many go on in the case below; each asks once in

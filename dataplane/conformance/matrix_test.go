@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // KUBE-PROXY §1.5: who reaches which pool, and with which source address.

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // Clause 4 from the other side: what other programs do on a node changes

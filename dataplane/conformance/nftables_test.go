@@ -9,7 +9,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/nftables"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 func nftablesColumn() column {

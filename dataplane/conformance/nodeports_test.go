@@ -4,7 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 // KUBE-PROXY §1.10: on which addresses NodePorts answer.

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/internal/netlab"
+	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
 var pathsFlag = flag.Int("paths", 0, "measure this many rounds of traffic through each column, and nothing else; 0: none")
