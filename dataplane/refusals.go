@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// refusals are the ServicePorts that the Backend could not program. They wait
-// for one next try together, because each try may cost as much as all.
+// refusals are the ServicePorts that the Backend could not program. Each is tried
+// again after pauses of its own, and those that are due about the same time
+// together, because each try may cost as much as all.
 type refusals struct {
 	ports  map[PortID]refusal
-	tries  int         // of all of them, in a row
-	last   time.Time   // the last try
-	again  time.Time   // the next try is not before
-	now    bool        // the Sync that goes on is that try, or the first one
+	last   time.Time   // the last time that any was tried again
 	sorted []PortError // by ID; nil where that is to be done
 }
 
 // refusal is a ServicePort that was refused.
 type refusal struct {
-	port *ServicePort // as it was refused
-	why  error
+	port  *ServicePort // as it was refused
+	why   error
+	tries int       // in a row
+	again time.Time // the next one is not before
 }
 
 // heldBack returns the refused ServicePorts that the next Sync leaves as the
@@ -28,7 +28,7 @@ type refusal struct {
 // tried, and so are all if something of inForce went and may have made room. Those
 // of families that are left alone wait for these.
 func (r *refusals) heldBack(inForce, want *Snapshot, families []Family, now time.Time) []PortID {
-	if r.now = len(r.ports) == 0; r.now {
+	if len(r.ports) == 0 {
 		return nil
 	}
 	for id, refused := range r.ports {
@@ -37,31 +37,76 @@ func (r *refusals) heldBack(inForce, want *Snapshot, families []Family, now time
 			r.sorted = nil
 		}
 	}
-	if soonest := r.last.Add(freedPause); soonest.Before(r.again) && frees(inForce, want, families) {
-		r.again, r.tries = soonest, 0
-	}
-	r.now = !now.Before(r.again)
+	r.hasten(inForce, want, families)
+	due, soon := !now.Before(r.again()), now.Add(retryPause)
 	var held []PortID
-	for id := range r.ports {
-		if !r.now || slices.Contains(families, id.Family) {
+	for id, refused := range r.ports {
+		if !due || refused.again.After(soon) || slices.Contains(families, id.Family) {
 			held = append(held, id)
 		}
+	}
+	if len(held) < len(r.ports) {
+		r.last = now
 	}
 	return held
 }
 
-// frees reports whether a ServicePort that the kernel holds, of a family that is not
-// left alone, is not wanted any more.
-func frees(inForce, want *Snapshot, families []Family) bool {
-	if inForce == nil {
-		return false
+// again returns when the next try is due; zero: never.
+func (r *refusals) again() time.Time {
+	var next time.Time
+	for _, refused := range r.ports {
+		next = earlier(next, refused.again)
 	}
-	for old, cur := range Diff(inForce.Ports, want.Ports) {
-		if cur == nil && !slices.Contains(families, old.ID.Family) {
-			return true
+	if soonest := r.last.Add(retryPause); !next.IsZero() && next.Before(soonest) {
+		return soonest
+	}
+	return next
+}
+
+// hasten has the refused ServicePorts tried sooner if the kernel gets room by what
+// goes. Endpoints go all the time in a large cluster, so that they count for less.
+func (r *refusals) hasten(inForce, want *Snapshot, families []Family) {
+	soonest := r.last.Add(shrunkPause)
+	gone, shrunk := frees(inForce, want, families)
+	if gone {
+		soonest = r.last.Add(freedPause)
+	}
+	for id, refused := range r.ports {
+		if (gone || shrunk) && soonest.Before(refused.again) {
+			refused.again = soonest
+			if gone {
+				refused.tries = 0
+			}
+			r.ports[id] = refused
 		}
 	}
-	return false
+}
+
+// frees reports whether a ServicePort that the kernel holds, of a family that is not
+// left alone, is not wanted any more, and whether one has less than it had.
+func frees(inForce, want *Snapshot, families []Family) (gone, shrunk bool) {
+	if inForce == nil {
+		return false, false
+	}
+	for old, cur := range Diff(inForce.Ports, want.Ports) {
+		if old == nil || slices.Contains(families, old.ID.Family) {
+			continue
+		}
+		if cur == nil {
+			return true, true
+		}
+		shrunk = shrunk || size(cur) < size(old)
+	}
+	return false, shrunk
+}
+
+// size returns how many frontends, endpoints and source ranges a ServicePort has.
+func size(p *ServicePort) int {
+	n := len(p.Frontends)
+	for _, f := range p.Frontends {
+		n += len(f.Pool.Endpoints) + len(f.Sources)
+	}
+	return n
 }
 
 // note takes up what a Sync of target, which left held alone, was refused. It
@@ -72,27 +117,26 @@ func (r *refusals) note(log *slog.Logger, target *Snapshot, held []PortID, faile
 	for _, id := range held {
 		r.ports[id] = before[id]
 	}
-	news := &PartialError{}
-	for _, f := range failed {
-		if old, ok := before[f.ID]; !ok || old.why.Error() != f.Err.Error() {
-			news.Failed = append(news.Failed, f)
-		}
-		r.ports[f.ID] = refusal{target.Ports.Get(f.ID), f.Err}
-	}
-	if !r.now && len(failed) == 0 {
+	if len(held) == len(before) && len(failed) == 0 {
 		return // none was tried
 	}
-	r.sorted = nil
-	if r.now {
-		r.tries, r.last = r.tries+1, now
-		r.again = now.Add(growing(refusedFirst, refusedMost, r.tries))
+	news := &PartialError{}
+	again := map[int]time.Time{} // by the number of tries, so that those of one Sync stay together
+	for _, f := range failed {
+		old, ok := before[f.ID]
+		if !ok || old.why.Error() != f.Err.Error() {
+			news.Failed = append(news.Failed, f)
+		}
+		tries := old.tries + 1
+		if again[tries].IsZero() {
+			again[tries] = now.Add(growing(refusedFirst, refusedMost, tries))
+		}
+		r.ports[f.ID] = refusal{target.Ports.Get(f.ID), f.Err, tries, again[tries]}
 	}
+	r.sorted = nil
 	switch {
 	case len(r.ports) == 0:
-		r.tries = 0
-		if len(before) > 0 {
-			log.Info("all Service ports that were refused are programmed")
-		}
+		log.Info("all Service ports that were refused are programmed")
 	case len(news.Failed) > 0:
 		log.Warn("some Service ports are not programmed; the others are", "error", news, "refused", len(r.ports))
 	}

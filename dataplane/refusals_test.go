@@ -50,6 +50,11 @@ func TestRefusedServicePortsAreTriedWhenSomethingMayHaveMadeRoom(t *testing.T) {
 		within time.Duration
 	}{
 		{"another Service went", func(of func(uint64, ...*ServicePort) *Snapshot) *Snapshot { return of(2) }, true, time.Second},
+		{"another Service has fewer frontends", func(of func(uint64, ...*ServicePort) *Snapshot) *Snapshot {
+			small := service("other")
+			small.Frontends = nil
+			return of(2, small)
+		}, true, 31 * time.Second},
 		{"another Service came", func(of func(uint64, ...*ServicePort) *Snapshot) *Snapshot {
 			return of(2, service("other"), service("third"))
 		}, false, time.Minute},
@@ -120,6 +125,29 @@ func TestRepairThatIsRefused(t *testing.T) {
 			t.Errorf("%d Service ports are refused after the kernel took all", got)
 		}
 	})
+}
+
+// A Service that is refused for a moment waits as long beside one that has been
+// refused for long as it does alone.
+func TestANewRefusalHasPausesOfItsOwn(t *testing.T) {
+	for _, old := range []int{0, 1, 1000} {
+		k, of := refusing(old)
+		run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+			s.Submit(of(1))
+			pass(20 * time.Minute)
+			for last := k.count(); old > 0 && k.count() == last; {
+				pass(time.Second) // right after a try
+			}
+			k.refuse["new"] = true
+			s.Submit(of(2, service("new")))
+			pass(100 * time.Millisecond)
+			delete(k.refuse, "new")
+			pass(10 * time.Second)
+			if got := len(s.Status().Refused); got != old {
+				t.Errorf("%d old refusals: %d Service ports are refused ten seconds after the new one's cause was over", old, got)
+			}
+		})
+	}
 }
 
 func TestOnlyNewRefusalsAreLogged(t *testing.T) {

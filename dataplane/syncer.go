@@ -28,12 +28,16 @@ const (
 	// when the rest of the change is likely over, and once in disturbedPause.
 	disturbedFirst = 50 * time.Millisecond
 	disturbedPause = time.Second
-	// All refused ServicePorts are tried again together, after pauses from
-	// refusedFirst to refusedMost: what a kernel refuses, it seldom takes later. When
-	// something was freed they are tried at once, but once in freedPause.
+	// Refused ServicePorts are tried again after pauses from refusedFirst to
+	// refusedMost: what a kernel refuses, it seldom takes later. There is retryPause
+	// between two such tries, whichever ServicePorts they are of. When a ServicePort
+	// went, all are tried at once, but once in freedPause; when one has become
+	// smaller, once in shrunkPause.
 	refusedFirst = time.Second
 	refusedMost  = 5 * time.Minute
+	retryPause   = 5 * time.Second
 	freedPause   = 10 * time.Second
+	shrunkPause  = 30 * time.Second
 )
 
 // SyncerConfig is what a Syncer is told.
@@ -294,7 +298,7 @@ func (s *Syncer) nextDue(now time.Time) time.Time {
 	}
 	due := s.faults.due()
 	if len(s.refused.ports) > 0 {
-		due = earlier(due, s.refused.again)
+		due = earlier(due, s.refused.again())
 	}
 	return due
 }
