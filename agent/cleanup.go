@@ -14,7 +14,6 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
-	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
@@ -128,7 +127,7 @@ func (r Cleanup) remove(ctx context.Context) error {
 		errs = append(errs, takeover.Release(cfg.Families))
 	}
 	if r.KubeProxy {
-		step("kube-proxy", kubeproxy.Find, func() error { return kubeproxy.Remove(ctx, r.Log) })
+		step("kube-proxy", kubeProxy().Find, func() error { return kubeProxy().Remove(ctx, r.Log) })
 	}
 	err := errors.Join(errs...)
 	if err == nil && !some {

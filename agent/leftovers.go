@@ -6,11 +6,17 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
 
 // lookForLeftovers is how often the agent looks for what others left.
 const lookForLeftovers = 5 * time.Minute
+
+// kubeProxy finds and removes what a kube-proxy left.
+func kubeProxy() takeover.KubeProxy {
+	return takeover.KubeProxy{FindChains: catalog.FindChains, RemoveChains: catalog.RemoveChains}
+}
 
 // leftovers are what is in the kernel of backends that do not run, and of a
 // kube-proxy: it is in force beside what the agent programs, and grows old.
@@ -71,7 +77,7 @@ func (a *Agent) findLeftovers(ctx context.Context) {
 			note(d.Name, what, err)
 		}
 	}
-	what, err := kubeproxy.Find(ctx)
+	what, err := kubeProxy().Find(ctx)
 	note("kube-proxy", what, err)
 	before := a.leftovers.get()
 	a.leftovers.found.Store(&found)

@@ -7,7 +7,6 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
-	"github.com/switchyard-io/switchyard/dataplane/kubeproxy"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
 
@@ -62,7 +61,7 @@ func (a *Agent) predecessors() []takeover.Old {
 	}
 	return append(all, takeover.Old{Name: "kube-proxy", Remove: func(ctx context.Context) error {
 		defer a.leftovers.lookAgain()
-		return kubeproxy.Remove(ctx, a.log)
+		return kubeProxy().Remove(ctx, a.log)
 	}})
 }
 

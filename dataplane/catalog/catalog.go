@@ -2,6 +2,9 @@
 package catalog
 
 import (
+	"context"
+	"log/slog"
+
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
@@ -62,3 +65,15 @@ func bases(o Options) []dataplane.Driver {
 
 // packetBackends are the backends that serve everything by themselves.
 func packetBackends(o Options) []dataplane.Driver { return append(bases(o), ipvs.Driver(o.IPVS)) }
+
+// FindChains returns how many chains of any program iptables has that owns picks,
+// in a line for each variant and family, whichever backend runs.
+func FindChains(ctx context.Context, owns func(chain string) bool) ([]string, error) {
+	return iptables.Find(ctx, owns)
+}
+
+// RemoveChains removes the chains of iptables that owns picks, and the rules that
+// lead to them, whichever backend runs.
+func RemoveChains(ctx context.Context, log *slog.Logger, owns func(chain string) bool) error {
+	return iptables.RemoveChains(ctx, log, owns)
+}

@@ -1,4 +1,4 @@
-package kubeproxy
+package takeover
 
 import (
 	"fmt"
@@ -9,9 +9,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 )
 
-const inNetns = "KUBEPROXY_TEST_IN_NETNS"
+const inNetns = "TAKEOVER_TEST_IN_NETNS"
 
 // TestMain runs the tests once more in a network namespace of their own.
 func TestMain(m *testing.M) {
@@ -34,6 +36,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "the tests in a network namespace:", err)
 		os.Exit(1)
 	}
+}
+
+// kubeProxy finds and removes chains as the agent does.
+func kubeProxy() KubeProxy {
+	return KubeProxy{FindChains: catalog.FindChains, RemoveChains: catalog.RemoveChains}
 }
 
 // run runs a command with an input and gives its output.
@@ -153,7 +160,7 @@ func TestRemoveOfEachMode(t *testing.T) {
 	tables := func() string { return run(t, "", "nft", "list", "tables") }
 
 	for range 2 { // where there is nothing any more, it is no error
-		if err := Remove(t.Context(), log); err != nil {
+		if err := kubeProxy().Remove(t.Context(), log); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -182,7 +189,7 @@ func TestRemoveOfIPVSMode(t *testing.T) {
 	}
 	run(t, "", "iptables", "-t", "nat", "-N", "KUBE-SERVICES")
 	run(t, "", "iptables", "-t", "nat", "-A", "KUBE-SERVICES", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "ACCEPT")
-	if err := Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
+	if err := kubeProxy().Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 		t.Fatal(err)
 	}
 	if got := run(t, "", "ip", "-br", "link"); strings.Contains(got, "kube-ipvs0") || !strings.Contains(got, "kube-bridge") {
@@ -209,7 +216,7 @@ COMMIT
 	run(t, portmap, "iptables-restore", "--noflush")
 	before := saved(t, "iptables")
 	run(t, strings.ReplaceAll(theirs, "ADDR", "10.244.0.2:53"), "iptables-restore", "--noflush")
-	if err := Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
+	if err := kubeProxy().Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 		t.Fatal(err)
 	}
 	if got := saved(t, "iptables"); !strings.Contains(got, "-A KUBE-MARK-MASQ -j MARK") || strings.Contains(got, "KUBE-SERVICES") {
@@ -236,7 +243,7 @@ func TestRemoveWhereTablesCannotBeListed(t *testing.T) {
 		if got := saved(t, command); got != "" {
 			t.Fatalf("%s-save lists what it should not be able to:\n%s", command, got)
 		}
-		if err := Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
+		if err := kubeProxy().Remove(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 			t.Fatal(err)
 		}
 		for _, table := range []string{"nat", "filter", "mangle"} {

@@ -1,4 +1,4 @@
-package kubeproxy
+package takeover
 
 import (
 	"errors"
@@ -40,7 +40,7 @@ func TestFind(t *testing.T) {
 		t.Run(c.mode, func(t *testing.T) {
 			run(t, "", "sh", "-c", c.make)
 			defer run(t, "", "sh", "-c", c.drop)
-			found, err := Find(t.Context())
+			found, err := kubeProxy().Find(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -81,7 +81,7 @@ func TestRemoveRefusesWhileOneRuns(t *testing.T) {
 			defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 			time.Sleep(100 * time.Millisecond) // until it is itself
 			run(t, "", "iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES")
-			err := Remove(t.Context(), slog.New(slog.DiscardHandler))
+			err := kubeProxy().Remove(t.Context(), slog.New(slog.DiscardHandler))
 			there := strings.Contains(run(t, "", "iptables-nft-save", "-t", "nat"), ":KUBE-SERVICES")
 			if refused := errors.As(err, new(*RunningError)); refused != c.refuse || there != c.refuse || !refused && err != nil {
 				t.Errorf("Remove: %v, chain there: %v; want refused: %v", err, there, c.refuse)

@@ -1,4 +1,4 @@
-package kubeproxy
+package takeover
 
 import (
 	"context"
@@ -11,15 +11,13 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/switchyard-io/switchyard/dataplane/iptables"
 )
 
 // Find returns what a kube-proxy of any mode left in the kernel, in a line each.
-// It changes nothing. ipsets are looked for where there is something else: by
+// It changes nothing. It looks for ipsets only if it found something else: by
 // themselves they do nothing, and the library logs each element of others' sets.
-func Find(ctx context.Context) ([]string, error) {
-	out, err := iptables.Find(ctx, ownsChain)
+func (k KubeProxy) Find(ctx context.Context) ([]string, error) {
+	out, err := k.FindChains(ctx, ownsChain)
 	errs := []error{err}
 	for _, look := range []func() ([]string, error){findTables, findDevice} {
 		found, err := look()

@@ -1,5 +1,4 @@
-// Package kubeproxy removes what a kube-proxy of any mode left in the kernel.
-package kubeproxy
+package takeover
 
 import (
 	"bytes"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/switchyard-io/switchyard/dataplane/iptables"
 )
 
 // device holds every Service's address in kube-proxy's ipvs mode.
@@ -25,6 +22,18 @@ const device = "kube-ipvs0"
 // nftTable is kube-proxy's table, one in each family, in nftables mode.
 const nftTable = "kube-proxy"
 
+// KubeProxy finds and removes what a kube-proxy of any mode left in the kernel.
+// How chains of iptables are found and removed is handed in, because takeover
+// knows no backend.
+type KubeProxy struct {
+	// FindChains returns how many chains there are that owns picks, in a line for
+	// each variant and family of iptables that has some.
+	FindChains func(ctx context.Context, owns func(chain string) bool) ([]string, error)
+	// RemoveChains removes the chains that owns picks and the rules that lead to
+	// them. It leaves a chain to which another program's rules lead.
+	RemoveChains func(ctx context.Context, log *slog.Logger, owns func(chain string) bool) error
+}
+
 // Remove removes the chains, tables, sets and the device of kube-proxy's
 // iptables, nftables and ipvs modes, and nothing else. What is not there is no
 // error. While a kube-proxy runs it removes nothing and fails, because that one
@@ -32,13 +41,13 @@ const nftTable = "kube-proxy"
 //
 // IPVS services stay: they bear no mark of whose they are (kube-proxy's own
 // cleanup removes all of the host's).
-func Remove(ctx context.Context, log *slog.Logger) error {
+func (k KubeProxy) Remove(ctx context.Context, log *slog.Logger) error {
 	if err := checkStopped(); err != nil {
 		return err
 	}
 	// Sets cannot go before the rules that ask them.
 	return errors.Join(
-		iptables.RemoveChains(ctx, log, ownsChain),
+		k.RemoveChains(ctx, log, ownsChain),
 		removeTables(ctx, log),
 		removeDevice(log),
 		removeSets(log),
