@@ -7,11 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
 const (
@@ -43,8 +40,8 @@ func (p *poller) pause() (resume func()) {
 		defer p.mu.Unlock()
 		for _, h := range p.halves {
 			for _, table := range []string{tableNAT, tableFilter} {
-				if size, err := legacySize(h.family, table); err == nil {
-					p.sizes[sizeKey(h, table)] = size
+				if info, err := xtables.LegacyInfo(h.family, table); err == nil {
+					p.sizes[sizeKey(h, table)] = info.Size()
 				}
 			}
 		}
@@ -73,9 +70,9 @@ func (p *poller) look(h *half) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, table := range []string{tableNAT, tableFilter} {
-		size, err := legacySize(h.family, table)
+		info, err := xtables.LegacyInfo(h.family, table)
 		key := sizeKey(h, table)
-		if err != nil || size == p.sizes[key] {
+		if err != nil || info.Size() == p.sizes[key] {
 			continue
 		}
 		leads, err := h.commands.leadsToOurs(table)
@@ -83,7 +80,7 @@ func (p *poller) look(h *half) {
 			p.watch.log.Debug("cannot look for the rules that lead to our chains", "table", table, "error", err)
 			continue
 		}
-		p.sizes[key] = size
+		p.sizes[key] = info.Size()
 		if !leads && h.written.Load() {
 			p.watch.disturb()
 		}
@@ -108,38 +105,4 @@ func (c *commands) leadsToOurs(table string) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// legacyInfo is struct ipt_getinfo, which that of IPv6 equals.
-type legacyInfo struct {
-	name       [32]byte
-	validHooks uint32
-	hookEntry  [5]uint32
-	underflow  [5]uint32
-	entries    uint32
-	size       uint32
-}
-
-// getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
-const getInfo = 64
-
-// legacySize returns how many bytes the rules of a table have.
-func legacySize(f dataplane.Family, table string) (uint32, error) {
-	domain, level := unix.AF_INET, unix.SOL_IP
-	if f == dataplane.IPv6 {
-		domain, level = unix.AF_INET6, unix.SOL_IPV6
-	}
-	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		return 0, fmt.Errorf("opening a socket to ask for table %s: %w", table, err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	var info legacyInfo
-	copy(info.name[:len(info.name)-1], table)
-	length := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), getInfo, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
-	if errno != 0 {
-		return 0, fmt.Errorf("asking for table %s: %w", table, errno)
-	}
-	return info.size, nil
 }

@@ -4,18 +4,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
 // Why a namespace is left to packets.
@@ -33,8 +33,7 @@ const (
 	mostWait    = 5 * time.Second        // for a part of a list
 	mostReads   = 256                    // of 32 KiB of a list
 	mostAddress = 64
-	mostFile    = 4 << 10 // bytes
-	mostLinks   = 64      // other namespaces that a namespace has devices in
+	mostLinks   = 64 // other namespaces that a namespace has devices in
 )
 
 // findings is what one look into a namespace found.
@@ -403,78 +402,39 @@ func isOutputNAT(attributes []byte) bool {
 }
 
 // legacyTables reports whether legacy iptables has a table nat, for IPv4 and for
-// IPv6, in the namespace of a process. A kernel without legacy iptables has no
-// such file; any other error says nothing about the tables.
+// IPv6, in the namespace of a process.
 func legacyTables(process string) (tables [2]bool, err error) {
-	for i, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		names, err := readSome(process + "/net/" + file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
+	for i, f := range families() {
+		names, err := xtables.LegacyTablesOf(process, f)
 		if err != nil {
-			return tables, fmt.Errorf("listing the tables of legacy iptables: %w", err)
+			return tables, err
 		}
-		tables[i] = slices.Contains(strings.Fields(string(names)), "nat")
+		tables[i] = slices.Contains(names, "nat")
 	}
 	return tables, nil
 }
 
-// readSome reads the begin of a file: a list of the kernel's few tables fits.
-func readSome(name string) ([]byte, error) {
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	return io.ReadAll(io.LimitReader(file, mostFile))
-}
-
-// getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
-const getInfo = 64
-
-// legacyInfo is the kernel's struct ipt_getinfo and ip6t_getinfo.
-type legacyInfo struct {
-	name       [32]byte
-	validHooks uint32
-	hookEntry  [5]uint32
-	underflow  [5]uint32
-	entries    uint32
-	size       uint32
-}
+func families() [2]dataplane.Family { return [2]dataplane.Family{dataplane.IPv4, dataplane.IPv6} }
 
 // legacyTranslates reports whether chain OUTPUT of legacy iptables' table nat has
-// a rule in this thread's namespace. To ask for a table would make it, so only
-// those are asked for that are there.
+// a rule in this thread's namespace. Asking for a table that does not exist would
+// add it, so it asks only for those that exist.
 func legacyTranslates(process string) (bool, error) {
 	tables, err := legacyTables(process)
 	if err != nil {
 		return false, err
 	}
-	for i, f := range []struct{ family, level int }{{unix.AF_INET, unix.SOL_IP}, {unix.AF_INET6, unix.SOL_IPV6}} {
+	for i, f := range families() {
 		if !tables[i] {
 			continue
 		}
-		info := legacyInfo{name: [32]byte{'n', 'a', 't'}}
-		if err := legacyTable(f.family, f.level, &info); err != nil {
+		info, err := xtables.LegacyInfo(f, "nat")
+		if err != nil {
 			return false, err
 		}
-		if info.hookEntry[localOut] != info.underflow[localOut] {
+		if info.HasRules(localOut) {
 			return true, nil
 		}
 	}
 	return false, nil
-}
-
-func legacyTable(family, level int, info *legacyInfo) error {
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		return fmt.Errorf("opening a socket: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	size := uint32(unsafe.Sizeof(*info))
-	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), getInfo,
-		uintptr(unsafe.Pointer(info)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
-		return fmt.Errorf("reading table nat of legacy iptables: %w", errno)
-	}
-	return nil
 }
