@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // Flows calls visit with each connection of a family that has its destination
@@ -54,7 +55,7 @@ func dumpOnce(ctx context.Context, family dataplane.Family, visit func(msg []byt
 	}
 	defer t.close()
 	err = t.dump(ctx, t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP), visit)
-	if err != nil && !interrupted(err) { // a count that is a little off is good enough
+	if err != nil && !follow.Interrupted(err) { // a count that is a little off is good enough
 		return fmt.Errorf("reading the %s conntrack table: %w", family, err)
 	}
 	return ctx.Err()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // Attributes and flags of the kernel's conntrack messages that package nl lacks.
@@ -25,7 +26,6 @@ const (
 )
 
 const (
-	dumpAttempts  = 5 // a dump that a signal or a change of the table interrupts is begun anew
 	socketTimeout = 10 * time.Second
 	headerLen     = nl.SizeofNfgenmsg
 	attrHeaderLen = nl.SizeofNfattr
@@ -50,7 +50,7 @@ func deleteUDP(ctx context.Context, family dataplane.Family, stale func(flow) bo
 	defer t.close()
 
 	deleted := 0
-	for attempt := 1; ; attempt++ {
+	return follow.Whole(func() (int, error) {
 		var keys [][]byte
 		dumpErr := t.dumpUDP(ctx, func(msg []byte) {
 			if f, ok := parseUDP(msg); ok && stale(f) {
@@ -65,16 +65,11 @@ func deleteUDP(ctx context.Context, family dataplane.Family, stale func(flow) bo
 			return deleted, ctx.Err()
 		case err != nil:
 			return deleted, err
-		case dumpErr == nil:
-			return deleted, nil
-		case attempt == dumpAttempts || !interrupted(dumpErr):
+		case dumpErr != nil:
 			return deleted, fmt.Errorf("reading the %s conntrack table: %w", family, dumpErr)
 		}
-	}
-}
-
-func interrupted(err error) bool {
-	return errors.Is(err, nl.ErrDumpInterrupted) || errors.Is(err, unix.EINTR)
+		return deleted, nil
+	})
 }
 
 // table is a netlink socket to the kernel's conntrack table of the calling

@@ -12,13 +12,9 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
-const (
-	// errorPause follows each failure to listen.
-	errorPause = 100 * time.Millisecond
-	// ownMemory is how long the commands that we ran are known by their process
-	// ids: the kernel's messages about what they did may be read late.
-	ownMemory = 10 * time.Second
-)
+// ownMemory is how long the commands that we ran are known by their process
+// ids: the kernel's messages about what they did may be read late.
+const ownMemory = 10 * time.Second
 
 // watch notices when somebody else changes our rules. The kernel says so of
 // iptables-nft. Of legacy it says nothing, so that one is looked at.
@@ -69,9 +65,6 @@ func (w *watch) follow() {
 			continue
 		}
 		w.disturb()
-		if err != nil { // should it last
-			time.Sleep(errorPause)
-		}
 	}
 }
 

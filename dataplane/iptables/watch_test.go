@@ -1,6 +1,8 @@
 package iptables
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"os/exec"
 	"strings"
@@ -67,6 +69,48 @@ func TestDisturbed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestDisturbedOverflow: what others do is noticed also where the kernel has more
+// to say than waits for the watch. nft's list of rules is one transaction.
+func TestDisturbedOverflow(t *testing.T) {
+	inNetns(t, func() {
+		b, err := open(t.Context(), Options{Mode: string(NFT), LockDir: lockDir()}, dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4}, MasqueradeBit: 14})
+		if errors.Is(err, dataplane.ErrUnsupported) {
+			missing(t, err.Error())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = b.Close() }()
+		if err := b.Sync(t.Context(), nil, snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		if told(b, 500*time.Millisecond) {
+			t.Error("what we wrote ourselves disturbs us")
+		}
+		if err := b.watch.follower.SetBuffer(1); err != nil {
+			t.Fatal(err)
+		}
+		var rules strings.Builder
+		rules.WriteString("add table ip theirs\n")
+		for i := range 500 {
+			fmt.Fprintf(&rules, "add chain ip theirs chain%d\n", i)
+		}
+		rules.WriteString("flush chain ip nat SWITCHYARD-SERVICES\n")
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules.String())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+		if !told(b, 10*time.Second) {
+			t.Error("nothing was noticed")
+		}
+		found, err := b.Observe(t.Context())
+		if err != nil || len(found.Other) == 0 {
+			t.Errorf("the rules that are gone are not observed: %v, %v", found, err)
+		}
+	})
 }
 
 // told reports whether a disturbance is told of within some time.

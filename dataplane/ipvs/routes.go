@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // routes are our local routes: they bring packets for a Service address to the
@@ -78,7 +79,7 @@ func (r *routes) read(f dataplane.Family) (map[netip.Addr]bool, error) {
 
 // local returns the routes of table local.
 func (r *routes) local(f dataplane.Family) ([]netlink.Route, error) {
-	return whole(func() ([]netlink.Route, error) {
+	return follow.Whole(func() ([]netlink.Route, error) {
 		return r.netlink.RouteListFiltered(netlinkFamily(f), &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
 	})
 }
@@ -124,25 +125,11 @@ func (r *routes) route(a netip.Addr) *netlink.Route {
 // kubeProxyDevice holds Service addresses for kube-proxy, as long as it is there.
 const kubeProxyDevice = "kube-ipvs0"
 
-// mostDumpsOfDevices is how often devices, addresses or routes are read, where
-// others change them meanwhile.
-const mostDumpsOfDevices = 20
-
-// whole reads something until nobody changed it meanwhile.
-func whole[T any](dump func() (T, error)) (T, error) {
-	for try := 1; ; try++ {
-		out, err := dump()
-		if try == mostDumpsOfDevices || !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return out, err
-		}
-	}
-}
-
 // taken returns the addresses that are on devices of this node, or that somebody
 // else routes to it.
 func (r *routes) taken() (map[netip.Addr]bool, error) {
 	out := map[netip.Addr]bool{}
-	links, err := whole(r.netlink.LinkList)
+	links, err := follow.Whole(r.netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the devices: %w", err)
 	}
@@ -150,7 +137,7 @@ func (r *routes) taken() (map[netip.Addr]bool, error) {
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
-	list, err := whole(func() ([]netlink.Addr, error) { return r.netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	list, err := follow.Whole(func() ([]netlink.Addr, error) { return r.netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the node's addresses: %w", err)
 	}

@@ -3,7 +3,6 @@ package addrs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 const (
@@ -46,7 +46,7 @@ func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Prefix)) 
 		last, first = now, false
 	}
 	for {
-		if err := follow(ctx, see); ctx.Err() == nil {
+		if err := followUntil(ctx, log, see); ctx.Err() == nil {
 			log.Warn("cannot follow the node's addresses, trying again", "in", retry, "error", err)
 		}
 		select {
@@ -57,15 +57,15 @@ func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Prefix)) 
 	}
 }
 
-// follow reads the addresses after each change, until netlink fails or the
-// context ends.
-func follow(ctx context.Context, see func([]netip.Prefix)) error {
+// followUntil reads the addresses after each change, until reading them fails or
+// the context ends.
+func followUntil(ctx context.Context, log *slog.Logger, see func([]netip.Prefix)) error {
 	// Subscribing before the first list lets no change fall between the two.
-	changes, err := subscribe()
+	f, err := follow.Start(changes())
 	if err != nil {
 		return err
 	}
-	defer changes.close()
+	defer func() { _ = f.Close() }()
 	reader, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("opening rtnetlink: %w", err)
@@ -76,32 +76,49 @@ func follow(ctx context.Context, see func([]netip.Prefix)) error {
 	if err := reader.SetStrictCheck(true); err != nil {
 		return fmt.Errorf("asking rtnetlink for strict checks: %w", err)
 	}
-	due := time.After(0)
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-changes.broken:
-			return fmt.Errorf("hearing of changes of addresses: %w", err)
-		case <-changes.heard:
-			if due == nil {
-				due = time.After(settle)
+	return each(ctx, log, f, func() error {
+		now, err := list(reader)
+		if err == nil {
+			see(now)
+		}
+		return err
+	})
+}
+
+// each calls read at once, some time after changes, and every now and then
+// although nothing was heard, until it fails or the context ends.
+func each(ctx context.Context, log *slog.Logger, f *follow.Follower, read func() error) error {
+	for due := time.Now(); ctx.Err() == nil; {
+		if heard, err := changed(ctx, f, due); heard {
+			if err != nil { // the list makes up for what was missed
+				log.Debug("changes of addresses were missed", "error", err)
+			}
+			if soon := time.Now().Add(settle); soon.Before(due) {
+				due = soon
 			}
 			continue
-		case <-due:
-		case <-time.After(relist):
 		}
-		due = nil
-		now, err := list(reader)
-		if errors.Is(err, netlink.ErrDumpInterrupted) {
-			due = time.After(settle) // it changed while it was read, and may lack something
-			continue
+		if ctx.Err() != nil {
+			break
 		}
-		if err != nil {
+		due = time.Now().Add(relist)
+		err := read()
+		if follow.Interrupted(err) {
+			due = time.Now().Add(settle) // it changed while it was read, and may lack something
+		} else if err != nil {
 			return err
 		}
-		see(now)
 	}
+	return ctx.Err()
+}
+
+// changed waits until something is heard, or may have been missed, and no longer
+// than until a time.
+func changed(ctx context.Context, f *follow.Follower, until time.Time) (bool, error) {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	_, err := f.Next(ctx)
+	return ctx.Err() == nil, err
 }
 
 // list reads the addresses and the local routes.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // inNamespace runs the rest of the test in a network namespace of its own.
@@ -237,29 +238,46 @@ func TestFollowLocalRoutes(t *testing.T) {
 	f.await(base)
 }
 
-// TestFollowOverflow loses messages: a list makes up for them.
+// TestFollowOverflow loses messages: a list makes up for them. A device that goes
+// takes hundreds of addresses with it at once.
 func TestFollowOverflow(t *testing.T) {
 	inNamespace(t)
-	l := link(t, "eth0")
-	s, err := subscribe()
+	link(t, "eth0", "192.0.2.1/24")
+	l := link(t, "eth1")
+	const many = 500
+	for i := range many {
+		address(t, l, fmt.Sprintf("10.0.%d.%d/32", i/250, i%250+1))
+	}
+	f, err := follow.Start(changes())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
-	if err := s.socket.SetReceiveBufferSize(1, false); err != nil {
+	defer func() { _ = f.Close() }()
+	if err := f.SetBuffer(1); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 200 {
-		address(t, l, fmt.Sprintf("203.0.113.%d/32", i+1))
+	reader, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
 	}
-	select {
-	case <-s.heard:
-	case <-time.After(time.Minute):
-		t.Error("nothing was heard")
-	}
-	select {
-	case err := <-s.broken:
-		t.Errorf("the subscription broke: %v", err)
-	case <-time.After(settle):
+	defer reader.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	before := false
+	err = each(ctx, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})), f, func() error {
+		now, err := list(reader)
+		switch {
+		case err != nil:
+			return err
+		case !before && len(now) == many+1:
+			before = true
+			return netlink.LinkDel(l)
+		case before && len(now) == 1:
+			cancel()
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("the last addresses were not read: %v", err)
 	}
 }

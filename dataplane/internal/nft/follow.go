@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,35 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
-// group is NFNLGRP_NFTABLES, where the kernel says what each transaction changed.
-const group = 7
-
 // Follower hears what anybody changes in nftables, in one network namespace.
-type Follower struct{ socket *netlink.Conn }
+type Follower struct{ *follow.Follower }
 
 // Follow begins to listen.
 func Follow() (*Follower, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (group - 1)})
+	f, err := follow.Start(follow.Source{Protocol: unix.NETLINK_NETFILTER, Groups: []uint32{unix.NFNLGRP_NFTABLES}, Buffer: socketBuffer})
 	if err != nil {
 		return nil, fmt.Errorf("listening to nftables: %w", err)
 	}
-	if err := c.SetReadBuffer(socketBuffer); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("listening to nftables: %w", err)
-	}
-	return &Follower{socket: c}, nil
+	return &Follower{f}, nil
 }
-
-// Pause stops listening until Resume: the kernel need not say what we know.
-func (f *Follower) Pause() error { return f.socket.LeaveGroup(group) }
-
-// Resume listens again.
-func (f *Follower) Resume() error { return f.socket.JoinGroup(group) }
-
-// Close ends a Next that waits.
-func (f *Follower) Close() error { return f.socket.Close() }
 
 // Notice is a change of a table.
 type Notice struct {
@@ -47,15 +33,15 @@ type Notice struct {
 	PortID uint32 // of the netlink socket that asked for it
 }
 
-// Next waits for changes to tables of a name. An error may mean that changes
-// were missed.
+// Next waits for changes to tables of a name. An error means that changes may
+// have been missed, or that the follower was closed.
 func (f *Follower) Next(table string) ([]Notice, error) {
 	return f.next(func(name string, _ netlink.Message) bool { return name == table })
 }
 
 // NextNaming waits for changes to objects with one of these words in their
-// names, to rules that lead to such, and to whole tables. An error may mean that
-// changes were missed.
+// names, to rules that lead to such, and to whole tables. An error means what it
+// does for Next.
 func (f *Follower) NextNaming(words ...string) ([]Notice, error) {
 	return f.next(func(_ string, m netlink.Message) bool {
 		if m.Header.Type == messageType(unix.NFT_MSG_DELTABLE) { // newer kernels name nothing in it
@@ -67,12 +53,13 @@ func (f *Follower) NextNaming(words ...string) ([]Notice, error) {
 
 // next waits for changes that count, which are given with the name of their table.
 func (f *Follower) next(counts func(table string, m netlink.Message) bool) ([]Notice, error) {
-	messages, err := f.socket.Receive()
+	messages, err := f.Follower.Next(context.Background())
 	if err != nil {
 		return nil, err
 	}
 	var out []Notice
-	for _, m := range messages {
+	for _, heard := range messages {
+		m := netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(heard.Type), PID: heard.PortID}, Data: heard.Body}
 		// The first attribute of each message but that about the generation is the table.
 		name, ok := attribute(m, unix.NFTA_TABLE_NAME)
 		if !ok || m.Header.Type == messageType(unix.NFT_MSG_NEWGEN) {

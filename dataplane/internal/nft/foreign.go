@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // Outline is the shape of any table, also one that holds what no other program
@@ -33,17 +34,8 @@ func ReadOutline(f dataplane.Family, table string) (*Outline, error) {
 		return nil, fmt.Errorf("opening nftables: %w", err)
 	}
 	defer func() { _ = c.Close() }()
-	const tries = 5
-	for range tries {
-		o, err := readOutline(c, f, table)
-		if !errors.Is(err, errInterrupted) {
-			return o, err
-		}
-	}
-	return nil, fmt.Errorf("listing the table %s of %s: %w", table, f, errInterrupted)
+	return follow.Whole(func() (*Outline, error) { return readOutline(c, f, table) })
 }
-
-var errInterrupted = errors.New("other programs changed it each time while it was read")
 
 func readOutline(c *netlink.Conn, f dataplane.Family, table string) (*Outline, error) {
 	o := &Outline{}
@@ -91,7 +83,7 @@ func dump(c *netlink.Conn, f dataplane.Family, message int, attributes []netlink
 	}
 	for _, m := range answers {
 		if m.Header.Flags&netlink.HeaderFlags(unix.NLM_F_DUMP_INTR) != 0 {
-			return nil, errInterrupted
+			return nil, follow.ErrInterrupted
 		}
 	}
 	return answers, nil

@@ -7,12 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 )
-
-// errorPause follows each failure to listen: the kernel drops messages that
-// nobody reads in time.
-const errorPause = 100 * time.Millisecond
 
 // Watch notices when somebody else changes our tables.
 type Watch struct {
@@ -48,9 +43,6 @@ func (w *Watch) run() {
 		}
 		w.log.Debug("somebody else may have changed our nftables tables", "error", err)
 		w.Disturb()
-		if err != nil { // should it last
-			time.Sleep(errorPause)
-		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // Why a namespace is left to packets.
@@ -46,7 +47,7 @@ type findings struct {
 	bare     bool // it has no device yet by which packets leave
 	changing bool // nftables has changed since
 	err      error
-	events   int // netlink socket that hears of changes to nftables; -1: none
+	events   *follow.Follower // hears of changes to nftables; nil: there is no nf_tables, or no first look
 }
 
 // why is why the namespace is left to packets; "": it is not.
@@ -69,7 +70,7 @@ func (f *findings) why() string {
 // look looks into a namespace. node is the node's own. first: it subscribes to
 // changes before it looks, so that none is missed.
 func look(ns, node *os.File, first bool) findings {
-	out := findings{events: -1}
+	out := findings{}
 	out.err = netns.Inside(ns, func() (err error) {
 		if out.cookie, err = netnsCookie(); err != nil {
 			return err
@@ -78,7 +79,7 @@ func look(ns, node *os.File, first bool) findings {
 			return err
 		}
 		if first {
-			if out.events, err = subscribe(); err != nil {
+			if out.events, err = subscribe(ns); err != nil {
 				return err
 			}
 		}
@@ -219,21 +220,20 @@ func namespaceID(ns *os.File) (id uint32, err error) {
 	return id, nil
 }
 
-// subscribe is a netlink socket that hears of each change to nftables in this
-// thread's namespace; -1: this kernel has no nf_tables.
-func subscribe() (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+// subscribe follows the changes to nftables in this thread's namespace, which is
+// ns. It returns nil if this kernel has no nf_tables.
+func subscribe(ns *os.File) (*follow.Follower, error) {
+	f, err := follow.Start(follow.Source{
+		Protocol: unix.NETLINK_NETFILTER, Groups: []uint32{unix.NFNLGRP_NFTABLES},
+		In: func(do func() error) error { return netns.Inside(ns, do) },
+	})
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return -1, nil
+		return nil, nil
 	}
 	if err != nil {
-		return -1, fmt.Errorf("opening a netlink socket: %w", err)
+		return nil, fmt.Errorf("subscribing to changes of nftables: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}); err != nil {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("subscribing to changes of nftables: %w", err)
-	}
-	return fd, nil
+	return f, nil
 }
 
 // What a chain of nftables has (enum nft_chain_attributes, nft_hook_attributes).

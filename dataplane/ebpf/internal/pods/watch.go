@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,10 +12,10 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/internal/follow"
 )
 
 // What the programs read of a namespace (bpf/types.h).
@@ -63,10 +64,10 @@ type Watcher struct {
 // space is a network namespace of a pod.
 type space struct {
 	name   string
-	file   *os.File // it keeps the namespace alive; closed as its last process has ended
-	pid    string   // one of its processes
-	events *os.File // nil: there is no nf_tables
-	tables [2]bool  // it has tables nat of legacy iptables
+	file   *os.File         // it keeps the namespace alive; closed as its last process has ended
+	pid    string           // one of its processes
+	events *follow.Follower // nil: there is no nf_tables
+	tables [2]bool          // it has tables nat of legacy iptables
 
 	// Under Watcher.mu:
 	findings
@@ -290,9 +291,7 @@ func (w *Watcher) add(name, pid string) {
 	s := &space{name: name, file: file, pid: pid, looked: time.Now()}
 	s.tables, _ = legacyTables("/proc/" + pid) // look reports what keeps it from reading them
 	s.findings = look(file, w.node, true)
-	if s.findings.events >= 0 {
-		s.events = os.NewFile(uintptr(s.findings.events), "nftables of "+name)
-	}
+	s.events = s.findings.events
 	if s.err != nil && !w.deaf {
 		w.deaf = true
 		w.log.Warn("sockets of some pods stay with packets", "error", s.err)
@@ -354,11 +353,10 @@ func (w *Watcher) write(s *space) {
 // and no rule is in the way. The moment grows if changes go on, so that a
 // namespace whose rules change all the time costs a look now and then.
 func (w *Watcher) follow(s *space) {
-	buffer := make([]byte, 32<<10)
 	var looked time.Time
 	for pause := settle; ; looked = time.Now() {
-		if _, err := s.events.Read(buffer); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			return // closed
+		if _, err := s.events.Next(context.Background()); errors.Is(err, os.ErrClosed) {
+			return
 		}
 		w.mu.Lock()
 		s.changing = true
@@ -373,27 +371,11 @@ func (w *Watcher) follow(s *space) {
 			return
 		case <-time.After(pause):
 		}
-		if err := drain(s.events, buffer); err != nil {
+		if err := s.events.Drain(); errors.Is(err, os.ErrClosed) {
 			return
 		}
 		w.look(s)
 	}
-}
-
-// drain reads what waits at a file, at most a few times.
-func drain(f *os.File, buffer []byte) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return conn.Read(func(fd uintptr) bool {
-		for range 64 {
-			if _, err := unix.Read(int(fd), buffer); err != nil && !errors.Is(err, unix.ENOBUFS) {
-				break
-			}
-		}
-		return true // whatever still waits is the next change
-	})
 }
 
 // prune removes what an earlier agent knew and is not there any more.
