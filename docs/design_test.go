@@ -47,6 +47,7 @@ func forbidden() []arrow {
 		{"dataplane/iptables", "watcher/facts"},
 		{"dataplane/catalog", "agent/status"},
 		{"dataplane/catalog", "watcher"},
+		{"dataplane/conformance", "watcher"},
 		{"watcher", "dataplane/null"},
 		{"watcher/addrs", "dataplane/null"},
 		{"watcher/kube", "agent/status"},

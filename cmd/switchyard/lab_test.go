@@ -24,6 +24,7 @@ import (
 	"github.com/switchyard-io/switchyard/agent/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
@@ -93,11 +94,8 @@ func needs(t *testing.T, d dataplane.Driver) {
 	if d.Name == "ipvs" && errors.Is(err, dataplane.ErrUnsupported) {
 		t.Skipf("%v; it runs where ip_vs is: make test-vm BACKEND=ipvs", err)
 	}
-	if err != nil && os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatalf("REQUIRE_KERNEL is set: %v", err)
-	}
-	if err != nil && (errors.Is(err, dataplane.ErrUnsupported) || os.Geteuid() != 0) {
-		t.Skip(err)
+	if err != nil && (kerneltest.Required() || errors.Is(err, dataplane.ErrUnsupported) || os.Geteuid() != 0) {
+		kerneltest.Unable(t, err)
 	}
 }
 

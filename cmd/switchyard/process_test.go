@@ -13,41 +13,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
-	"github.com/switchyard-io/switchyard/lab/netlab"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
-// inNetns marks a run of one test in a network namespace of its own.
-const inNetns = "SWITCHYARD_TEST_IN_NETNS"
-
 // ownNetns runs the test once more, in a network namespace of its own, and
-// tells whether this is that run.
+// reports whether this is that run.
 func ownNetns(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(inNetns) != "" {
-		lo, err := netlink.LinkByName("lo")
-		if err == nil {
-			err = netlink.LinkSetUp(lo)
-		}
-		if err != nil {
-			t.Fatalf("setting up lo: %v", err)
-		}
-		return true
+	if !(kerneltest.Child{}).Again(t) {
+		return false
 	}
-	if err := netlab.RequireRoot(); err != nil {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatalf("REQUIRE_KERNEL is set: %v", err)
-		}
-		t.Skip(err)
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), inNetns+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("in a network namespace: %v\n%s", err, out)
-	}
-	return false
+	kerneltest.LoopbackUp(t)
+	return true
 }
 
 // process is the agent as a process.

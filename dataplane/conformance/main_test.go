@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
@@ -83,7 +84,7 @@ func runColumn(t *testing.T, col column) {
 		for _, c := range allCases() {
 			results.set(c, col.name, "unsupported: "+err.Error())
 		}
-		if os.Getenv("REQUIRE_KERNEL") == "1" && (col.elsewhere == "" || *backendFlag != "") {
+		if kerneltest.Required() && (col.elsewhere == "" || *backendFlag != "") {
 			t.Fatalf("REQUIRE_KERNEL is set: %v", err)
 		}
 		t.Skip(err)

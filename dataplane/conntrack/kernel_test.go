@@ -6,54 +6,29 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
-// unable fails the test where CI demands the kernel, and skips it elsewhere.
-func unable(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatalf("REQUIRE_KERNEL=1: %s", why)
-	}
-	t.Skip(why)
-}
-
-// enterNetns puts the rest of the test into a network namespace of its own. It
-// goes with the test's thread, which is never handed back.
+// enterNetns puts the rest of the test into a network namespace of its own.
 func enterNetns(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		unable(t, "needs root for a network namespace")
-	}
-	runtime.LockOSThread()
-	ns, err := netns.New()
-	if err != nil {
-		unable(t, "making a network namespace: "+err.Error())
-	}
-	t.Cleanup(func() { _ = ns.Close() })
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
-		t.Fatalf("setting lo up: %v", err)
-	}
+	kerneltest.OwnNetns(t)
+	kerneltest.LoopbackUp(t)
 }
 
 // run runs a command in the test's network namespace.
 func run(t *testing.T, words ...string) {
 	t.Helper()
 	if _, err := exec.LookPath(words[0]); err != nil {
-		unable(t, "needs the command "+words[0])
+		kerneltest.Unable(t, "needs the command "+words[0])
 	}
 	if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", strings.Join(words, " "), err, out)
@@ -90,7 +65,7 @@ func (e entry) insertIn(t *testing.T, n, state byte) {
 	}
 	if err := netlink.ConntrackCreate(netlink.ConntrackTable, nlFamily(family), f); err != nil {
 		if os.IsPermission(err) || errors.Is(err, unix.EOPNOTSUPP) {
-			unable(t, "conntrack over netlink: "+err.Error())
+			kerneltest.Unable(t, "conntrack over netlink: "+err.Error())
 		}
 		t.Fatalf("inserting a conntrack entry to %s: %v", e.dst, err)
 	}

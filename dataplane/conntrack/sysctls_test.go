@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 func TestTableSize(t *testing.T) {
@@ -164,7 +165,7 @@ func TestTuneKernel(t *testing.T) {
 	var out bytes.Buffer
 	Tune(slog.New(slog.NewTextHandler(&out, nil)), s)
 	if strings.Contains(out.String(), "read-only file system") {
-		unable(t, "/proc/sys is read-only")
+		kerneltest.Unable(t, "/proc/sys is read-only")
 	}
 	if out.Len() > 0 {
 		t.Errorf("warnings:\n%s", out.String())

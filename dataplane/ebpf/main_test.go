@@ -19,6 +19,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // insideVariable is set in the process that runs the tests. It has a network
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 	}
 	status, err := runInside()
 	if err != nil {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
+		if kerneltest.Required() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -8,9 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -18,37 +15,12 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
-const inNetns = "HEALTHCHECK_TEST_IN_NETNS"
-
-// TestMain runs the tests once more in a network namespace of their own, where
-// they may listen and add addresses as they like. It goes with the process.
-func TestMain(m *testing.M) {
-	if os.Getenv(inNetns) != "" {
-		if err := setUpLoopback(); err != nil {
-			fmt.Fprintln(os.Stderr, "setting up lo:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			fmt.Fprintln(os.Stderr, "REQUIRE_KERNEL=1: needs root for a network namespace")
-			os.Exit(1)
-		}
-		os.Exit(m.Run()) // each test skips, with the reason
-	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the command
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inNetns+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "the tests in a network namespace:", err)
-		os.Exit(1)
-	}
-}
+// TestMain runs the tests in a network namespace of their own, where they may
+// listen and add addresses as they like.
+func TestMain(m *testing.M) { kerneltest.Main(m, setUpLoopback) }
 
 func setUpLoopback() error {
 	lo, err := netlink.LinkByName("lo")
@@ -70,13 +42,6 @@ func setUpLoopback() error {
 		}
 	}
 	return netlink.LinkSetUp(lo)
-}
-
-func needNetns(t *testing.T) {
-	t.Helper()
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
 }
 
 // port makes a ServicePort with a health check; hc nil: none.
@@ -137,7 +102,7 @@ func ask(t *testing.T, method, addr, path string) (code int, body string, header
 
 // What a load balancer is told (KUBE-PROXY §1.16).
 func TestAnswer(t *testing.T) {
-	needNetns(t)
+	kerneltest.NeedMain(t)
 	cases := []struct {
 		name         string
 		method, path string
@@ -182,7 +147,7 @@ func TestAnswer(t *testing.T) {
 
 // Where it answers, from Snapshot to Snapshot of one Server.
 func TestWhereItAnswers(t *testing.T) {
-	needNetns(t)
+	kerneltest.NeedMain(t)
 	const v4, v6 = dataplane.IPv4, dataplane.IPv6
 	hc2 := check30(2)
 	all := []string{"192.0.2.1:30100", "192.0.2.2:30100", "127.0.0.1:30100", "[2001:db8::1]:30100", "[::1]:30100", "192.0.2.1:30200", "198.51.100.7:30100"}
@@ -252,7 +217,7 @@ func TestWhereItAnswers(t *testing.T) {
 // A port that another process has is reported once, holds up no other Service,
 // and is taken as soon as it is free.
 func TestPortInUse(t *testing.T) {
-	needNetns(t)
+	kerneltest.NeedMain(t)
 	var lc net.ListenConfig
 	other, err := lc.Listen(context.Background(), "tcp4", "192.0.2.1:30100")
 	if err != nil {
@@ -286,7 +251,7 @@ func TestPortInUse(t *testing.T) {
 
 // An address that the node does not have yet is listened on all the same.
 func TestAddressNotYetThere(t *testing.T) {
-	needNetns(t)
+	kerneltest.NeedMain(t)
 	s := newServer(t, true)
 	s.OnFailure = func(f Failure) { t.Errorf("failure: %+v", f) }
 	s.Synced(snapshot(node("192.0.2.77/32"), port("web", "a", dataplane.IPv4, check30(1))))
@@ -308,7 +273,7 @@ func TestAddressNotYetThere(t *testing.T) {
 }
 
 func TestEndOfRunCloses(t *testing.T) {
-	needNetns(t)
+	kerneltest.NeedMain(t)
 	s := newServer(t, true)
 	want := snapshot(node("192.0.2.1/32"), port("web", "a", dataplane.IPv4, check30(1)))
 	s.Synced(want)

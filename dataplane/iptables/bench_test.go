@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -14,15 +13,14 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 const benchEndpoints = 10 // of each Service
 
 // eachSize runs a benchmark for each variant and size, from empty tables.
 func eachSize(b *testing.B, do func(*testing.B, *backend, *dataplane.Snapshot)) {
-	if os.Getenv("SWITCHYARD_TEST_CHILD") == "" {
-		missing(b, "needs root")
-	}
+	kerneltest.NeedMain(b)
 	for _, v := range []Variant{NFT, Legacy} {
 		for _, n := range []int{100, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", v, n), func(b *testing.B) {

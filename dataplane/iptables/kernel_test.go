@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -19,58 +18,24 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // TestMain runs benchmarks in a network namespace of their own, all in one.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	bench := flag.Lookup("test.bench").Value.String()
-	if bench == "" || os.Getenv("SWITCHYARD_TEST_CHILD") != "" || os.Geteuid() != 0 {
+	if flag.Lookup("test.bench").Value.String() == "" {
 		os.Exit(m.Run())
 	}
-	dir, err := os.MkdirTemp("", "switchyard-bench-")
-	if err != nil {
-		panic(err)
-	}
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	cmd.Env = append(os.Environ(), "SWITCHYARD_TEST_CHILD=benchmarks", "XTABLES_LOCKFILE="+filepath.Join(dir, "lock"))
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	err = cmd.Run()
-	_ = os.RemoveAll(dir)
-	if err != nil {
-		os.Exit(1)
-	}
+	// The lock of this machine's iptables is not of the namespace.
+	kerneltest.Main(m, nil, "XTABLES_LOCKFILE="+filepath.Join(os.TempDir(), "switchyard-bench-lock"))
 }
 
 // inNetns runs a test in a process and network namespace of its own: the
 // backend programs its process's namespace and uses several threads.
 func inNetns(t *testing.T, do func()) {
 	t.Helper()
-	if os.Getenv("SWITCHYARD_TEST_CHILD") == t.Name() {
-		do()
-		return
-	}
-	if os.Geteuid() != 0 {
-		missing(t, "needs root")
-	}
-	name := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
-	args := []string{"-test.run=" + name, "-test.timeout=10m"}
-	if testing.Verbose() {
-		args = append(args, "-test.v")
-	}
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	cmd.Env = append(os.Environ(), "SWITCHYARD_TEST_CHILD="+t.Name(), "XTABLES_LOCKFILE="+filepath.Join(t.TempDir(), "lock"))
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil:
-		t.Fatalf("in its own network namespace: %v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP")):
-		t.Skipf("in its own network namespace:\n%s", out)
-	case testing.Verbose():
-		t.Logf("in its own network namespace:\n%s", out)
-	}
+	kerneltest.Child{Args: []string{"-test.timeout=10m"}, Env: []string{"XTABLES_LOCKFILE=" + filepath.Join(t.TempDir(), "lock")}}.Run(t, do)
 }
 
 // lockDir is where tests have their locks, not those of this machine.
@@ -79,10 +44,7 @@ func lockDir() string { return filepath.Join(os.TempDir(), "switchyard-test-lock
 // missing skips a test that this machine cannot run, or fails it where it must.
 func missing(t testing.TB, why string) {
 	t.Helper()
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
+	kerneltest.Unable(t, why)
 }
 
 // eachVariant runs a test for nft and for legacy, each in its own namespace.

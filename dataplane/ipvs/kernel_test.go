@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // servicesFlag is how large TestCosts' large cluster is, and how many addresses
@@ -33,38 +33,13 @@ var servicesFlag = flag.Int("services", 1000, "how many Services there are in wh
 // backend programs its process's namespace and uses several threads.
 func inNetns(t *testing.T, do func()) {
 	t.Helper()
-	if os.Getenv("SWITCHYARD_TEST_CHILD") == t.Name() {
-		do()
-		return
-	}
-	if os.Geteuid() != 0 {
-		missing(t, "needs root")
-	}
-	args := []string{fmt.Sprintf("-services=%d", *servicesFlag), "-test.run=^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$", "-test.timeout=20m"}
-	if testing.Verbose() {
-		args = append(args, "-test.v")
-	}
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	cmd.Env = append(os.Environ(), "SWITCHYARD_TEST_CHILD="+t.Name())
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil:
-		t.Fatalf("in its own network namespace: %v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP")):
-		t.Skipf("in its own network namespace:\n%s", out)
-	case testing.Verbose():
-		t.Logf("in its own network namespace:\n%s", out)
-	}
+	kerneltest.Child{Args: []string{fmt.Sprintf("-services=%d", *servicesFlag), "-test.timeout=20m"}}.Run(t, do)
 }
 
 // missing skips a test that this machine cannot run, or fails it where it must.
 func missing(t testing.TB, why string) {
 	t.Helper()
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
+	kerneltest.Unable(t, why)
 }
 
 // opened is a backend in the namespace of the test's process. Where the kernel

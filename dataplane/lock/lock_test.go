@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // holdIn has this test binary take the lock in a directory and keep it.
@@ -45,8 +47,8 @@ func holder(t *testing.T, dir string, flags uintptr) *exec.Cmd {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		if flags != 0 && os.Getenv("REQUIRE_KERNEL") != "1" && errors.Is(err, unix.EPERM) {
-			t.Skip(err)
+		if flags != 0 && errors.Is(err, unix.EPERM) {
+			kerneltest.Unable(t, err)
 		}
 		t.Fatal(err)
 	}
@@ -146,7 +148,7 @@ func TestOtherNamespaces(t *testing.T) {
 			}
 			done <- err
 		}()
-		if err := <-done; err != nil && (!errors.Is(err, unix.EPERM) || os.Getenv("REQUIRE_KERNEL") == "1") {
+		if err := <-done; err != nil && (!errors.Is(err, unix.EPERM) || kerneltest.Required()) {
 			t.Error(err)
 		}
 	})

@@ -1,60 +1,27 @@
 package nftables
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
-// inside is set in the process that runs in a network namespace of its own.
-const inside = "SWITCHYARD_TEST_CHILD"
-
-// TestMain runs all again in a network namespace of its own: the backend
+// TestMain runs all tests in a network namespace of their own: the backend
 // programs the one of its process.
-func TestMain(m *testing.M) {
-	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if err := cmd.Run(); err != nil {
-		if ended := (*exec.ExitError)(nil); !errors.As(err, &ended) {
-			fmt.Fprintln(os.Stderr, "running the tests in a network namespace:", err)
-		}
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// needsRoot skips a test that cannot make a network namespace; continuous
-// integration fails.
-func needsRoot(t testing.TB) {
-	t.Helper()
-	if os.Getenv(inside) != "" {
-		return
-	}
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatal("REQUIRE_KERNEL=1: not root")
-	}
-	t.Skip("not root")
-}
+func TestMain(m *testing.M) { kerneltest.Main(m, nil) }
 
 // opened is a backend for some families whose tables go with the test.
 func opened(t testing.TB, families ...dataplane.Family) *backend {
 	t.Helper()
-	needsRoot(t)
+	kerneltest.NeedMain(t)
 	b, err := open(dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: families, MasqueradeBit: 14})
 	if err != nil {
 		t.Fatal(err)

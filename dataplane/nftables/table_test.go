@@ -3,7 +3,6 @@ package nftables
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -13,12 +12,13 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // TestRules: the kernel takes our rules, nft can print them, and what is read
 // back is what was written.
 func TestRules(t *testing.T) {
-	needsRoot(t)
+	kerneltest.NeedMain(t)
 	t.Cleanup(func() { _ = cleanup() })
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
 		n, port := sample(f)
@@ -64,10 +64,7 @@ func TestRules(t *testing.T) {
 func list(t *testing.T) string {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		kerneltest.Unable(t, err)
 	}
 	if out, err := exec.Command("nft", "-j", "list", "ruleset").CombinedOutput(); err != nil {
 		t.Fatalf("nft cannot list our tables as JSON: %v\n%s", err, out)

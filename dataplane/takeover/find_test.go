@@ -11,19 +11,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
-)
 
-// inSandbox skips a test outside of the network namespace that TestMain makes.
-func inSandbox(t *testing.T) {
-	t.Helper()
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
-}
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
+)
 
 // TestFind lists what Remove would remove of each mode, and nothing of others.
 func TestFind(t *testing.T) {
-	inSandbox(t)
+	kerneltest.NeedMain(t)
 	run(t, others, "iptables-nft-restore")
 	for _, c := range []struct {
 		mode       string
@@ -54,7 +48,7 @@ func TestFind(t *testing.T) {
 // TestRemoveRefusesWhileOneRuns: a kube-proxy in this network namespace keeps
 // what it wrote; one in another namespace is none of ours.
 func TestRemoveRefusesWhileOneRuns(t *testing.T) {
-	inSandbox(t)
+	kerneltest.NeedMain(t)
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
 		t.Fatal(err)

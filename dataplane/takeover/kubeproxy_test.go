@@ -1,42 +1,17 @@
 package takeover
 
 import (
-	"fmt"
 	"log/slog"
-	"os"
 	"os/exec"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
-const inNetns = "TAKEOVER_TEST_IN_NETNS"
-
-// TestMain runs the tests once more in a network namespace of their own.
-func TestMain(m *testing.M) {
-	if os.Getenv(inNetns) != "" {
-		os.Exit(m.Run())
-	}
-	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			fmt.Fprintln(os.Stderr, "REQUIRE_KERNEL=1: needs root for a network namespace")
-			os.Exit(1)
-		}
-		os.Exit(m.Run()) // tests that need it skip, with the reason
-	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the command
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inNetns+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "the tests in a network namespace:", err)
-		os.Exit(1)
-	}
-}
+// TestMain runs the tests in a network namespace of their own.
+func TestMain(m *testing.M) { kerneltest.Main(m, nil) }
 
 // kubeProxy finds and removes chains as the agent does.
 func kubeProxy() KubeProxy {
@@ -137,9 +112,7 @@ func saved(t *testing.T, command string) string {
 }
 
 func TestRemoveOfEachMode(t *testing.T) {
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
+	kerneltest.NeedMain(t)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	commands := map[string]string{
 		"iptables-nft": "10.244.0.2:53", "ip6tables-nft": "[fd00::2]:53",
@@ -179,9 +152,7 @@ func TestRemoveOfEachMode(t *testing.T) {
 // TestRemoveOfIPVSMode: a kernel that has no dummy devices has no kube-ipvs0
 // either; what counts is the name.
 func TestRemoveOfIPVSMode(t *testing.T) {
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
+	kerneltest.NeedMain(t)
 	run(t, "", "ip", "link", "add", "kube-ipvs0", "type", "bridge")
 	run(t, "", "ip", "link", "add", "kube-bridge", "type", "bridge")
 	for _, set := range []string{"KUBE-CLUSTER-IP", "KUBE-LOOP-BACK", "KUBE-NODE-PORT-TCP", "KUBE-6-CLUSTER-IP", "KUBE-SRC-4EMGQBJ6ABCDEFGH", "CLUSTER-IP"} {
@@ -203,9 +174,7 @@ func TestRemoveOfIPVSMode(t *testing.T) {
 // TestAChainInUseStays: the portmap plugin can be told to mark packets with
 // KUBE-MARK-MASQ.
 func TestAChainInUseStays(t *testing.T) {
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
+	kerneltest.NeedMain(t)
 	const portmap = `*nat
 :CNI-HOSTPORT-DNAT - [0:0]
 :KUBE-MARK-MASQ - [0:0]
@@ -227,9 +196,7 @@ COMMIT
 // TestRemoveWhereTablesCannotBeListed: iptables-nft-save leaves a table out in
 // which another program has a rule of nftables' own.
 func TestRemoveWhereTablesCannotBeListed(t *testing.T) {
-	if os.Getenv(inNetns) == "" {
-		t.Skip("needs root for a network namespace")
-	}
+	kerneltest.NeedMain(t)
 	const foreign = "foreign"
 	for command, addr := range map[string]string{"iptables-nft": "10.244.0.2:53", "ip6tables-nft": "[fd00::2]:53"} {
 		family := map[string]string{"iptables-nft": "ip", "ip6tables-nft": "ip6"}[command]

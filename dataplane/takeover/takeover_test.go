@@ -4,31 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
-	"runtime"
 	"slices"
 	"testing"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netns"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
-
-// enterNetns puts the rest of the test into a network namespace of its own. It
-// goes with the test's thread, which is never handed back.
-func enterNetns(t *testing.T) {
-	t.Helper()
-	runtime.LockOSThread()
-	ns, err := netns.New()
-	if err != nil {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatalf("REQUIRE_KERNEL=1: making a network namespace: %v", err)
-		}
-		t.Skip("making a network namespace: " + err.Error())
-	}
-	t.Cleanup(func() { _ = ns.Close() })
-}
 
 func tables(t *testing.T) int {
 	t.Helper()
@@ -48,7 +31,7 @@ var both = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
 // TestRun: what was there is retired before it is removed, one after the other,
 // while NAT is held; in the end nothing is left.
 func TestRun(t *testing.T) {
-	enterNetns(t)
+	kerneltest.OwnNetns(t)
 	var done []string
 	failures := 1
 	step := func(what string, err error) func(context.Context) error {
@@ -78,7 +61,7 @@ func TestRun(t *testing.T) {
 
 // TestHold: it can be made twice, as after a restart, and removed twice.
 func TestHold(t *testing.T) {
-	enterNetns(t)
+	kerneltest.OwnNetns(t)
 	for range 2 {
 		if err := Hold(both); err != nil {
 			t.Fatal(err)

@@ -75,13 +75,21 @@ type Child struct {
 	Env  []string
 }
 
-// Run runs a test in a process and a network namespace of its own, for what works
-// on its process's namespace and uses several threads.
+// Run does the rest of a test in a process and a network namespace of its own, for
+// what works on its process's namespace and uses several threads.
 func (c Child) Run(t *testing.T, do func()) {
 	t.Helper()
-	if os.Getenv(child) == t.Name() {
+	if c.Again(t) {
 		do()
-		return
+	}
+}
+
+// Again runs a test once more, in a process and a network namespace of its own,
+// and reports whether this is that run.
+func (c Child) Again(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(child) == t.Name() {
+		return true
 	}
 	NeedRoot(t)
 	runtime.LockOSThread() // the kernel ends the process when the thread that started it ends
@@ -96,11 +104,12 @@ func (c Child) Run(t *testing.T, do func()) {
 	switch {
 	case err != nil:
 		t.Fatalf("in a network namespace: %v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP")):
+	case bytes.Contains(out, []byte("--- SKIP: "+t.Name()+" ")):
 		t.Skipf("in a network namespace:\n%s", out)
 	case testing.Verbose():
 		t.Logf("in a network namespace:\n%s", out)
 	}
+	return false
 }
 
 // Main is a TestMain that runs all tests in a process and a network namespace of

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 func TestMain(m *testing.M) {
@@ -25,10 +27,7 @@ func TestMain(m *testing.M) {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if err := RequireRoot(); err != nil {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		kerneltest.Unable(t, err)
 	}
 }
 

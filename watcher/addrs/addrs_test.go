@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -20,21 +19,8 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/internal/follow"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
-
-// inNamespace runs the rest of the test in a network namespace of its own.
-func inNamespace(t *testing.T) {
-	t.Helper()
-	runtime.LockOSThread() // never unlocked: the thread ends with the test's goroutine, and the namespace with it
-	ns, err := netns.New()
-	if err != nil {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatalf("making a network namespace: %v", err)
-		}
-		t.Skipf("making a network namespace: %v", err)
-	}
-	t.Cleanup(func() { _ = ns.Close() })
-}
 
 // link adds a device with addresses.
 func link(t *testing.T, name string, addresses ...string) netlink.Link {
@@ -143,7 +129,7 @@ func (f *follower) silent(why string) {
 }
 
 func TestFollow(t *testing.T) {
-	inNamespace(t)
+	kerneltest.OwnNetns(t)
 	link(t, "eth0", "192.0.2.1/24", "2001:db8::1/64")
 	link(t, ipvsDevice, "10.96.0.1/32") // frontends, not addresses of the node
 	f := startFollowing(t)
@@ -190,7 +176,7 @@ func TestFollow(t *testing.T) {
 // TestFollowLocalRoutes: a cloud's agent routes the addresses of load balancers
 // like this, and a node may take a whole prefix.
 func TestFollowLocalRoutes(t *testing.T) {
-	inNamespace(t)
+	kerneltest.OwnNetns(t)
 	const base = "192.0.2.1/32 2001:db8::1/128"
 	eth0 := link(t, "eth0", "192.0.2.1/24", "2001:db8::1/64")
 	proxy := link(t, ipvsDevice)
@@ -241,7 +227,7 @@ func TestFollowLocalRoutes(t *testing.T) {
 // TestFollowOverflow loses messages: a list makes up for them. A device that goes
 // takes hundreds of addresses with it at once.
 func TestFollowOverflow(t *testing.T) {
-	inNamespace(t)
+	kerneltest.OwnNetns(t)
 	link(t, "eth0", "192.0.2.1/24")
 	l := link(t, "eth1")
 	const many = 500

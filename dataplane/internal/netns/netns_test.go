@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // onMainThread calls f in a goroutine that is on the process's main thread, where
@@ -40,9 +42,7 @@ func onMainThread(t *testing.T, f func()) {
 
 // The main thread never ends, so it must stay in the process's network namespace.
 func TestMainThreadStaysInItsNamespace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
+	kerneltest.NeedRoot(t)
 	before, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)

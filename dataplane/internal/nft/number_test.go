@@ -3,26 +3,20 @@ package nft
 import (
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // inNetns runs a test in a network namespace of its own.
 func inNetns(t *testing.T, f func()) {
 	t.Helper()
-	if unix.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatal("REQUIRE_KERNEL=1: not root")
-		}
-		t.Skip("not root")
-	}
+	kerneltest.NeedRoot(t)
 	if err := netns.InScratch(func() error { f(); return nil }); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // write makes a directory that looks like a cgroup with processes.
@@ -64,12 +66,7 @@ func TestManyCgroups(t *testing.T) {
 
 // A cgroup with many network namespaces has some of them found.
 func TestManyNamespaces(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			t.Fatal("REQUIRE_KERNEL=1: needs root for network namespaces")
-		}
-		t.Skip("needs root for network namespaces")
-	}
+	kerneltest.NeedRoot(t)
 	root := t.TempDir()
 	var pids []string
 	for range mostNamespaces + 4 {

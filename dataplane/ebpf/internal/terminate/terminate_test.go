@@ -24,6 +24,7 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
+	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
 // The node's and the pod's namespace both have both endpoints' addresses on lo,
@@ -34,15 +35,6 @@ var (
 	stays   = map[dataplane.Family]netip.AddrPort{dataplane.IPv4: netip.MustParseAddrPort("10.40.0.2:8080"), dataplane.IPv6: netip.MustParseAddrPort("[fd40::2]:8080")}
 )
 
-// unable fails the test where CI demands the kernel, and skips it elsewhere.
-func unable(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatalf("REQUIRE_KERNEL=1: %s", why)
-	}
-	t.Skip(why)
-}
-
 // lab is a node with a pod, both of them this process, in a cgroup of its own.
 type lab struct {
 	cgroup, pins string
@@ -51,9 +43,7 @@ type lab struct {
 }
 
 func newLab(t *testing.T) *lab {
-	if os.Geteuid() != 0 {
-		unable(t, "needs root for network namespaces and eBPF")
-	}
+	kerneltest.NeedRoot(t)
 	l := &lab{cgroup: enterCgroup(t), pins: fmt.Sprintf("/sys/fs/bpf/switchyard-test-%d", os.Getpid())}
 	l.node, l.pod = newNamespace(t), newNamespace(t)
 	driver := ebpf.Accelerate("ebpf", ebpf.Options{SocketLB: ebpf.All, CgroupRoot: l.cgroup, PinDir: l.pins}, nothing())
@@ -113,14 +103,14 @@ func enterCgroup(t *testing.T) string {
 		}
 	}
 	if root == "" || was == "" {
-		unable(t, "no cgroup v2 is mounted")
+		kerneltest.Unable(t, "no cgroup v2 is mounted")
 	}
 	dir := filepath.Join(root, fmt.Sprintf("switchyard-test-%d", os.Getpid()))
 	move := func(to string) error {
 		return os.WriteFile(filepath.Join(to, "cgroup.procs"), fmt.Appendf(nil, "%d", os.Getpid()), 0)
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
-		unable(t, err.Error())
+		kerneltest.Unable(t, err.Error())
 	}
 	t.Cleanup(func() {
 		if err := errors.Join(move(was), os.Remove(dir)); err != nil {
@@ -151,7 +141,7 @@ func newNamespace(t *testing.T) netns.NsHandle {
 	}()
 	m := <-result
 	if m.err != nil {
-		unable(t, "making a network namespace: "+m.err.Error())
+		kerneltest.Unable(t, "making a network namespace: "+m.err.Error())
 	}
 	t.Cleanup(func() { _ = m.ns.Close() })
 	return m.ns
@@ -189,7 +179,7 @@ func on(t *testing.T, ns netns.NsHandle, f func() error) {
 		result <- f()
 	}()
 	if err := <-result; errors.Is(err, dataplane.ErrUnsupported) {
-		unable(t, err.Error())
+		kerneltest.Unable(t, err.Error())
 	} else if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +282,7 @@ func kernelDestroysSockets(t *testing.T) bool {
 	t.Helper()
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
-		unable(t, err.Error())
+		kerneltest.Unable(t, err.Error())
 	}
 	var f *btf.Func
 	return kernel.TypeByName("bpf_sock_destroy", &f) == nil
@@ -361,7 +351,7 @@ func (l *lab) byPrograms(t *testing.T) *terminate.Terminator {
 	}
 	if log.Len() > 0 {
 		_ = end.Close()
-		unable(t, log.String())
+		kerneltest.Unable(t, log.String())
 	}
 	return end
 }
