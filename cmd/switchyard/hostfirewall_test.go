@@ -49,6 +49,35 @@ func TestHostFirewall(t *testing.T) {
 	})
 }
 
+// TestHostFirewallReload: another program replaces iptables' rules while the agent
+// runs. The opening is back within seconds, however those rules drop the rest.
+func TestHostFirewallReload(t *testing.T) {
+	const policy = "iptables-%[1]s -F; iptables-%[1]s -X; iptables-%[1]s -A INPUT -i lo -j ACCEPT; iptables-%[1]s -P FORWARD %[2]s; "
+	for _, c := range []struct{ name, rules string }{
+		{"a policy", fmt.Sprintf(policy, "nft", "DROP")},
+		{"a chain that logs and drops", fmt.Sprintf(policy, "nft", "ACCEPT") + "iptables-nft -N LOGDROP; iptables-nft -A LOGDROP -j DROP; iptables-nft -A FORWARD -j LOGDROP"},
+		{"legacy", fmt.Sprintf(policy, "legacy", "DROP")},
+		{"rules that iptables does not understand", "nft 'flush ruleset; table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; ct state vmap { established : accept, related : accept, invalid : drop }; }; }'"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, "nftables", []any{serviceCIDR()})
+			s.writeWeb(s.node.Pods[0])
+			answers := s.asks(netlab.Request{Protocol: netlab.TCP, To: s.webNodePort(), Timeout: time.Second})
+			s.eventually("the NodePort of web", answers, true)
+			for range 2 {
+				if out, err := s.shell(c.rules); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				begin := time.Now()
+				s.eventually("the NodePort of web after the reload", answers, true)
+				if took := time.Since(begin); took > netlab.Patient(8*time.Second) {
+					t.Errorf("no answer for %v", took)
+				}
+			}
+		})
+	}
+}
+
 // writeChecked is writeWeb and a Service that has a health check.
 func (s *site) writeChecked(pod *netlab.Host) {
 	s.t.Helper()

@@ -11,11 +11,24 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
-// period is the longest time from another program's change to the rules until a
-// Keeper follows. kube-proxy looks as often.
-const period = 30 * time.Second
+const (
+	// period is the longest time from another program's change to the rules until a
+	// Keeper follows. kube-proxy looks as often. Most changes are noticed sooner.
+	period = 30 * time.Second
+	// legacyPause is between two looks at the size of legacy iptables' tables.
+	legacyPause = 2 * time.Second
+	// settle is how long a Keeper lets a change of many steps end.
+	settle = 50 * time.Millisecond
+	// Other programs may change their rules all the time. Looks for their sake are
+	// noticedDuty times as long apart as a look takes, within these bounds.
+	noticedDuty  = 50
+	noticedPause = time.Second
+	noticedMost  = 3 * time.Second
+)
 
 // Config is what a Keeper is told.
 type Config struct {
@@ -34,14 +47,16 @@ type Keeper struct {
 
 	mu     sync.Mutex
 	known  *dataplane.Snapshot
-	checks map[uint16]int // ports of health checks → how many ServicePorts have it
-	closed []string       // what drops and was opened, as the last look found it
-	err    error          // of the last look
+	checks map[uint16]int              // ports of health checks → how many ServicePorts have it
+	closed []string                    // what drops and was opened, as the last look found it
+	opened map[string]bool             // by command and chain
+	sizes  map[dataplane.Family]uint32 // of legacy iptables' table, in bytes
+	err    error                       // of the last look
 }
 
 // NewKeeper readies a Keeper; Run starts it.
 func NewKeeper(cfg Config) *Keeper {
-	return &Keeper{cfg: cfg, poke: make(chan struct{}, 1), checks: map[uint16]int{}}
+	return &Keeper{cfg: cfg, poke: make(chan struct{}, 1), checks: map[uint16]int{}, sizes: map[dataplane.Family]uint32{}}
 }
 
 // Synced says that the kernel forwards s now. It costs what changed.
@@ -83,19 +98,126 @@ func (k *Keeper) count(p *dataplane.ServicePort, by int) bool {
 
 // Run looks after the rules until ctx ends. They stay, as forwarding does.
 func (k *Keeper) Run(ctx context.Context) {
+	notices := make(chan struct{}, 1)
+	var following sync.WaitGroup
+	defer following.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	following.Go(func() { k.followNFT(ctx, notices) })
+	following.Go(func() { k.followLegacy(ctx, notices) })
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
+		noticed := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-k.poke:
 		case <-tick.C:
+		case <-notices:
+			noticed = true
 		}
-		if k.ready() {
-			k.look(ctx)
+		if !k.ready() || noticed && (!pause(ctx, settle) || k.whole()) {
+			continue
+		}
+		begin := time.Now()
+		k.look(ctx)
+		k.measure() // what we wrote is no news
+		if noticed {
+			pause(ctx, min(max(noticedPause, noticedDuty*time.Since(begin)), noticedMost))
 		}
 	}
+}
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// followNFT notices changes to nftables' tables of the name that iptables uses.
+func (k *Keeper) followNFT(ctx context.Context, notices chan<- struct{}) {
+	f, err := nft.Follow()
+	if err != nil {
+		k.cfg.Log.Debug("cannot listen to nftables; the host's firewall is looked at now and then", "every", period, "error", err)
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.Close() })
+	defer stop()
+	for {
+		changed, err := f.Next(filter)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil || len(changed) > 0 {
+			notice(notices)
+		}
+	}
+}
+
+// followLegacy notices changes to the tables of legacy iptables by their size, of
+// which the kernel notifies nobody.
+func (k *Keeper) followLegacy(ctx context.Context, notices chan<- struct{}) {
+	for pause(ctx, legacyPause) {
+		if k.measure() {
+			notice(notices)
+		}
+	}
+}
+
+// measure notes the sizes of legacy iptables' tables, and reports whether one is
+// another than it was.
+func (k *Keeper) measure() (changed bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, f := range k.cfg.Families {
+		var size uint32
+		if slices.Contains(xtables.LegacyTables(f), filter) {
+			info, err := xtables.LegacyInfo(f, filter)
+			if err != nil {
+				continue
+			}
+			size = info.Size()
+		}
+		changed = changed || size != k.sizes[f]
+		k.sizes[f] = size
+	}
+	return changed
+}
+
+func notice(notices chan<- struct{}) {
+	select {
+	case notices <- struct{}{}:
+	default:
+	}
+}
+
+// whole reports whether all that a look opened is led to still, and nothing else
+// can need it. It runs no command, because other programs may change their rules
+// all the time.
+func (k *Keeper) whole() bool {
+	k.mu.Lock()
+	opened, failed := k.opened, k.err != nil
+	k.mu.Unlock()
+	found, err := tables(k.cfg.Families)
+	if err != nil || failed || len(found)*len(k.chains()) != len(opened) {
+		return false
+	}
+	for _, t := range found {
+		for _, c := range k.chains() {
+			if t.legacy || !opened[t.Command+c.chain] {
+				return false
+			}
+			if jumps, err := t.jumps(c.chain, c.ours); err != nil || !jumps {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (k *Keeper) ready() bool {
@@ -114,11 +236,12 @@ func (k *Keeper) State() ([]string, error) {
 
 // look makes the rules as they must be, and logs what is news.
 func (k *Keeper) look(ctx context.Context) {
-	closed, err := k.keep(ctx)
+	closed, opened, err := k.keep(ctx)
 	if ctx.Err() != nil {
 		return
 	}
 	k.mu.Lock()
+	k.opened = opened
 	news := !slices.Equal(closed, k.closed)
 	failed := err != nil && (k.err == nil || k.err.Error() != err.Error())
 	k.closed, k.err = closed, err
@@ -133,13 +256,14 @@ func (k *Keeper) look(ctx context.Context) {
 
 // keep opens each chain that drops the rest, and takes back what was opened in
 // chains that do not any more.
-func (k *Keeper) keep(ctx context.Context) (closed []string, err error) {
+func (k *Keeper) keep(ctx context.Context) (closed []string, opened map[string]bool, err error) {
+	opened = map[string]bool{}
 	found, err := tables(k.cfg.Families)
 	errs := []error{err}
 	for _, t := range found {
 		for _, c := range k.chains() {
 			if ctx.Err() != nil { // a command may have waited for the xtables lock
-				return nil, ctx.Err()
+				return nil, nil, ctx.Err()
 			}
 			drops, err := t.drops(c.chain)
 			switch {
@@ -149,12 +273,13 @@ func (k *Keeper) keep(ctx context.Context) (closed []string, err error) {
 			default:
 				if err = t.open(c.chain, c.ours, c.rules); err == nil {
 					closed = append(closed, t.Command+" "+drops)
+					opened[t.Command+c.chain] = true
 				}
 			}
 			errs = append(errs, err)
 		}
 	}
-	return closed, errors.Join(errs...)
+	return closed, opened, errors.Join(errs...)
 }
 
 // opening is what a chain must accept.

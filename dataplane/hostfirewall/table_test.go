@@ -1,7 +1,9 @@
 package hostfirewall
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -21,10 +23,30 @@ func TestDropsRest(t *testing.T) {
 		{"rules that drop some", []string{"-P FORWARD ACCEPT", "-A FORWARD -s 192.0.2.1/32 -j DROP"}, ""},
 		{"a last rule with a comment", []string{`-A FORWARD -m comment --comment "drop the rest" -j DROP`}, `-A FORWARD -m comment --comment "drop the rest" -j DROP`},
 		{"a chain whose name begins so", []string{"-A FORWARD -j DROP-SPOOFED"}, ""},
-		{"a policy of another chain", []string{"-P INPUT DROP"}, ""},
+		{"a policy of another chain", []string{"-P INPUT DROP", "-P FORWARD ACCEPT"}, ""},
+		{"a chain that logs and drops", []string{"-P FORWARD ACCEPT", "-N LOGDROP", "-A FORWARD -s 192.0.2.1/32 -j ACCEPT", "-A FORWARD -j LOGDROP", "-A LOGDROP -j LOG", "-A LOGDROP -j DROP"},
+			"-A FORWARD -j LOGDROP"},
+		{"a chain that drops two jumps away (RHEL)", []string{"-P FORWARD ACCEPT", "-A FORWARD -j RH-Firewall-1-INPUT", "-A RH-Firewall-1-INPUT -i lo -j ACCEPT", "-A RH-Firewall-1-INPUT -g rest", "-A rest -j REJECT --reject-with icmp-host-prohibited"},
+			"-A FORWARD -j RH-Firewall-1-INPUT"},
+		{"a chain that drops some", []string{"-P FORWARD ACCEPT", "-A FORWARD -j blocked", "-A blocked -s 192.0.2.1/32 -j DROP"}, ""},
+		{"a chain for one client", []string{"-P FORWARD ACCEPT", "-A FORWARD -s 192.0.2.1/32 -j strict", "-A strict -j DROP"}, ""},
+		{"new connections by one device", []string{"-P FORWARD ACCEPT", "-A FORWARD -i eth0 -m conntrack --ctstate NEW -j DROP"}, "-A FORWARD -i eth0 -m conntrack --ctstate NEW -j DROP"},
+		{"all that is not established", []string{"-P FORWARD ACCEPT", "-A FORWARD -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP"},
+			"-A FORWARD -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP"},
+		{"what is invalid", []string{"-P FORWARD ACCEPT", "-A FORWARD -m conntrack --ctstate INVALID -j DROP"}, ""},
+		{"all but new connections", []string{"-P FORWARD ACCEPT", "-A FORWARD -m conntrack ! --ctstate NEW -j DROP"}, ""},
+		{"TCP, but for one port", []string{"-P FORWARD ACCEPT", "-A FORWARD -p tcp -m tcp ! --dport 22 -j DROP"}, ""},
+		{"chains in a circle are looked at once in a while", []string{"-P FORWARD ACCEPT", "-A FORWARD -j a", "-A a -j b", "-A b -j a"}, ""},
 	} {
-		if got := dropsRest("FORWARD", c.lines); got != c.want {
-			t.Errorf("%s: %q drops the rest; want %q", c.name, got, c.want)
+		got, err := dropsRest("FORWARD", func(chain string) ([]string, error) {
+			lines := slices.DeleteFunc(slices.Clone(c.lines), func(l string) bool { return strings.Fields(l)[1] != chain })
+			if len(lines) == 0 {
+				return nil, errors.New("no such chain")
+			}
+			return lines, nil
+		})
+		if got != c.want || err != nil {
+			t.Errorf("%s: %q drops the rest, %v; want %q", c.name, got, err, c.want)
 		}
 	}
 }
