@@ -48,45 +48,6 @@ type Backend interface {
 	Close() error
 }
 
-// Watched is a Backend that notices at once when somebody else changes what it
-// wrote. Its methods may be called beside all others.
-type Watched interface {
-	// Disturbed receives after somebody else changed it, or may have.
-	Disturbed() <-chan struct{}
-	// Undisturbed reports that nobody has since the last Observe, so that another
-	// one would read what that read and what Syncs wrote since.
-	Undisturbed() bool
-}
-
-// FamilyHolder is a Backend whose Sync may fail for one family alone, with a
-// *FamilyError.
-type FamilyHolder interface {
-	// Hold makes later Syncs leave these families alone, whatever prev is, until
-	// the next call; want then has their ServicePorts as they were last known.
-	// Observe does not read them. It may be called alongside Observe.
-	Hold(families []Family)
-}
-
-// Traits say how a Backend is best called. A Backend that has none of them needs
-// no method Traits.
-type Traits struct {
-	// CostGrows says that the cost of a Sync grows with all ServicePorts, and not just
-	// with those that change.
-	CostGrows bool
-	// ObservesAlongside says that Observe may be called while another method runs. If
-	// a Sync runs meanwhile, the Observation may have some of its changes, and its
-	// Other may be of what the kernel held before or after.
-	ObservesAlongside bool
-}
-
-// TraitsOf returns a Backend's Traits.
-func TraitsOf(b Backend) Traits {
-	if t, ok := b.(interface{ Traits() Traits }); ok {
-		return t.Traits()
-	}
-	return Traits{}
-}
-
 // Driver opens one kind of Backend. Package catalog lists them.
 type Driver struct {
 	Name string // as given to --backend
@@ -118,12 +79,6 @@ type Driver struct {
 	// when those that it has are over, at once where nothing is there, and with
 	// ctx's error when that ends first. Cleanup comes after it.
 	Retire func(context.Context, Config, *Node) error
-}
-
-// Layered is a Backend that is made of several layers.
-type Layered interface {
-	// Layers are the names of those that it uses, of its Driver's.
-	Layers() []string
 }
 
 // ErrUnsupported marks what this kernel or system cannot do, as against a

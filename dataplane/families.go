@@ -21,20 +21,6 @@ func HostFamilies() []Family {
 	return append(families, IPv6)
 }
 
-// Familied is a Backend that may program fewer families than it was asked for.
-type Familied interface {
-	// Families are those that it programs.
-	Families() []Family
-}
-
-// FamiliesOf returns the families that a Backend programs, which was asked for some.
-func FamiliesOf(b Backend, asked []Family) []Family {
-	if f, ok := b.(Familied); ok {
-		return f.Families()
-	}
-	return asked
-}
-
 // Usable returns the families for which a mechanism works: all that are asked for,
 // or with SomeFamilies at least one. It logs which are missing.
 func (c Config) Usable(works func(Family) error) ([]Family, error) {

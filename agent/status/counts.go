@@ -8,14 +8,9 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// Counter is a backend that counts.
-type Counter interface {
-	Counts() ([]dataplane.Count, error)
-}
-
 // CountBackend makes metrics of what a backend counts, if it does.
 func (m *Metrics) CountBackend(log *slog.Logger, backend any) {
-	if c, ok := backend.(Counter); ok {
+	if c, ok := backend.(dataplane.Counter); ok {
 		m.registry.MustRegister(counts{log, c})
 	}
 }
@@ -24,7 +19,7 @@ func (m *Metrics) CountBackend(log *slog.Logger, backend any) {
 // prometheus.Collector, and says nothing before of what there will be.
 type counts struct {
 	log     *slog.Logger
-	backend Counter
+	backend dataplane.Counter
 }
 
 // Describe implements prometheus.Collector.

@@ -382,9 +382,7 @@ func (a *accelerated) Counts() ([]dataplane.Count, error) {
 		})
 		out, errs = append(out, counts...), append(errs, err)
 	}
-	if b, ok := a.Backend.(interface {
-		Counts() ([]dataplane.Count, error)
-	}); ok {
+	if b, ok := a.Backend.(dataplane.Counter); ok {
 		counts, err := b.Counts()
 		out, errs = append(out, counts...), append(errs, err)
 	}
