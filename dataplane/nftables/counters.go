@@ -27,7 +27,7 @@ func counted() []struct{ chain, verdict string } {
 }
 
 // Counts implements dataplane.Counter. A table that is not there has counted nothing.
-func (b *backend) Counts() []dataplane.Count {
+func (b *backend) Counts() ([]dataplane.Count, error) {
 	c := b.counter
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -45,7 +45,7 @@ func (b *backend) Counts() []dataplane.Count {
 			})
 		}
 	}
-	return out
+	return out, nil
 }
 
 func (c *counter) close() error {

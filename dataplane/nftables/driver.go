@@ -14,6 +14,14 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
+// What the backend offers in addition to dataplane.Backend.
+var (
+	_ dataplane.Counter      = (*backend)(nil)
+	_ dataplane.Familied     = (*backend)(nil)
+	_ dataplane.FamilyHolder = (*backend)(nil)
+	_ dataplane.Watched      = (*backend)(nil)
+)
+
 // Driver opens the backend. It programs the network namespace of this process.
 func Driver() dataplane.Driver {
 	return dataplane.Driver{
