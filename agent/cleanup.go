@@ -79,12 +79,11 @@ func layersOf(c *config.Config, backend string) []dataplane.Driver {
 // nothing new, and waits until what they have is over.
 func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, backend string, most time.Duration) error {
 	cfg := c.Dataplane(log, dataplane.HostFamilies())
-	nobody := func() *dataplane.Node { return &dataplane.Node{} } // only new connections ask about the node
 	if err := takeover.Hold(cfg.Families); err != nil {
 		log.Warn("connections that IPVS translates may break, as the kernel's NAT cannot be kept", "error", err)
 	}
 	for _, d := range layersOf(c, backend) {
-		drain := takeover.Retire(d, cfg, nobody, most)
+		drain := takeover.Drain(d, cfg, most)
 		if drain == nil {
 			continue
 		}

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
@@ -40,7 +39,7 @@ func (a *Agent) predecessors() []takeover.Old {
 			continue
 		}
 		all = append(all, takeover.Old{
-			Name: d.Name, Retire: takeover.Retire(d, cfg, a.node, takeover.MostDrain),
+			Name: d.Name, Drain: takeover.Drain(d, cfg, takeover.MostDrain),
 			Remove: func(ctx context.Context) error {
 				if err := d.Cleanup(ctx, cfg); err != nil {
 					return err
@@ -83,7 +82,3 @@ func (a *Agent) holdPodSockets() *atomic.Bool {
 	a.podsHeld.Store(serves)
 	return &a.podsHeld
 }
-
-// node is this node as the newest Snapshot has it. There is one, as the kernel
-// forwards all of an earlier one.
-func (a *Agent) node() *dataplane.Node { return a.watcher.Around().Snapshot.Node }

@@ -73,12 +73,11 @@ type Driver struct {
 	// mechanism, and nothing else. It needs no Backend and succeeds where there
 	// is nothing to remove.
 	Cleanup func(context.Context, Config) error
-	// Retire is of a mechanism that translates connections by itself; nil: the
-	// kernel's NAT goes on with all of them. What is in the kernel of it takes no
-	// new ones, which another backend serves already, or nobody is to. It returns
-	// when those that it has are over, at once where nothing is there, and with
-	// ctx's error when that ends first. Cleanup comes after it.
-	Retire func(context.Context, Config, *Node) error
+	// Drain is set by mechanisms that translate connections themselves. It stops them
+	// from accepting new connections and returns once the existing ones have ended: at
+	// once if there are none, with ctx's error if ctx ends first. Call Cleanup
+	// afterwards. Nil means that the kernel's NAT carries existing connections.
+	Drain func(context.Context, Config) error
 }
 
 // ErrUnsupported marks what this kernel or system cannot do, as against a

@@ -33,8 +33,8 @@ func Accelerate(name string, o Options, bases ...dataplane.Driver) dataplane.Dri
 	d := dataplane.Driver{Name: name, OpenProbes: true, Layers: []string{LayerName}, Probe: a.probe, Open: a.open, Cleanup: a.cleanup}
 	for _, base := range bases {
 		d.Layers = append(d.Layers, base.Name)
-		if base.Retire != nil {
-			d.Retire = a.retire
+		if base.Drain != nil {
+			d.Drain = a.drain
 		}
 	}
 	return d
@@ -132,11 +132,11 @@ func (a accelerator) cleanup(ctx context.Context, cfg dataplane.Config) error {
 	return errors.Join(errs...)
 }
 
-func (a accelerator) retire(ctx context.Context, cfg dataplane.Config, node *dataplane.Node) error {
+func (a accelerator) drain(ctx context.Context, cfg dataplane.Config) error {
 	var errs []error
 	for _, base := range a.bases {
-		if base.Retire != nil {
-			errs = append(errs, base.Retire(ctx, cfg, node))
+		if base.Drain != nil {
+			errs = append(errs, base.Drain(ctx, cfg))
 		}
 	}
 	return errors.Join(errs...)

@@ -70,7 +70,7 @@ func Driver(o Options) dataplane.Driver {
 		},
 		Find:    func(context.Context) ([]string, error) { return find() },
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
-		Retire:  func(ctx context.Context, cfg dataplane.Config, _ *dataplane.Node) error { return retire(ctx, cfg) },
+		Drain:   retire,
 	}
 }
 

@@ -30,9 +30,9 @@ type Old struct {
 	Name string
 	// Remove removes what is there of it, and is no error where nothing is.
 	Remove func(context.Context) error
-	// Retire, if it is set, has it take no new connections, and returns when those
-	// that it has are over.
-	Retire func(context.Context) error
+	// Drain, if it is set, stops it from accepting new connections and returns once
+	// the existing ones have ended.
+	Drain func(context.Context) error
 }
 
 // Run ends all of old, one after the other, and returns when no connection needs
@@ -43,8 +43,8 @@ func Run(ctx context.Context, log *slog.Logger, families []dataplane.Family, old
 		log.Warn("connections that another proxy began may break, as the kernel's NAT cannot be kept", "error", held)
 	}
 	for _, o := range old {
-		if o.Retire != nil {
-			if err := o.Retire(ctx); err != nil && ctx.Err() == nil {
+		if o.Drain != nil {
+			if err := o.Drain(ctx); err != nil && ctx.Err() == nil {
 				log.Warn("the connections of what served this node before are not waited for", "was", o.Name, "error", err)
 			}
 		}
@@ -95,15 +95,16 @@ func translated(ctx context.Context, families []dataplane.Family) (count int, er
 	return count, nil
 }
 
-// Retire is the Retire of a backend that has one, for at most as long as is said.
-func Retire(driver dataplane.Driver, cfg dataplane.Config, node func() *dataplane.Node, most time.Duration) func(context.Context) error {
-	if driver.Retire == nil {
+// Drain returns a Driver's Drain, which ends without an error after at most that long.
+// Nil means that there is nothing to drain.
+func Drain(driver dataplane.Driver, cfg dataplane.Config, most time.Duration) func(context.Context) error {
+	if driver.Drain == nil {
 		return nil
 	}
 	return func(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, most)
 		defer cancel()
-		err := driver.Retire(limited, cfg, node())
+		err := driver.Drain(limited, cfg)
 		if limited.Err() != nil && ctx.Err() == nil {
 			cfg.Log.Info("what is left of connections ends: they had the time to", "of", driver.Name, "time", most)
 			return nil

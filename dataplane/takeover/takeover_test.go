@@ -28,7 +28,7 @@ func tables(t *testing.T) int {
 
 var both = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
 
-// TestRun: what was there is retired before it is removed, one after the other,
+// TestRun: what was there is drained before it is removed, one after the other,
 // while NAT is held; in the end nothing is left.
 func TestRun(t *testing.T) {
 	kerneltest.OwnNetns(t)
@@ -48,10 +48,10 @@ func TestRun(t *testing.T) {
 		}
 	}
 	Run(t.Context(), slog.New(slog.DiscardHandler), both, []Old{
-		{Name: "ebpf", Retire: step("retire ebpf", nil), Remove: step("remove ebpf", nil)},
+		{Name: "ebpf", Drain: step("drain ebpf", nil), Remove: step("remove ebpf", nil)},
 		{Name: "kube-proxy", Remove: step("remove kube-proxy", errors.New("the lock is held"))},
 	})
-	if want := []string{"retire ebpf", "remove ebpf", "remove kube-proxy", "remove kube-proxy"}; !slices.Equal(done, want) {
+	if want := []string{"drain ebpf", "remove ebpf", "remove kube-proxy", "remove kube-proxy"}; !slices.Equal(done, want) {
 		t.Errorf("done: %q, want %q", done, want)
 	}
 	if n := tables(t); n != 0 {
