@@ -51,18 +51,17 @@ type Backend interface {
 // Driver opens one kind of Backend. Package catalog lists them.
 type Driver struct {
 	Name string // as given to --backend
-	// Probe tells whether Open would work here: nil, an error that wraps
-	// ErrUnsupported and says what is missing, or a fault that says nothing of
-	// the machine. It changes nothing.
-	Probe func(context.Context, Config) error
 	// Open readies a Backend and leaves what forwards now alone until its first Sync.
+	// If the mechanism does not work here, Open leaves nothing behind and returns an
+	// error that wraps ErrUnsupported and says what is missing. Any other error is a
+	// fault that says nothing of the machine.
 	Open func(context.Context, Config) (Backend, error)
+	// Probe returns the error that Open would return, and changes nothing. Nil means
+	// that Open and Close change nothing either. Call Works.
+	Probe func(context.Context, Config) error
 	// Layers are the names of what this Driver may put into the kernel, each of
 	// which a Driver of that name can clean up by itself. Empty: just its own.
 	Layers []string
-	// OpenProbes says that Open itself fails as Probe does, and leaves nothing
-	// behind then, so that a start need not do both: each takes long.
-	OpenProbes bool
 	// OpensFirewall says that the Backend itself lets its connections through what
 	// iptables' rules on the host drop. For others package hostfirewall does.
 	OpensFirewall bool
@@ -78,6 +77,19 @@ type Driver struct {
 	// once if there are none, with ctx's error if ctx ends first. Call Cleanup
 	// afterwards. Nil means that the kernel's NAT carries existing connections.
 	Drain func(context.Context, Config) error
+}
+
+// Works returns nil if Open would work here, or the error that it would return. It
+// changes nothing.
+func (d Driver) Works(ctx context.Context, cfg Config) error {
+	if d.Probe != nil {
+		return d.Probe(ctx, cfg)
+	}
+	b, err := d.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return b.Close()
 }
 
 // ErrUnsupported marks what this kernel or system cannot do, as against a

@@ -89,7 +89,7 @@ func needs(t *testing.T, d dataplane.Driver) {
 	t.Helper()
 	err := netlab.RequireRoot()
 	if err == nil {
-		err = d.Probe(t.Context(), dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: 14})
+		err = d.Works(t.Context(), dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: dataplane.HostFamilies(), MasqueradeBit: 14})
 	}
 	if d.Name == "ipvs" && errors.Is(err, dataplane.ErrUnsupported) {
 		t.Skipf("%v; it runs where ip_vs is: make test-vm BACKEND=ipvs", err)

@@ -56,8 +56,7 @@ func (p pretended) Close() error { return nil }
 
 func (m *machine) driver(name string) dataplane.Driver {
 	return dataplane.Driver{
-		Name:  name,
-		Probe: func(context.Context, dataplane.Config) error { return nil },
+		Name: name,
 		Open: func(context.Context, dataplane.Config) (dataplane.Backend, error) {
 			return pretended{m, name}, nil
 		},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -40,65 +39,71 @@ func (c Choice) NamesPassedOver() []string {
 }
 
 // Choose opens the backend of a name. For Auto it takes the first of drivers
-// that works here, and tells why it passed over those before. Only if none does so
-// for all address families, one that does for some is taken.
+// that works here, and logs why it passed over those before.
 func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
-	all, err := choose(ctx, name, drivers, cfg)
-	if err == nil || len(cfg.Families) < 2 {
-		return all, err
+	choice := Choice{Asked: name}
+	var err error
+	choice.Driver, choice.PassedOver, err = first(name, drivers, cfg, func(d dataplane.Driver, cfg dataplane.Config) (err error) {
+		choice.Backend, err = d.Open(ctx, cfg)
+		return err
+	})
+	if err != nil {
+		return Choice{}, err
 	}
-	cfg.SomeFamilies = true
-	if some, failed := choose(ctx, name, drivers, cfg); failed == nil {
-		return some, nil
+	cfg.Log.Info("backend chosen", "backend", choice.Name, "asked", name)
+	warnOfBridges(cfg.Log, sysctl.Proc, cfg.Families)
+	choice.Layers = []string{choice.Name}
+	if l, ok := choice.Backend.(dataplane.Layered); ok {
+		choice.Layers = l.Layers()
 	}
-	return Choice{}, err
+	return choice, nil
 }
 
-func choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
-	choice := Choice{Asked: name}
-	var passed []error
+// Check returns nil if Choose would find a backend of a name that works here, or
+// why not. It changes nothing.
+func Check(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) error {
+	_, _, err := first(name, drivers, cfg, func(d dataplane.Driver, cfg dataplane.Config) error { return d.Works(ctx, cfg) })
+	return err
+}
+
+// first returns the first of the drivers of a name for which try succeeds, and those
+// before it. Only if none does so for all address families, it returns one that does
+// for some.
+func first(name string, drivers []dataplane.Driver, cfg dataplane.Config, try func(dataplane.Driver, dataplane.Config) error) (dataplane.Driver, []PassedOver, error) {
+	d, passed, err := walk(name, drivers, cfg, try)
+	if err == nil || len(cfg.Families) < 2 {
+		return d, passed, err
+	}
+	cfg.SomeFamilies = true
+	if d, passed, failed := walk(name, drivers, cfg, try); failed == nil {
+		return d, passed, nil
+	}
+	return dataplane.Driver{}, nil, err
+}
+
+func walk(name string, drivers []dataplane.Driver, cfg dataplane.Config, try func(dataplane.Driver, dataplane.Config) error) (dataplane.Driver, []PassedOver, error) {
+	var passed []PassedOver
+	var errs []error
 	for _, d := range drivers {
 		if name != Auto && name != d.Name {
 			continue
 		}
-		backend, err := open(ctx, d, cfg)
+		err := try(d, cfg)
 		if err == nil {
-			cfg.Log.Info("backend chosen", "backend", d.Name, "asked", name)
-			warnOfBridges(cfg.Log, sysctl.Proc, cfg.Families)
-			choice.Driver, choice.Backend, choice.Layers = d, backend, []string{d.Name}
-			if l, ok := backend.(dataplane.Layered); ok {
-				choice.Layers = l.Layers()
-			}
-			return choice, nil
+			return d, passed, nil
 		}
-		choice.PassedOver = append(choice.PassedOver, PassedOver{d.Name, err})
+		passed = append(passed, PassedOver{d.Name, err})
 		err = fmt.Errorf("backend %s: %w", d.Name, err)
 		if name == d.Name {
-			return Choice{}, err
+			return dataplane.Driver{}, nil, err
 		}
 		cfg.Log.Info("backend passed over", "backend", d.Name, "reason", err)
-		passed = append(passed, err)
+		errs = append(errs, err)
 	}
 	if name != Auto {
-		return Choice{}, fmt.Errorf("there is no backend %q; there is %s", name, strings.Join(Names(drivers), ", "))
+		return dataplane.Driver{}, nil, fmt.Errorf("there is no backend %q; there is %s", name, strings.Join(Names(drivers), ", "))
 	}
-	return Choice{}, fmt.Errorf("no backend works here: %w", errors.Join(passed...))
-}
-
-// open opens a backend that works here.
-func open(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) (dataplane.Backend, error) {
-	if !d.OpenProbes {
-		quiet := cfg
-		quiet.Log = slog.New(slog.DiscardHandler) // Open says it again
-		if err := d.Probe(ctx, quiet); err != nil {
-			return nil, err
-		}
-	}
-	backend, err := d.Open(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("opening it: %w", err)
-	}
-	return backend, nil
+	return dataplane.Driver{}, nil, fmt.Errorf("no backend works here: %w", errors.Join(errs...))
 }
 
 // Names is what --backend takes.

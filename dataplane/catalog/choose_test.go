@@ -16,16 +16,16 @@ import (
 // where no other one can.
 func TestChooseFamilies(t *testing.T) {
 	driver := func(name string, works ...dataplane.Family) dataplane.Driver {
-		probe := func(_ context.Context, cfg dataplane.Config) error {
+		open := func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			_, err := cfg.Usable(func(f dataplane.Family) error {
 				if !slices.Contains(works, f) {
 					return fmt.Errorf("%s has none: %w", name, dataplane.ErrUnsupported)
 				}
 				return nil
 			})
-			return err
+			return idle{}, err
 		}
-		return dataplane.Driver{Name: name, Probe: probe, Open: func(context.Context, dataplane.Config) (dataplane.Backend, error) { return nil, nil }}
+		return dataplane.Driver{Name: name, Open: open}
 	}
 	none, four, six, both := driver("none"), driver("four", dataplane.IPv4), driver("six", dataplane.IPv6), driver("both", dataplane.IPv4, dataplane.IPv6)
 	for _, c := range []struct {
@@ -46,23 +46,23 @@ func TestChooseFamilies(t *testing.T) {
 		if got.Name != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s of %v: got %q, %v; want %q, %q", c.name, Names(c.drivers), got.Name, err, c.want, c.err)
 		}
+		if checked := Check(t.Context(), c.name, c.drivers, cfg); fmt.Sprint(checked) != fmt.Sprint(err) {
+			t.Errorf("%s of %v: Check says %v, Choose %v", c.name, Names(c.drivers), checked, err)
+		}
 	}
 }
 
+// idle is a backend that is only opened and closed.
+type idle struct{ dataplane.Backend }
+
+func (idle) Close() error { return nil }
+
 func TestChoose(t *testing.T) {
-	driver := func(name string, probe error) dataplane.Driver {
+	driver := func(name string, err error) dataplane.Driver {
 		return dataplane.Driver{
-			Name:  name,
-			Probe: func(context.Context, dataplane.Config) error { return probe },
-			Open:  func(context.Context, dataplane.Config) (dataplane.Backend, error) { return nil, nil },
+			Name: name,
+			Open: func(context.Context, dataplane.Config) (dataplane.Backend, error) { return idle{}, err },
 		}
-	}
-	// It cannot be opened, and is not probed.
-	openProbes := dataplane.Driver{
-		Name: "a", OpenProbes: true,
-		Open: func(context.Context, dataplane.Config) (dataplane.Backend, error) {
-			return nil, fmt.Errorf("the verifier refuses a program: %w", dataplane.ErrUnsupported)
-		},
 	}
 	lacking := fmt.Errorf("the kernel has no ip_vs: %w", dataplane.ErrUnsupported)
 	for _, c := range []struct {
@@ -76,13 +76,15 @@ func TestChoose(t *testing.T) {
 		{"auto", []dataplane.Driver{driver("a", lacking), driver("b", nil)}, "b", ""},
 		{"auto", []dataplane.Driver{driver("a", lacking), driver("b", errors.New("no permission"))}, "", "no backend works here: backend a: the kernel has no ip_vs"},
 		{"a", []dataplane.Driver{driver("a", lacking), driver("b", nil)}, "", "backend a: the kernel has no ip_vs"},
-		{"auto", []dataplane.Driver{openProbes, driver("b", nil)}, "b", ""},
-		{"a", []dataplane.Driver{openProbes, driver("b", nil)}, "", "backend a: opening it: the verifier refuses a program"},
 		{"c", []dataplane.Driver{driver("a", nil), driver("b", nil)}, "", `there is no backend "c"; there is auto, a, b`},
 	} {
-		got, err := Choose(t.Context(), c.name, c.drivers, dataplane.Config{Log: slog.New(slog.DiscardHandler)})
+		cfg := dataplane.Config{Log: slog.New(slog.DiscardHandler)}
+		got, err := Choose(t.Context(), c.name, c.drivers, cfg)
 		if got.Name != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s of %v: got %q, %v; want %q, %q", c.name, Names(c.drivers), got.Name, err, c.want, c.err)
+		}
+		if checked := Check(t.Context(), c.name, c.drivers, cfg); fmt.Sprint(checked) != fmt.Sprint(err) {
+			t.Errorf("%s of %v: Check says %v, Choose %v", c.name, Names(c.drivers), checked, err)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package catalog
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -34,26 +33,9 @@ func (c Choice) LayerOf(err error) string {
 	return c.Layers[len(c.Layers)-1]
 }
 
-// Check reports whether Choose would find a backend of this name that works
-// here: nil, or why not. It changes nothing.
-func Check(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) error {
-	var errs []error
-	for _, d := range drivers {
-		if name != Auto && name != d.Name {
-			continue
-		}
-		err := d.Probe(ctx, cfg)
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, fmt.Errorf("backend %s: %w", d.Name, err))
-	}
-	return errors.Join(errs...)
-}
-
 // unfit returns a Driver that fails with what is known of its backend.
 func unfit(d dataplane.Driver, reason error) dataplane.Driver {
-	d.Probe = func(context.Context, dataplane.Config) error { return reason }
+	d.Probe = nil
 	d.Open = func(context.Context, dataplane.Config) (dataplane.Backend, error) { return nil, reason }
 	return d
 }

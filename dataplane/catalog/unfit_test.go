@@ -52,7 +52,7 @@ func TestUnfitLayers(t *testing.T) {
 				if mode != "" && d.Name == c.layer { // sockets are on top: the error says more
 					continue
 				}
-				if err := d.Probe(t.Context(), dataplane.Config{}); errors.Is(err, why) != want {
+				if err := d.Works(t.Context(), dataplane.Config{}); errors.Is(err, why) != want {
 					t.Errorf("layer %s, --socket-lb=%s: backend %s: %v", c.layer, mode, d.Name, err)
 				}
 			}

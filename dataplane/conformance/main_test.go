@@ -100,7 +100,7 @@ func supported(ctx context.Context, col column) error {
 	if err := netlab.RequireRoot(); err != nil {
 		return err
 	}
-	err := col.driver(site{}).Probe(ctx, agentConfig(nil, nil))
+	err := col.driver(site{}).Works(ctx, agentConfig(nil, nil))
 	if err != nil && !errors.Is(err, dataplane.ErrUnsupported) {
 		return nil // a fault says nothing of the machine: let the cases tell
 	}

@@ -30,7 +30,7 @@ func Layer(o Options) dataplane.Driver {
 func Accelerate(name string, o Options, bases ...dataplane.Driver) dataplane.Driver {
 	o = o.withDefaults()
 	a := accelerator{opts: o, bases: bases}
-	d := dataplane.Driver{Name: name, OpenProbes: true, Layers: []string{LayerName}, Probe: a.probe, Open: a.open, Cleanup: a.cleanup}
+	d := dataplane.Driver{Name: name, Layers: []string{LayerName}, Probe: a.probe, Open: a.open, Cleanup: a.cleanup}
 	for _, base := range bases {
 		d.Layers = append(d.Layers, base.Name)
 		if base.Drain != nil {
@@ -69,7 +69,7 @@ func (a accelerator) probe(ctx context.Context, cfg dataplane.Config) error {
 	}
 	var errs []error
 	for _, base := range a.bases {
-		err := base.Probe(ctx, cfg)
+		err := base.Works(ctx, cfg)
 		if err == nil {
 			return nil
 		}
@@ -89,7 +89,7 @@ func (a accelerator) open(ctx context.Context, cfg dataplane.Config) (dataplane.
 	}
 	var errs []error
 	for _, base := range a.bases {
-		opened, err := openBase(ctx, base, cfg)
+		opened, err := base.Open(ctx, cfg)
 		if err != nil {
 			cfg.Log.Info("packet backend passed over", "backend", base.Name, "reason", err)
 			errs = append(errs, fmt.Errorf("backend %s: %w", base.Name, err))
@@ -108,18 +108,6 @@ func (a accelerator) open(ctx context.Context, cfg dataplane.Config) (dataplane.
 		err = errors.Join(err, b.sockets.close())
 	}
 	return nil, err
-}
-
-// openBase opens a packet backend that works here.
-func openBase(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) (dataplane.Backend, error) {
-	if !d.OpenProbes {
-		quiet := cfg
-		quiet.Log = slog.New(slog.DiscardHandler) // Open says it again
-		if err := d.Probe(ctx, quiet); err != nil {
-			return nil, err
-		}
-	}
-	return d.Open(ctx, cfg)
 }
 
 // cleanup removes the sockets' layer first: what it translated to is served by

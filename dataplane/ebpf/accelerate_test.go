@@ -413,8 +413,8 @@ func TestAccelerateTakesTheFirstThatWorks(t *testing.T) {
 	o := testOptions(t)
 	lacking := inMemory()
 	lacking.Name = "lacking"
-	lacking.Probe = func(context.Context, dataplane.Config) error {
-		return fmt.Errorf("the kernel has no such thing: %w", dataplane.ErrUnsupported)
+	lacking.Open = func(context.Context, dataplane.Config) (dataplane.Backend, error) {
+		return nil, fmt.Errorf("the kernel has no such thing: %w", dataplane.ErrUnsupported)
 	}
 	d := Accelerate("ebpf", o, lacking, inMemory())
 	if err := d.Probe(t.Context(), testConfig()); err != nil {

@@ -271,7 +271,6 @@ func (*memory) Close() error { return nil }
 func inMemory() dataplane.Driver {
 	return dataplane.Driver{
 		Name:    "memory",
-		Probe:   func(context.Context, dataplane.Config) error { return nil },
 		Open:    func(context.Context, dataplane.Config) (dataplane.Backend, error) { return &memory{}, nil },
 		Cleanup: func(context.Context, dataplane.Config) error { return nil },
 	}

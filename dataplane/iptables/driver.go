@@ -40,28 +40,12 @@ func Driver(o Options) dataplane.Driver {
 	return dataplane.Driver{
 		Name:          "iptables",
 		OpensFirewall: true,
-		Probe:         func(ctx context.Context, cfg dataplane.Config) error { return probe(ctx, o, cfg) },
 		Open: func(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(ctx, o, cfg)
 		},
 		Find:    func(ctx context.Context) ([]string, error) { return Find(ctx, isOwn) },
 		Cleanup: func(ctx context.Context, cfg dataplane.Config) error { return cleanup(ctx, o, cfg) },
 	}
-}
-
-// probe asks each family's iptables-restore to check all kinds of rules that
-// are in use, without a commit.
-func probe(ctx context.Context, o Options, cfg dataplane.Config) error {
-	b, err := open(ctx, o, cfg)
-	if err != nil {
-		return err
-	}
-	for _, h := range b.halves {
-		if err = h.probe(ctx); err != nil {
-			break
-		}
-	}
-	return errors.Join(err, b.Close())
 }
 
 func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error) {
@@ -91,10 +75,8 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 		cmds.lock = b.lock
 		log := cfg.Log.With("family", f.String())
 		h := &half{family: f, commands: cmds, log: log, marks: m, localhost: cfg.LocalhostNodePorts}
-		if cfg.SomeFamilies {
-			if err := h.probe(ctx); err != nil {
-				return err
-			}
+		if err := h.probe(ctx); err != nil {
+			return err
 		}
 		b.halves = append(b.halves, h)
 		if other, err := findCommands(ctx, v.other(), f, o.lockWait()); err == nil {

@@ -639,7 +639,7 @@ func TestChangeOfVariant(t *testing.T) {
 func TestProbe(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		before := k.dump()
-		if err := Driver(Options{Mode: string(k.variant), LockDir: lockDir()}).Probe(context.Background(), config(t)); err != nil {
+		if err := Driver(Options{Mode: string(k.variant), LockDir: lockDir()}).Works(context.Background(), config(t)); err != nil {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(k.dump()) {
@@ -787,11 +787,11 @@ func TestOneFamily(t *testing.T) {
 				eachVariant(t, func(t *testing.T, k *kernel) {
 					breakage(k, base)
 					cfg, o := config(t), Options{Mode: string(k.variant), LockDir: lockDir()}
-					if err := probe(t.Context(), o, cfg); err == nil {
-						t.Error("both families can be had, says the probe")
+					if err := Driver(o).Works(t.Context(), cfg); err == nil {
+						t.Error("both families can be had, says Works")
 					}
 					cfg.SomeFamilies = true
-					k.must(probe(t.Context(), o, cfg))
+					k.must(Driver(o).Works(t.Context(), cfg))
 					b, err := open(t.Context(), o, cfg)
 					k.must(err)
 					t.Cleanup(func() { _ = b.Close() })

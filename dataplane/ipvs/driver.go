@@ -66,6 +66,10 @@ func Driver(o Options) dataplane.Driver {
 		Name:  "ipvs",
 		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(o, cfg) },
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+			var err error
+			if cfg.Families, err = usable(o, cfg); err != nil {
+				return nil, err
+			}
 			return open(o, cfg)
 		},
 		Find:    func(context.Context) ([]string, error) { return find() },
@@ -86,12 +90,6 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	}
 	if err := netns.CheckThread(); err != nil {
 		return nil, err
-	}
-	if cfg.SomeFamilies {
-		var err error
-		if cfg.Families, err = usable(o, cfg); err != nil {
-			return nil, err
-		}
 	}
 	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]triedScheduler{}}
 	b.searchScheduler = b.findScheduler

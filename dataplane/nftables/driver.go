@@ -28,6 +28,10 @@ func Driver() dataplane.Driver {
 		Name:  "nftables",
 		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(cfg) },
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+			var err error
+			if cfg.Families, err = cfg.Usable(probeFamily); err != nil {
+				return nil, err
+			}
 			return open(cfg)
 		},
 		Find:    func(context.Context) ([]string, error) { return find() },
@@ -44,12 +48,6 @@ func open(cfg dataplane.Config) (*backend, error) {
 	}
 	if err := netns.CheckThread(); err != nil {
 		return nil, err
-	}
-	if cfg.SomeFamilies {
-		var err error
-		if cfg.Families, err = cfg.Usable(probeFamily); err != nil {
-			return nil, err
-		}
 	}
 	b := &backend{cfg: cfg, log: cfg.Log, counter: newCounter(cfg.Families), refused: map[*dataplane.ServicePort]error{}}
 	var tables []*nft.Table

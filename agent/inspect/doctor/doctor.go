@@ -81,14 +81,14 @@ func Examine(ctx context.Context, s System, drivers []dataplane.Driver, cfg data
 // probe tries a backend for all address families, and then for those that it can do.
 func probe(ctx context.Context, d dataplane.Driver, cfg dataplane.Config) Backend {
 	b := Backend{Name: d.Name}
-	err := d.Probe(ctx, cfg)
+	err := d.Works(ctx, cfg)
 	if err == nil {
 		b.Works = true
 		return b
 	}
 	b.Reason = reason(err)
 	cfg.SomeFamilies = true
-	b.Works = len(cfg.Families) > 1 && d.Probe(ctx, cfg) == nil
+	b.Works = len(cfg.Families) > 1 && d.Works(ctx, cfg) == nil
 	return b
 }
 

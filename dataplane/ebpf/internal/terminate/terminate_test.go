@@ -66,7 +66,6 @@ func newLab(t *testing.T) *lab {
 func nothing() dataplane.Driver {
 	return dataplane.Driver{
 		Name:    "nothing",
-		Probe:   func(context.Context, dataplane.Config) error { return nil },
 		Open:    func(context.Context, dataplane.Config) (dataplane.Backend, error) { return nowhere{}, nil },
 		Cleanup: func(context.Context, dataplane.Config) error { return nil },
 	}
