@@ -78,7 +78,7 @@ type Agent struct {
 	served                      bool          // a Sync succeeded, if not for all families
 	forwarding                  chan struct{} // closed when it did
 	leftovers                   leftovers
-	podsHeld                    atomic.Bool // while IPVS of an earlier agent has connections
+	draining                    atomic.Bool // another backend on this node is still ending its connections
 }
 
 // Parts is what an agent is made of.
@@ -249,12 +249,13 @@ func (a *Agent) lock(ctx context.Context) (release func(), err error) {
 // open chooses the backend and readies it.
 func (a *Agent) open(ctx context.Context) (dataplane.Backend, error) {
 	cfg, options := a.config.Dataplane(a.log, a.families), a.backendOptions()
-	options.EBPF.HoldPodSockets = a.holdPodSockets()
+	cfg.Draining = a.draining.Load
 	choice, err := catalog.Choose(ctx, a.config.Backend(), a.backends.Drivers(options), cfg)
 	if err != nil {
 		return nil, err
 	}
 	a.backend, a.choice = choice.Name, choice
+	a.draining.Store(a.othersServe())
 	a.keepFirewallOpen(cfg)
 	return choice.Backend, nil
 }

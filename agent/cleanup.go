@@ -12,8 +12,6 @@ import (
 	"github.com/switchyard-io/switchyard/agent/config"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
@@ -59,20 +57,20 @@ func lockForCleanup(ctx context.Context, c *config.Config) (*lock.Lock, error) {
 }
 
 // layersOf returns what a backend may put into the kernel, or all backends
-// (auto), in the order of removal. The translation of sockets may be on top of any
-// backend and comes first: it must not go on by itself.
+// (auto), in the order of removal. What may be on top of any backend comes first: it
+// must not go on by itself.
 func layersOf(c *config.Config, backend string) []dataplane.Driver {
 	layers := catalog.Layers(c.Backends())
 	if backend == catalog.Auto {
 		return layers
 	}
-	names := []string{backend, ebpf.LayerName, hostfirewall.LayerName}
+	names := []string{backend}
 	for _, d := range catalog.Drivers(c.Backends()) {
 		if d.Name == backend {
 			names = append(names, d.Layers...)
 		}
 	}
-	return slices.DeleteFunc(layers, func(d dataplane.Driver) bool { return !slices.Contains(names, d.Name) })
+	return slices.DeleteFunc(layers, func(d dataplane.Driver) bool { return !d.OnTop && !slices.Contains(names, d.Name) })
 }
 
 // drainConnections has backends that translate connections by themselves serve
@@ -80,7 +78,7 @@ func layersOf(c *config.Config, backend string) []dataplane.Driver {
 func drainConnections(ctx context.Context, log *slog.Logger, c *config.Config, backend string, most time.Duration) error {
 	cfg := c.Dataplane(log, dataplane.HostFamilies())
 	if err := takeover.Hold(cfg.Families); err != nil {
-		log.Warn("connections that IPVS translates may break, as the kernel's NAT cannot be kept", "error", err)
+		log.Warn("connections that drain may break, as the kernel's NAT cannot be kept", "error", err)
 	}
 	for _, d := range layersOf(c, backend) {
 		drain := takeover.Drain(d, cfg, most)

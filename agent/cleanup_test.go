@@ -5,22 +5,27 @@ import (
 	"testing"
 
 	"github.com/switchyard-io/switchyard/agent/config"
+	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/dataplane/hostfirewall"
 )
 
-// TestCleanupBeginsWithSockets: whatever backend is cleaned up, the translation of
-// sockets on top of it goes first.
-func TestCleanupBeginsWithSockets(t *testing.T) {
+// TestCleanupBeginsOnTop: whatever backend is cleaned up, what may be on top of it goes
+// first, the translation of sockets before all.
+func TestCleanupBeginsOnTop(t *testing.T) {
 	c := config.Default()
+	drivers := catalog.Drivers(c.Backends())
 	for _, backend := range NewOptions().Backends {
-		layers := catalog.Names(layersOf(c, backend))[1:] // without "auto"
-		if layers[0] != ebpf.LayerName {
-			t.Errorf("--backend=%s: cleanup begins with %s", backend, layers[0])
+		layers := layersOf(c, backend)
+		if got, want := layers[0].Name, catalog.Layers(c.Backends())[0].Name; got != want {
+			t.Errorf("--backend=%s: cleanup begins with %s, want %s", backend, got, want)
 		}
-		if backend != catalog.Auto && backend != "ebpf" && !slices.Equal(layers, []string{ebpf.LayerName, hostfirewall.LayerName, backend}) {
-			t.Errorf("--backend=%s: cleanup removes %q", backend, layers)
+		below := slices.IndexFunc(layers, func(d dataplane.Driver) bool { return !d.OnTop })
+		if slices.ContainsFunc(layers[below:], func(d dataplane.Driver) bool { return d.OnTop }) {
+			t.Errorf("--backend=%s: what is on top is removed late: %q", backend, catalog.Names(layers)[1:])
+		}
+		one := slices.ContainsFunc(drivers, func(d dataplane.Driver) bool { return d.Name == backend && len(d.Layers) == 0 })
+		if rest := layers[below:]; one && (len(rest) != 1 || rest[0].Name != backend) {
+			t.Errorf("--backend=%s: cleanup removes %q", backend, catalog.Names(layers)[1:])
 		}
 	}
 }

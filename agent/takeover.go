@@ -3,9 +3,7 @@ package agent
 import (
 	"context"
 	"slices"
-	"sync/atomic"
 
-	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/dataplane/takeover"
 )
 
@@ -44,11 +42,9 @@ func (a *Agent) predecessors() []takeover.Old {
 				if err := d.Cleanup(ctx, cfg); err != nil {
 					return err
 				}
-				if d.Name == driverIPVS {
-					a.podsHeld.Store(false)
-				}
+				a.draining.Store(a.othersServe())
 				// It may have switched off a sysctl that both want (route_localnet), and
-				// sockets of pods may have been held.
+				// the backend may have waited until it was drained.
 				_, err := a.syncer.Verify(ctx, true)
 				a.leftovers.lookAgain()
 				return err
@@ -64,21 +60,23 @@ func (a *Agent) predecessors() []takeover.Old {
 	}})
 }
 
-const driverIPVS = "ipvs"
-
-// holdPodSockets leaves the sockets of pods to packets while IPVS of an earlier
-// agent has connections: it takes what comes from an endpoint to a port
-// that it served before for an answer of its own, and gives it the Service's
-// address. A socket that was translated as it connected does not know that. Those
-// of the node itself are not left: IPVS would refuse them.
-func (a *Agent) holdPodSockets() *atomic.Bool {
-	if !a.config.Switchyard.TakeOver || a.config.Backend() == driverIPVS {
-		return nil // IPVS does not go
+// othersServe reports whether another backend, which is to be taken over from, still
+// has connections of its own.
+func (a *Agent) othersServe() bool {
+	if !a.config.Switchyard.TakeOver {
+		return false
 	}
-	serves, err := ipvs.Serves()
-	if err != nil {
-		a.log.Warn("whether IPVS serves this node is not known", "error", err)
+	for _, d := range a.backends.Layers(a.config.Backends()) {
+		if d.Serves == nil || slices.Contains(a.choice.Layers, d.Name) {
+			continue
+		}
+		serves, err := d.Serves()
+		if err != nil {
+			a.log.Warn("cannot find out whether another backend still serves this node", "backend", d.Name, "error", err)
+		}
+		if serves {
+			return true
+		}
 	}
-	a.podsHeld.Store(serves)
-	return &a.podsHeld
+	return false
 }

@@ -62,9 +62,19 @@ type Driver struct {
 	// Layers are the names of what this Driver may put into the kernel, each of
 	// which a Driver of that name can clean up by itself. Empty: just its own.
 	Layers []string
+	// TranslatesSockets says that a client's socket may be translated as it connects: then
+	// no packet of the connection shows the Service's address.
+	TranslatesSockets bool
+	// OwnsConnections says that the mechanism has a table of connections itself, in
+	// addition to the kernel's conntrack.
+	OwnsConnections bool
+	// OnTop says that this is no backend by itself but a layer that may be on top of any.
+	OnTop bool
 	// OpensFirewall says that the Backend itself lets its connections through what
 	// iptables' rules on the host drop. For others package hostfirewall does.
 	OpensFirewall bool
+	// What follows is of one layer; a backend of several has Cleanup alone.
+
 	// Find returns, in plain words, what of Switchyard's Cleanup would remove;
 	// empty: nothing. It changes nothing.
 	Find func(context.Context) ([]string, error)
@@ -77,6 +87,9 @@ type Driver struct {
 	// once if there are none, with ctx's error if ctx ends first. Call Cleanup
 	// afterwards. Nil means that the kernel's NAT carries existing connections.
 	Drain func(context.Context, Config) error
+	// Serves is set where Drain is. It reports whether the kernel still has anything of
+	// this mechanism that accepts connections or translates them, whoever runs.
+	Serves func() (bool, error)
 }
 
 // Works returns nil if Open would work here, or the error that it would return. It
@@ -111,6 +124,9 @@ type Config struct {
 	// LocalhostNodePorts lets IPv4 NodePorts answer on 127.0.0.0/8, where
 	// Node.NodePorts has it too (KUBE-PROXY §1.10).
 	LocalhostNodePorts bool
+	// Draining reports whether another backend on this node is still ending its
+	// connections. Once that is over, there is a Sync(nil, want). Nil means never.
+	Draining func() bool
 }
 
 // PartialError is Sync's word that some ServicePorts could not be programmed

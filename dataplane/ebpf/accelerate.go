@@ -19,6 +19,7 @@ func Layer(o Options) dataplane.Driver {
 	o = o.withDefaults()
 	return dataplane.Driver{
 		Name:    LayerName,
+		OnTop:   true,
 		Find:    func(context.Context) ([]string, error) { return find(o) },
 		Cleanup: func(context.Context, dataplane.Config) error { return cleanup(o) },
 	}
@@ -30,12 +31,13 @@ func Layer(o Options) dataplane.Driver {
 func Accelerate(name string, o Options, bases ...dataplane.Driver) dataplane.Driver {
 	o = o.withDefaults()
 	a := accelerator{opts: o, bases: bases}
-	d := dataplane.Driver{Name: name, Layers: []string{LayerName}, Probe: a.probe, Open: a.open, Cleanup: a.cleanup}
+	d := dataplane.Driver{
+		Name: name, Layers: []string{LayerName}, TranslatesSockets: o.SocketLB != Off,
+		Probe: a.probe, Open: a.open, Cleanup: a.cleanup,
+	}
 	for _, base := range bases {
 		d.Layers = append(d.Layers, base.Name)
-		if base.Drain != nil {
-			d.Drain = a.drain
-		}
+		d.OwnsConnections = d.OwnsConnections || base.OwnsConnections
 	}
 	return d
 }
@@ -116,16 +118,6 @@ func (a accelerator) cleanup(ctx context.Context, cfg dataplane.Config) error {
 	errs := []error{cleanup(a.opts)}
 	for _, base := range a.bases {
 		errs = append(errs, base.Cleanup(ctx, cfg))
-	}
-	return errors.Join(errs...)
-}
-
-func (a accelerator) drain(ctx context.Context, cfg dataplane.Config) error {
-	var errs []error
-	for _, base := range a.bases {
-		if base.Drain != nil {
-			errs = append(errs, base.Drain(ctx, cfg))
-		}
 	}
 	return errors.Join(errs...)
 }

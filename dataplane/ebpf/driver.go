@@ -40,9 +40,6 @@ func SocketLBs() []string {
 type Options struct {
 	// SocketLB is whose sockets are translated; "": Auto.
 	SocketLB SocketLB
-	// HoldPodSockets, while it is true, leaves the sockets of pods to packets. A
-	// Sync(nil, w) after it became false ends that. nil: never.
-	HoldPodSockets *atomic.Bool
 	// CgroupRoot is the cgroup v2 directory whose processes' sockets are
 	// translated; "": where cgroup v2 is mounted.
 	CgroupRoot string

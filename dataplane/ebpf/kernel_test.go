@@ -133,15 +133,15 @@ func testSocketConnect(t *testing.T, o Options) {
 	}
 }
 
-// TestHoldPodSockets: for as long as is said sockets of pods are left alone, those of
+// TestHoldPodSockets: while another backend drains, sockets of pods are left alone, those of
 // the node are not; then Observe tells, and a repair ends it.
 func TestHoldPodSockets(t *testing.T) { withAndWithoutCookies(t, testHoldPodSockets) }
 
 func testHoldPodSockets(t *testing.T, o Options) {
 	var hold atomic.Bool
 	hold.Store(true)
-	o.HoldPodSockets = &hold
 	b := openBackend(t, o)
+	b.sockets.cfg.Draining = hold.Load
 	want := snapshot(portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:8080"))))
 	check := func(inPodWant string) {
 		t.Helper()

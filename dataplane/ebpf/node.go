@@ -131,8 +131,13 @@ func (b *sockets) writeSettings(flags uint32) error {
 	return nil
 }
 
+// holdsPods reports whether the sockets of pods are left to packets, because another
+// backend (IPVS) is still ending its connections: it takes what comes from an endpoint
+// to a port that it served before for an answer of its own, and gives it the Service's
+// address. A socket that was translated as it connected does not know that address.
+// Sockets of the node itself are not left: IPVS would refuse them.
 func (b *sockets) holdsPods() bool {
-	return b.opts.HoldPodSockets != nil && b.opts.HoldPodSockets.Load()
+	return b.cfg.Draining != nil && b.cfg.Draining()
 }
 
 // stepAside leaves all sockets to packets until the next Sync that succeeds: the

@@ -328,6 +328,7 @@ const LayerName = "hostfirewall"
 func Layer() dataplane.Driver {
 	return dataplane.Driver{
 		Name:    LayerName,
+		OnTop:   true,
 		Find:    func(context.Context) ([]string, error) { return find(dataplane.HostFamilies()) },
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return Remove(cfg.Families) },
 	}

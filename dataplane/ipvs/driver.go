@@ -75,6 +75,9 @@ func Driver(o Options) dataplane.Driver {
 		Find:    func(context.Context) ([]string, error) { return find() },
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
 		Drain:   retire,
+		Serves:  Serves,
+
+		OwnsConnections: true,
 	}
 }
 
