@@ -24,13 +24,12 @@ func acceleratorCases() []testCase {
 		{"sockets", "a mesh's redirect in a pod sees the Service's address: legacy iptables", func(r *run) { meshed(r, legacyMesh()) }},
 		{"sockets", "a pod whose rules are older than the agent's start is left alone from the start", meshedBefore},
 		{"clause 5", "connections go on as sockets are translated on top of a backend, and as that ends", accelerated},
-	}, overIPTables()...)
+	}, overAnother()...)
 }
 
-// overIPTables are cases about sockets, on top of iptables: the eBPF column's are on
-// top of nftables.
-func overIPTables() []testCase {
-	const base = "iptables-nft"
+// overAnother are cases about sockets, on top of another base than the eBPF column's.
+func overAnother() []testCase {
+	const base = otherBase
 	cases := []testCase{
 		{"sockets", "each way of a packet and each verdict", func(r *run) {
 			r.sync(wideWorld())

@@ -3,10 +3,7 @@ package conformance
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -102,9 +99,11 @@ func moved(before, after map[flow]string) int {
 // on one host.
 func manyClients(r *run) {
 	const clients, atLeast = 300, 101 // more than five standard deviations
-	if most := recentClients(); r.col.backend == "iptables" && most < clients {
-		r.notMeant(fmt.Sprintf("xt_recent keeps %d clients for each endpoint (ip_list_tot), for kube-proxy as well", most))
-		return
+	if r.col.mostClients != nil {
+		if most, why := r.col.mostClients(); most < clients {
+			r.notMeant(why)
+			return
+		}
 	}
 	outside, router := r.host("outside"), r.lab.Router()
 	r.sh(outside, "sysctl -qw net.ipv6.ip_nonlocal_bind=1")
@@ -137,16 +136,6 @@ func manyClients(r *run) {
 			r.Errorf("%s: of %d clients of one endpoint or the other (%v) %d went elsewhere", family, clients, count, moved)
 		}
 	}
-}
-
-// recentClients returns how many clients xt_recent keeps in a list.
-func recentClients() int {
-	text, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot")
-	if err != nil {
-		return 100 // its default, as long as it is not loaded
-	}
-	most, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	return most
 }
 
 // serversOf asks once from each of so many addresses, and returns who answered each.

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -36,6 +38,9 @@ type column struct {
 	// foreign are what another program sets up beside ours; withoutForeign undoes it.
 	foreign        []act
 	withoutForeign func(r *run, n *netlab.Node)
+	// mostClients returns how many clients with session affinity an endpoint remembers,
+	// and why no more; nil: as many as there are.
+	mostClients func() (most int, why string)
 	// firewall is the command of the firewall that the backend opens for Services
 	// (KUBE-PROXY §1.13); nil: it leaves that to the host.
 	firewall func(dataplane.Family) string
@@ -51,6 +56,15 @@ type column struct {
 	// take the rule in a given line of its input.
 	refusal func(line, lastLine int) string
 }
+
+// ownsConnections reports whether the backend has connections that conntrack does not
+// judge: such a one does what kube-proxy does in the mode of the same mechanism.
+func (c column) ownsConnections() bool { return c.driver(site{}).OwnsConnections }
+
+const (
+	predecessorColumn = "iptables-nft" // what the others take over from
+	otherBase         = "iptables-nft" // what sockets are on top of in some cases; elsewhere it is the eBPF column's own
+)
 
 // site is what a backend is told about the node that it runs on: several nodes
 // live on one kernel here.
@@ -108,6 +122,7 @@ func iptablesColumn(mode string) column {
 		return v6
 	}
 	c.remove = removeRule(mode)
+	c.mostClients = recentClients
 	c.state = func(r *run, n *netlab.Node) []string { return rulesOf(r, n, "nft list tables", v4+"-save", v6+"-save") }
 	for _, cmd := range []string{v4, v6} {
 		c.foreign = append(c.foreign, foreignRules(cmd)...)
@@ -125,6 +140,16 @@ func iptablesColumn(mode string) column {
 		return fmt.Sprintf("iptables-restore: line %d failed", lastLine) // legacy tells just the line of COMMIT
 	}
 	return c
+}
+
+// recentClients returns how many clients xt_recent keeps in a list.
+func recentClients() (most int, why string) {
+	text, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot")
+	if err != nil {
+		text = []byte("100") // its default, as long as it is not loaded
+	}
+	most, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+	return most, fmt.Sprintf("xt_recent keeps %d clients for each endpoint (ip_list_tot), for kube-proxy as well", most)
 }
 
 // foreignTable is another program's nftables table.

@@ -29,7 +29,7 @@ func lifeUnderLoad(r *run) {
 	r.restart("node-a")
 	r.restart("node-b")
 	r.syncUnknown(w)
-	if r.col.backend == "ebpf" {
+	if r.col.sockets {
 		if same := slices.ContainsFunc(r.programs(), func(id uint32) bool { return slices.Contains(programs, id) }); same || len(programs) == 0 {
 			r.Errorf("of %d programs some are those of before the restart", len(programs))
 		}

@@ -20,16 +20,17 @@ type neighbour struct {
 	setUp func(*run, *netlab.Node)
 	// holds returns what must be so alongside the program. Nil means all of wide.
 	holds func(*run) []probe
-	// cannot says which backend cannot pass by its nature, and why.
-	cannot map[string]string
+	// untracks says that the program keeps packets from conntrack and takes them for itself:
+	// a backend with connections of its own serves them all the same.
+	untracks bool
 }
 
 // testCase checks that everything holds where the program comes second, and
 // again where a new agent comes second.
 func (n neighbour) testCase() testCase {
 	return testCase{"neighbour", n.name, func(r *run) {
-		if reason := n.cannot[r.col.backend]; reason != "" {
-			r.notMeant(reason)
+		if n.untracks && r.col.ownsConnections() {
+			r.notMeant("it has connections of its own and serves tracked and untracked packets, as in kube-proxy's mode")
 			return
 		}
 		holds := wide
@@ -241,7 +242,7 @@ func untracked() neighbour {
 				from("outside").toNodePort("here", "node-a").reaches("a1").seenAs("node-a"), from("outside").toNodePort("kept", "node-a").reaches("a1").seenAs("outside"),
 			))
 		},
-		cannot: map[string]string{"ipvs": "IPVS serves its addresses to tracked and untracked packets, as in kube-proxy's mode"},
+		untracks: true,
 	}
 }
 
@@ -355,7 +356,7 @@ func nodeCache() neighbour {
 				from("a3").to(clusterIP, "here").reaches("a1"),
 			))
 		},
-		cannot: map[string]string{"ipvs": "IPVS serves its addresses to tracked and untracked packets, as in kube-proxy's mode"},
+		untracks: true,
 	}
 }
 

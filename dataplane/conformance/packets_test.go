@@ -213,7 +213,7 @@ func narrowDevice(r *run) {
 func fragments(r *run) {
 	r.sync(pathServices())
 	large := func(p probe, family dataplane.Family) {
-		if r.col.backend == "ipvs" && strings.HasPrefix(p.client, "node-") && family == dataplane.IPv6 {
+		if r.col.ownsConnections() && strings.HasPrefix(p.client, "node-") && family == dataplane.IPv6 {
 			return // IPVS refuses what the node itself would have cut into fragments only later, as in kube-proxy's mode
 		}
 		req := r.request(p, dataplane.UDP, family)
@@ -290,8 +290,8 @@ func (r *run) ethtool(host, features string) {
 
 // sharedPort holds a connection to each of two Services from one port of a client.
 func sharedPort(r *run) {
-	if r.col.backend == "ipvs" {
-		r.notMeant("IPVS knows answers by client and endpoint, so that two connections from one client port to one endpoint mix, as in kube-proxy's mode")
+	if r.col.ownsConnections() {
+		r.notMeant("it has connections of its own and knows answers by client and endpoint, so that two connections from one client port to one endpoint mix, as in kube-proxy's mode")
 		return
 	}
 	var services []service
@@ -333,8 +333,8 @@ func sharedPort(r *run) {
 // takeover has a node's connections begin under the iptables backend.
 func takeover(r *run) {
 	w := world{services: []service{serving("web", "b1"), serving("here", "a1")}}
-	iptables := r.begunWith("iptables-nft", w)
-	if r.col.backend == "iptables" {
+	before, ok := r.begunWith(predecessorColumn, w)
+	if !ok {
 		return
 	}
 	old := r.holdEverywhere()
@@ -344,7 +344,7 @@ func takeover(r *run) {
 	// What the node itself opens comes by netfilter's rules first, as long as there are any.
 	both := []dataplane.Protocol{dataplane.TCP, dataplane.UDP}
 	held := r.holdAll(from("a3").to(clusterIP, "web").in(both...), from("outside").to(loadBalancer, "web").in(both...), from("outside").toNodePort("web", "node-a").in(both...))
-	iptables.end()
+	before.end()
 	r.check(works("web", "b1")...)
 	time.Sleep(200 * time.Millisecond)
 	r.stopAll(held)
@@ -354,15 +354,15 @@ func takeover(r *run) {
 // while this one gives others random ports.
 func takeoverPorts(r *run) {
 	w := world{services: []service{serving("web", "b1")}}
-	iptables := r.begunWith("iptables-nft", w)
-	if r.col.backend == "iptables" {
+	before, ok := r.begunWith(predecessorColumn, w)
+	if !ok {
 		return
 	}
 	held := r.holdForPorts(from("outside").toNodePort("web", "node-a").in(dataplane.TCP))
 	r.syncUnknown(w)
 	r.masqueradeMany(dataplane.TCP)
 	r.stopAll(held)
-	iptables.end()
+	before.end()
 }
 
 // predecessor are the agents of another backend on all nodes.
@@ -371,16 +371,17 @@ type predecessor struct {
 	agents []*agent
 }
 
-// begunWith makes another backend serve a world, on nodes that nobody served.
-func (r *run) begunWith(name string, w world) predecessor {
+// begunWith makes another backend serve a world, on nodes that nobody served. If it is
+// the run's own, that is not meant.
+func (r *run) begunWith(name string, w world) (p predecessor, ok bool) {
 	r.Helper()
 	col, err := columnNamed(name)
 	r.must(err)
-	p := predecessor{r, make([]*agent, len(r.lab.Nodes))}
 	if r.col.backend == col.backend {
 		r.notMeant("it is what the others take over from")
-		return p
+		return p, false
 	}
+	p = predecessor{r, make([]*agent, len(r.lab.Nodes))}
 	r.cleared()
 	r.world = w
 	r.must(r.onEach(func(i int, n *netlab.Node) (err error) {
@@ -389,7 +390,7 @@ func (r *run) begunWith(name string, w world) predecessor {
 		}
 		return p.agents[i].sync(true, w.snapshot(r, n))
 	}))
-	return p
+	return p, true
 }
 
 // end removes all that is of the predecessor.

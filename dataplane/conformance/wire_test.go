@@ -105,18 +105,20 @@ func (r *run) spoof(p probe, port uint16, flags ...byte) {
 	}
 }
 
-// ipvsBelieves ends a case about segments outside the window for IPVS.
-func (r *run) ipvsBelieves() bool {
-	if r.col.backend == "ipvs" {
-		r.notMeant("IPVS has connections of its own and does not look at windows, as in kube-proxy's mode")
+// believesAll ends a case about segments outside the window for a backend with
+// connections of its own.
+func (r *run) believesAll() bool {
+	own := r.col.ownsConnections()
+	if own {
+		r.notMeant("it has connections of its own and does not look at windows, as in kube-proxy's mode")
 	}
-	return r.col.backend == "ipvs"
+	return own
 }
 
 // spoofedSegments does so to busy connections and to quiet ones
 // (projectcalico/calico#9605).
 func spoofedSegments(r *run) {
-	if r.ipvsBelieves() {
+	if r.believesAll() {
 		return
 	}
 	r.sync(pathServices())
@@ -144,7 +146,7 @@ const silence = 12 * time.Second
 // asked once more, and been answered.
 func (r *run) silentAfterReset(probes ...probe) (answered func()) {
 	r.Helper()
-	if r.col.backend == "ipvs" {
+	if r.col.ownsConnections() {
 		return func() {} // it believes the RST
 	}
 	const port = 27700
@@ -183,7 +185,7 @@ func (r *run) asked(flows []heldFlow, requests int) {
 }
 
 func spoofedDrain(r *run) {
-	if r.ipvsBelieves() {
+	if r.believesAll() {
 		return
 	}
 	w := func(endpoint string) world {
@@ -231,8 +233,8 @@ func unfinished(r *run) {
 // (cilium/cilium#44348): by a socket of the node, and by a pod's socket that a
 // CNI's rule masquerades with it.
 func nodePortNumbers(r *run) {
-	if r.col.backend == "ipvs" {
-		r.notMeant("IPVS takes each packet to a NodePort for a client's, as in kube-proxy's mode")
+	if r.col.ownsConnections() {
+		r.notMeant("it has connections of its own and takes each packet to a NodePort for a client's, as in kube-proxy's mode")
 		return
 	}
 	r.sync(pathServices())
