@@ -73,6 +73,9 @@ type Driver struct {
 	// OpensFirewall says that the Backend itself lets its connections through what
 	// iptables' rules on the host drop. For others package hostfirewall does.
 	OpensFirewall bool
+	// Needs are what the mechanism needs of the machine.
+	Needs []Need
+
 	// What follows is of one layer; a backend of several has Cleanup alone.
 
 	// Find returns, in plain words, what of Switchyard's Cleanup would remove;

@@ -33,7 +33,10 @@ func Accelerate(name string, o Options, bases ...dataplane.Driver) dataplane.Dri
 	a := accelerator{opts: o, bases: bases}
 	d := dataplane.Driver{
 		Name: name, Layers: []string{LayerName}, TranslatesSockets: o.SocketLB != Off,
-		Probe: a.probe, Open: a.open, Cleanup: a.cleanup,
+		Probe: a.probe, Open: a.open, Cleanup: a.cleanup, Needs: needs(o),
+	}
+	if len(bases) == 1 { // of several, one will do
+		d.Needs = append(d.Needs, bases[0].Needs...)
 	}
 	for _, base := range bases {
 		d.Layers = append(d.Layers, base.Name)

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
@@ -40,12 +42,22 @@ func Driver(o Options) dataplane.Driver {
 	return dataplane.Driver{
 		Name:          "iptables",
 		OpensFirewall: true,
+		Needs:         needs(),
 		Open: func(ctx context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			return open(ctx, o, cfg)
 		},
 		Find:    func(ctx context.Context) ([]string, error) { return Find(ctx, isOwn) },
 		Cleanup: func(ctx context.Context, cfg dataplane.Config) error { return cleanup(ctx, o, cfg) },
 	}
+}
+
+// needs returns what the backend needs of the machine.
+func needs() []dataplane.Need {
+	return append([]dataplane.Need{
+		{Kind: dataplane.Capability, Name: "CAP_NET_RAW", Bit: unix.CAP_NET_RAW, Lack: dataplane.Serious, Advice: "iptables needs it"},
+		{Kind: dataplane.Programs, Name: "iptables", Programs: []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"}, Lack: dataplane.Serious,
+			Advice: "install the package iptables (Debian, Fedora: iptables or iptables-nft), where the iptables backend is wanted"},
+	}, dataplane.NetfilterNeeds()...)
 }
 
 func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error) {

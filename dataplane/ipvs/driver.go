@@ -76,6 +76,10 @@ func Driver(o Options) dataplane.Driver {
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
 		Drain:   retire,
 		Serves:  Serves,
+		Needs: append(dataplane.NetfilterNeeds(), dataplane.Need{
+			Kind: dataplane.Module, Name: "IPVS", Module: "ip_vs", Loaded: "/proc/net/ip_vs", Lack: dataplane.Notable,
+			Advice: "the IPVS backend needs a kernel with CONFIG_IP_VS",
+		}),
 
 		OwnsConnections: true,
 	}

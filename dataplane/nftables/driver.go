@@ -26,6 +26,7 @@ var (
 func Driver() dataplane.Driver {
 	return dataplane.Driver{
 		Name:  "nftables",
+		Needs: dataplane.NetfilterNeeds(),
 		Probe: func(_ context.Context, cfg dataplane.Config) error { return probe(cfg) },
 		Open: func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
 			var err error

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 )
 
 // files of a machine where all is well.
@@ -38,9 +39,8 @@ func healthy() map[string]string {
 type machine struct {
 	files    map[string]string
 	commands map[string]string
-	devices  []string
-	programs []string
-	left     map[string]int
+	left     []string          // by a kube-proxy
+	rival    dataplane.Finding // that a backend finds; Found "": none
 }
 
 func (m machine) system(t *testing.T) System {
@@ -60,10 +60,29 @@ func (m machine) system(t *testing.T) System {
 			}
 			return out, nil
 		},
-		Devices:        func() ([]string, error) { return m.devices, nil },
-		CgroupPrograms: func(string) ([]string, error) { return m.programs, nil },
-		Pods:           func() (int, map[string]int, error) { return 5, m.left, nil },
+		KubeProxy: func(context.Context) ([]string, error) { return m.left, nil },
 	}
+}
+
+// drivers are the binary's, which need what they do need, and otherwise do not look at
+// this machine.
+func (m machine) drivers() []dataplane.Driver {
+	all := catalog.Drivers(catalog.Options{})
+	for i, d := range all {
+		var needs []dataplane.Need
+		for _, n := range d.Needs {
+			if n.Kind == dataplane.Rival {
+				n.Look = func(context.Context, dataplane.Machine) (dataplane.Finding, bool) {
+					return m.rival, m.rival.Found != ""
+				}
+			}
+			if n.Kind != dataplane.Neighbour {
+				needs = append(needs, n)
+			}
+		}
+		all[i] = dataplane.Driver{Name: d.Name, Needs: needs, Probe: func(context.Context, dataplane.Config) error { return nil }}
+	}
+	return all
 }
 
 // TestExamine spoils one thing of a healthy machine at a time.
@@ -80,8 +99,6 @@ func TestExamine(t *testing.T) {
 		{"bytes are not counted", func(m *machine) { m.files["/proc/sys/net/netfilter/nf_conntrack_acct"] = "0" }, "note net.netfilter.nf_conntrack_acct: 0"},
 		{"an old kernel", func(m *machine) { m.files["/proc/sys/kernel/osrelease"] = "5.4.0-generic" }, "problem version: 5.4.0-generic"},
 		{"a kernel without cookies of namespaces", func(m *machine) { m.files["/proc/sys/kernel/osrelease"] = "5.10.0-18-amd64" }, "note version: 5.10.0-18-amd64"},
-		{"a pod with a mesh", func(m *machine) { m.left = map[string]int{"nat rules in OUTPUT (nftables)": 2} },
-			"note pods: sockets of 5 are translated; 2 left to packets: nat rules in OUTPUT (nftables)"},
 		{"no CAP_SYS_ADMIN", func(m *machine) { m.files["/proc/self/status"] = "CapEff:\t000001ffffdfffff\n" }, "note CAP_SYS_ADMIN: no"},
 		{"no cgroup v2", func(m *machine) { m.files["/proc/mounts"] = "bpf /sys/fs/bpf bpf rw 0 0" }, "problem cgroup v2: not mounted"},
 		{"a bpf file system elsewhere", func(m *machine) {
@@ -95,16 +112,11 @@ func TestExamine(t *testing.T) {
 		{"no CAP_BPF", func(m *machine) { m.files["/proc/self/status"] = "CapEff:\t0000007fffffffff\n" }, "problem CAP_BPF: no"},
 		{"no iptables at all", func(m *machine) { m.commands = nil }, "problem iptables-nft: not there"},
 		{"kube-proxy runs", func(m *machine) { m.files["/proc/4711/comm"] = "kube-proxy\n" }, "problem kube-proxy: it runs (process 4711)"},
-		{"kube-proxy's chains", func(m *machine) {
-			m.commands["iptables-nft-save -t nat"] = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-AAAA - [0:0]\n:KUBE-MARK-DROP - [0:0]\nCOMMIT\n"
-		}, "problem kube-proxy's chains: 2 KUBE-… chains of Services in iptables-nft"},
-		{"kube-proxy's nft table", func(m *machine) { m.commands["nft list tables"] = "table ip kube-proxy\n" }, "problem kube-proxy's nft table: there is a table kube-proxy"},
-		{"kube-proxy's device", func(m *machine) { m.devices = []string{"lo", "kube-ipvs0"} }, "problem kube-proxy's device: kube-ipvs0 has the Services' addresses"},
-		{"our own socket programs", func(m *machine) { m.programs = []string{"sock_connect4"} }, ""},
-		{"Cilium's socket programs", func(m *machine) { m.programs = []string{"sock_connect4", "cil_sock4_connect"} },
-			"problem socket programs: cil_sock4_connect on cgroup /sys/fs/cgroup"},
-		{"somebody's socket programs", func(m *machine) { m.programs = []string{"count_connects"} },
-			"note socket programs: count_connects on cgroup /sys/fs/cgroup"},
+		{"what kube-proxy left", func(m *machine) { m.left = []string{"2 chains of iptables-nft, IPv4", "device kube-ipvs0"} },
+			"problem kube-proxy's rules: 2 chains of iptables-nft, IPv4; device kube-ipvs0"},
+		{"another proxy's socket programs", func(m *machine) {
+			m.rival = dataplane.Finding{Lack: dataplane.Serious, Found: "cil_sock4_connect on cgroup /c", Advice: "switch it off"}
+		}, "problem socket programs: cil_sock4_connect on cgroup /c"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := machine{files: healthy(), commands: map[string]string{}}
@@ -112,7 +124,7 @@ func TestExamine(t *testing.T) {
 				m.commands[name+" --version"] = name + " v1.8.9\n"
 			}
 			c.spoil(&m)
-			r := Examine(t.Context(), m.system(t), nil, dataplane.Config{})
+			r := Examine(t.Context(), m.system(t), m.drivers(), dataplane.Config{})
 			var got []string
 			for _, check := range r.Checks {
 				if check.State == OK {
@@ -158,5 +170,28 @@ func TestBackends(t *testing.T) {
 	want := []Backend{{Name: "ipvs", Reason: "the kernel has no ip_vs"}, {Name: "ebpf", Works: true, Auto: true}, {Name: "iptables", Works: true}}
 	if fmt.Sprint(r.Backends) != fmt.Sprint(want) || !r.Works() {
 		t.Errorf("got %+v, want %+v", r.Backends, want)
+	}
+}
+
+// TestOrderAndBackends: each thing is looked at once, in the order of the groups, and is
+// for those backends that need it.
+func TestOrderAndBackends(t *testing.T) {
+	m := machine{files: healthy()}
+	var got []string
+	for _, c := range Examine(t.Context(), m.system(t), m.drivers(), dataplane.Config{}).Checks {
+		got = append(got, strings.TrimSpace(c.Group+" "+c.Name+" "+strings.Join(c.For, " ")))
+	}
+	want := []string{
+		"privileges CAP_NET_ADMIN", "privileges CAP_BPF ebpf", "privileges CAP_PERFMON ebpf", "privileges CAP_SYS_ADMIN ebpf", "privileges CAP_SYS_PTRACE ebpf",
+		"privileges CAP_NET_RAW iptables",
+		"kernel version ebpf", "kernel cgroup v2 ebpf", "kernel bpf file system ebpf", "kernel conntrack nftables iptables ipvs", "kernel IPVS ipvs",
+		"tools iptables-nft iptables", "tools ip6tables-nft iptables", "tools iptables-legacy iptables", "tools ip6tables-legacy iptables",
+		"settings net.ipv4.ip_forward", "settings net.ipv6.conf.all.forwarding", "settings net.ipv4.conf.all.rp_filter",
+		"settings net.bridge.bridge-nf-call-iptables nftables iptables ipvs", "settings net.bridge.bridge-nf-call-ip6tables nftables iptables ipvs",
+		"settings net.netfilter.nf_conntrack_tcp_be_liberal nftables iptables ipvs", "settings net.netfilter.nf_conntrack_acct nftables iptables ipvs",
+		"neighbours other Service proxies",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
