@@ -53,6 +53,7 @@ func forbidden() []arrow {
 		{"watcher/kube", "agent/status"},
 		{"agent", "dataplane/null"},
 		{"agent", "dataplane/nftables"},
+		{"agent/config", "dataplane/ipvs"},
 		{"agent/config", "dataplane/null"},
 		{"agent/inspect", "dataplane/null"},
 		{"agent/inspect/doctor", "dataplane/null"},

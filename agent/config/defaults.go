@@ -9,8 +9,7 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 
 	"github.com/switchyard-io/switchyard/agent/inspect"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/dataplane/ipvs"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
@@ -29,12 +28,13 @@ func (c *Config) fillDefaults() {
 	fill(&s.VerifyInterval.Duration, time.Minute)
 	fill(&s.Socket, inspect.DefaultSocket)
 	fill(&s.IPTables.Mode, "auto")
-	e := ebpf.DefaultOptions()
+	unset := catalog.DefaultOptions()
+	e := unset.EBPF
 	fill(&s.EBPF.PinDir, e.PinDir)
 	fill(&s.EBPF.MaxFrontends, e.MaxFrontends)
 	fill(&s.EBPF.MaxEndpoints, e.MaxEndpoints)
 	fill(&s.EBPF.MaxAffinity, e.MaxAffinity)
-	fill(&s.IPVS.DrainTimeout.Duration, ipvs.DefaultDrainTimeout)
+	fill(&s.IPVS.DrainTimeout.Duration, unset.IPVS.DrainTimeout)
 }
 
 // fillKubeProxy fills in kube-proxy's defaults (KUBE-PROXY §2.1). As there, an

@@ -13,7 +13,7 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/ipvs"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 )
 
 // Options are the flags of `switchyard run`: kube-proxy's, with its names,
@@ -178,7 +178,7 @@ func addIPVSFlags(c *kubeproxy.KubeProxyIPVSConfiguration, fs *pflag.FlagSet) {
 	const only = "for the IPVS backend: "
 	fs.DurationVar(&c.SyncPeriod.Duration, "ipvs-sync-period", c.SyncPeriod.Duration, only+"as --iptables-sync-period")
 	fs.DurationVar(&c.MinSyncPeriod.Duration, "ipvs-min-sync-period", c.MinSyncPeriod.Duration, only+"as --min-sync-interval, where it is not 0")
-	fs.StringVar(&c.Scheduler, "ipvs-scheduler", c.Scheduler, only+"how endpoints of Services without the annotation switchyard.io/ipvs-scheduler are picked: "+strings.Join(dataplane.Schedulers(), ", ")+"; default: "+ipvs.DefaultScheduler)
+	fs.StringVar(&c.Scheduler, "ipvs-scheduler", c.Scheduler, only+"how endpoints of Services without the annotation switchyard.io/ipvs-scheduler are picked: "+strings.Join(dataplane.Schedulers(), ", ")+"; default: "+catalog.DefaultOptions().IPVS.Scheduler)
 	fs.StringSliceVar(&c.ExcludeCIDRs, "ipvs-exclude-cidrs", c.ExcludeCIDRs, only+"address ranges where another program's IPVS service stays though a Service wants its place")
 	fs.BoolVar(&c.StrictARP, "ipvs-strict-arp", c.StrictARP, only+"answer ARP only for addresses of the interface that was asked")
 	fs.DurationVar(&c.TCPTimeout.Duration, "ipvs-tcp-timeout", c.TCPTimeout.Duration, only+"idle time of TCP connections; 0: leave the kernel's")

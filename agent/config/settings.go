@@ -13,9 +13,6 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/dataplane/conntrack"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
-	"github.com/switchyard-io/switchyard/dataplane/iptables"
-	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 	"github.com/switchyard-io/switchyard/watcher"
 	"github.com/switchyard-io/switchyard/watcher/facts"
 	"github.com/switchyard-io/switchyard/watcher/kube"
@@ -46,12 +43,12 @@ type block struct {
 // iptables where the mode has none.
 func (c *Config) block() block {
 	k := &c.KubeProxy
-	b := block{"iptables", k.IPTables.MasqueradeAll, *k.IPTables.MasqueradeBit, k.IPTables.SyncPeriod.Duration, k.IPTables.MinSyncPeriod.Duration, time.Second}
+	b := block{string(modeIPTables), k.IPTables.MasqueradeAll, *k.IPTables.MasqueradeBit, k.IPTables.SyncPeriod.Duration, k.IPTables.MinSyncPeriod.Duration, time.Second}
 	switch k.Mode {
 	case modeNFTables:
-		b = block{"nftables", k.NFTables.MasqueradeAll, *k.NFTables.MasqueradeBit, k.NFTables.SyncPeriod.Duration, k.NFTables.MinSyncPeriod.Duration, time.Second}
+		b = block{string(modeNFTables), k.NFTables.MasqueradeAll, *k.NFTables.MasqueradeBit, k.NFTables.SyncPeriod.Duration, k.NFTables.MinSyncPeriod.Duration, time.Second}
 	case modeIPVS: // its masquerading is in the block of iptables
-		b.name, b.syncPeriod, b.minSyncPeriod, b.minSyncDefault = "ipvs", k.IPVS.SyncPeriod.Duration, k.IPVS.MinSyncPeriod.Duration, 0
+		b.name, b.syncPeriod, b.minSyncPeriod, b.minSyncDefault = string(modeIPVS), k.IPVS.SyncPeriod.Duration, k.IPVS.MinSyncPeriod.Duration, 0
 	}
 	return b
 }
@@ -74,7 +71,7 @@ func (c *Config) MinInterval() time.Duration {
 func (c *Config) Backends() catalog.Options {
 	s := &c.Switchyard
 	return catalog.Options{
-		EBPF: ebpf.Options{
+		EBPF: catalog.EBPFOptions{
 			SocketLB:     c.socketLB(),
 			CgroupRoot:   s.EBPF.CgroupRoot,
 			PinDir:       s.EBPF.PinDir,
@@ -82,17 +79,17 @@ func (c *Config) Backends() catalog.Options {
 			MaxEndpoints: s.EBPF.MaxEndpoints,
 			MaxAffinity:  s.EBPF.MaxAffinity,
 		},
-		IPTables: iptables.Options{Mode: s.IPTables.Mode, LockDir: c.LockDir},
+		IPTables: catalog.IPTablesOptions{Mode: s.IPTables.Mode, LockDir: c.LockDir},
 		IPVS:     c.ipvs(),
 	}
 }
 
 // socketLB is whose sockets are translated; "": what the backend has as its default.
-func (c *Config) socketLB() ebpf.SocketLB {
+func (c *Config) socketLB() catalog.SocketLB {
 	if c.Switchyard.SocketLB == "" && c.Switchyard.EBPF.SocketLB != nil && !*c.Switchyard.EBPF.SocketLB {
-		return ebpf.Off
+		return catalog.SocketLBOff
 	}
-	return ebpf.SocketLB(c.Switchyard.SocketLB)
+	return catalog.SocketLB(c.Switchyard.SocketLB)
 }
 
 // Deprecated lists the settings of older versions that were given, and what
@@ -117,9 +114,9 @@ func (c *Config) Deprecated() []string {
 }
 
 // ipvs is what the IPVS backend is told.
-func (c *Config) ipvs() ipvs.Options {
+func (c *Config) ipvs() catalog.IPVSOptions {
 	k := &c.KubeProxy.IPVS
-	o := ipvs.Options{
+	o := catalog.IPVSOptions{
 		Scheduler:     k.Scheduler,
 		StrictARP:     k.StrictARP,
 		TCPTimeout:    k.TCPTimeout.Duration,

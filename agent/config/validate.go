@@ -14,7 +14,7 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
+	"github.com/switchyard-io/switchyard/dataplane/catalog"
 	"github.com/switchyard-io/switchyard/watcher"
 	"github.com/switchyard-io/switchyard/watcher/facts"
 )
@@ -45,8 +45,8 @@ func (c *Config) Validate(backends []string) error {
 	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Switchyard.IPTables.Mode) {
 		errs = append(errs, c.wrong(ownKind+".iptables.mode", c.Switchyard.IPTables.Mode, "it can be auto, nft or legacy"))
 	}
-	if m := c.Switchyard.SocketLB; m != "" && !slices.Contains(ebpf.SocketLBs(), m) {
-		errs = append(errs, c.wrong(ownKind+".socketLB", m, "it can be "+strings.Join(ebpf.SocketLBs(), ", ")))
+	if m := c.Switchyard.SocketLB; m != "" && !slices.Contains(catalog.SocketLBs(), m) {
+		errs = append(errs, c.wrong(ownKind+".socketLB", m, "it can be "+strings.Join(catalog.SocketLBs(), ", ")))
 	}
 	return errors.Join(errs...)
 }
@@ -104,8 +104,8 @@ func (c *Config) checkSizes() []error {
 	}{
 		{"maxFrontends", e.MaxFrontends}, {"maxEndpoints", e.MaxEndpoints}, {"maxAffinity", e.MaxAffinity},
 	} {
-		if s.n < 1 || s.n > ebpf.MaxSize {
-			errs = append(errs, c.wrong(ownKind+".ebpf."+s.field, s.n, fmt.Sprintf("it can be 1 to %d", ebpf.MaxSize)))
+		if s.n < 1 || s.n > catalog.MaxMapSize {
+			errs = append(errs, c.wrong(ownKind+".ebpf."+s.field, s.n, fmt.Sprintf("it can be 1 to %d", catalog.MaxMapSize)))
 		}
 	}
 	return errs

@@ -31,18 +31,18 @@ which may be on top of any backend, is always removed, and first.
 
 Connections through Services end, but for those that another proxy on this node
 goes on with: kube-proxy does with what the kernel's NAT translates, and sockets
-that were translated need nobody. With --drain IPVS, which translates by itself,
-serves nothing new at once, and is removed when its connections are over.
+that were translated need nobody. With --drain, a backend that has connections of
+its own accepts no new ones, and is removed once the existing ones have ended.
 
 With --kube-proxy, what a kube-proxy of any mode left is removed too. While that
 runs in this network namespace, it is left alone and cleanup fails.`,
 		Args: cobra.NoArgs,
 	}
 	o.AddBackendFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: chains, nftables tables, ipsets and kube-ipvs0")
+	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy left, too: its chains, tables, ipsets and device")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be removed, and remove nothing; an agent may run")
 	cmd.Flags().BoolVar(&force, "force", false, "remove although an agent runs, which puts everything back")
-	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for the connections that only IPVS can serve")
+	cmd.Flags().DurationVar(&drain, "drain", 0, "wait at most this long for connections that only the backend itself can serve")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell what there is nothing of, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if drain < 0 {

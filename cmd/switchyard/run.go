@@ -20,7 +20,7 @@ them. When it ends, forwarding stays as it is. It takes kube-proxy's flags and
 configuration; docs/kube-proxy.md tells what becomes of each.`,
 		Example: `  switchyard run --config /var/lib/kube-proxy/config.conf --hostname-override node-1
   switchyard run --kubeconfig /etc/kubernetes/kubelet.conf --cluster-cidr 10.244.0.0/16
-  switchyard run --manifests ./manifests --backend iptables`,
+  switchyard run --manifests ./manifests`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Not cobra's own: its template keeps the linker from dropping methods

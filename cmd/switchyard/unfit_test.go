@@ -22,7 +22,6 @@ import (
 	"github.com/switchyard-io/switchyard/agent/inspect"
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/catalog"
-	"github.com/switchyard-io/switchyard/dataplane/ebpf"
 )
 
 // machine is a node with backends that are only words, each of which fails its
@@ -205,14 +204,14 @@ func TestABackendThatServedStays(t *testing.T) {
 
 // TestLayerAtFault names the layer that an error of a layered backend is of.
 func TestLayerAtFault(t *testing.T) {
-	c := catalog.Choice{Layers: []string{ebpf.LayerName, "nftables"}}
+	c := catalog.Choice{Layers: []string{"on top", "packets"}}
 	for _, e := range []struct {
 		err  error
 		want string
 	}{
-		{unix.EPERM, "nftables"},
-		{&dataplane.LayerError{Layer: ebpf.LayerName, Err: unix.EPERM}, ebpf.LayerName},
-		{fmt.Errorf("programming: %w", &dataplane.LayerError{Layer: ebpf.LayerName, Err: unix.EPERM}), ebpf.LayerName},
+		{unix.EPERM, "packets"},
+		{&dataplane.LayerError{Layer: "on top", Err: unix.EPERM}, "on top"},
+		{fmt.Errorf("programming: %w", &dataplane.LayerError{Layer: "on top", Err: unix.EPERM}), "on top"},
 	} {
 		if got := c.LayerOf(e.err); got != e.want {
 			t.Errorf("%v is of %s, want %s", e.err, got, e.want)
