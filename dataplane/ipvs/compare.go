@@ -129,7 +129,7 @@ func rulesFor(f dataplane.Family, next *env, before localnet.State) (*rules, err
 		return r, nil
 	}
 	var err error
-	r.localnet, err = localnet.Next(before)
+	r.localnet, err = localnet.Next(true, before)
 	return r, err
 }
 

@@ -42,7 +42,6 @@ const (
 	setClusterIPs = "cluster-ips"    // addresses
 	setHairpin    = "hairpin"        // this node's endpoints, each address twice
 	setAddresses  = "node-addresses" // that take NodePorts
-	setChains     = "(chains)"       // no set: chains that exist while something needs them
 )
 
 // on is the name of a set for addresses or for NodePorts.

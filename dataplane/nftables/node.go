@@ -5,8 +5,8 @@ import (
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
 )
 
 // node is what the constant rules depend on.
@@ -21,21 +21,20 @@ type node struct {
 	liberal   bool           // conntrack takes out-of-window packets for valid
 }
 
-// nodeFor takes over what a Snapshot says of the node for one family.
-func (h *half) nodeFor(s *dataplane.Snapshot) node {
-	f := h.table.Family
-	n := node{family: f, mark: h.mark, pods: s.Node.LocalPods, liberal: isLiberal()}
+// nodeFor returns what a Snapshot says of the node for one family.
+func (f *familyBackend) nodeFor(s *dataplane.Snapshot) node {
+	n := node{family: f.table.Family, mark: f.mark, pods: s.Node.LocalPods, liberal: isLiberal()}
 	for _, p := range s.ServiceCIDRs {
-		if dataplane.FamilyOf(p.Addr()) == f && p.Bits() > 0 { // nobody drops all that there is
+		if dataplane.FamilyOf(p.Addr()) == n.family && p.Bits() > 0 { // nobody drops all that there is
 			n.ranges = append(n.ranges, p)
 		}
 	}
 	for _, p := range s.Node.NodePorts {
 		switch {
-		case dataplane.FamilyOf(p.Addr()) != f:
+		case dataplane.FamilyOf(p.Addr()) != n.family:
 		case p.Addr().IsLoopback():
 			// No kernel forwards from ::1.
-			n.localhost = n.localhost || h.localhost && p.Addr().Is4()
+			n.localhost = n.localhost || f.localhost && p.Addr().Is4()
 		case p.IsSingleIP():
 			n.addresses = append(n.addresses, p.Addr())
 		default:
@@ -51,7 +50,7 @@ func (n *node) sameRules(o *node) bool {
 		slices.Equal(n.ranges, o.ranges) && slices.Equal(n.prefixes, o.prefixes) && n.localhost == o.localhost && n.liberal == o.liberal
 }
 
-// elements are those that no ServicePort brings.
+// elements returns those that no ServicePort brings.
 func (n *node) elements() []nft.Element {
 	out := make([]nft.Element, 0, len(n.addresses))
 	for _, a := range n.addresses {
@@ -60,10 +59,9 @@ func (n *node) elements() []nft.Element {
 	return out
 }
 
-// localnet is what is to be done so that 127.0.0.0/8 takes NodePorts.
-func (n *node) localnet(before localnet.State) (localnet.State, error) {
-	if !n.localhost {
-		return localnet.Off, nil
-	}
-	return localnet.Next(before)
+// isLiberal reports whether conntrack takes TCP packets outside of the window
+// for valid. Then INVALID says too little to drop a packet for (KUBE-PROXY §1.14).
+func isLiberal() bool {
+	n, err := sysctl.Proc.Int("net/netfilter/nf_conntrack_tcp_be_liberal")
+	return err == nil && n != 0
 }

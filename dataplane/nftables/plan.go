@@ -7,29 +7,21 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
-// plan is what one ServicePort wants of the kernel.
-type plan struct {
-	// own are this ServicePort's elements, with their data.
-	own map[nft.Element]string
-	// shared are elements that other ServicePorts may want too, with the same data,
-	// and chains.
-	shared map[nft.Element]string
-}
-
 // planner makes one plan.
 type planner struct {
-	plan
+	nft.Plan
 	port *dataplane.ServicePort
 	id   uint32
 }
 
-// planFor is what a ServicePort wants of the kernel. id is its number if it has affinity.
-func planFor(port *dataplane.ServicePort, id uint32) *plan {
-	p := &planner{plan: plan{own: map[nft.Element]string{}, shared: map[nft.Element]string{}}, port: port, id: id}
+// planFor returns what the table shall hold of a ServicePort. id is its number if it
+// has affinity.
+func planFor(port *dataplane.ServicePort, id uint32) *nft.Plan {
+	p := &planner{Plan: nft.NewPlan(), port: port, id: id}
 	for _, f := range port.Frontends {
 		p.frontend(f)
 	}
-	return &p.plan
+	return &p.Plan
 }
 
 // frontend lists what one frontend wants.
@@ -112,8 +104,8 @@ func (p *placed) affinity(f dataplane.Frontend) {
 	p.put(setIDs, "", id)
 	p.chain(setStickyWays, w.bytes(), w.chain())
 	p.chain(setLearn, id, (w & wayCount).numbered(prefixLearn))
-	p.share(setChains, chainLearn, "")
-	p.share(setChains, chainLearnOut, "")
+	p.share(nft.Chains, chainLearn, "")
+	p.share(nft.Chains, chainLearnOut, "")
 	p.members(setMembers, f.Pool)
 	if f.Inside != nil {
 		p.chain(setStickyIn, w.bytes(), (w | wayIn).chain())
@@ -137,14 +129,14 @@ func (p *placed) put(set, more, data string) {
 func (p *planner) chain(ways, key, chain string) {
 	p.share(ways, key, chain)
 	if isOptional(chain) {
-		p.share(setChains, chain, "")
+		p.share(nft.Chains, chain, "")
 	}
 }
 
 func (p *planner) put(set, key, data string) {
-	p.own[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
+	p.Own[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
 }
 
 func (p *planner) share(set, key, data string) {
-	p.shared[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
+	p.Shared[nft.Element{Family: p.port.ID.Family, Set: set, Key: key}] = data
 }

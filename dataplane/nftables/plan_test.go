@@ -98,9 +98,9 @@ func TestPlan(t *testing.T) {
 }
 
 // describe is a plan of IPv4 in words.
-func describe(p *plan, id uint32) []string {
+func describe(p *nft.Plan, id uint32) []string {
 	var out []string
-	for _, elements := range []map[nft.Element]string{p.own, p.shared} {
+	for _, elements := range []map[nft.Element]string{p.Own, p.Shared} {
 		for e, data := range elements {
 			out = append(out, describeElement(e.Set, e.Key, data, id))
 		}
@@ -126,7 +126,7 @@ func describeElement(set, key, data string, id uint32) string {
 		return set + " " + nft.AddrOf(key).String()
 	case setHairpin:
 		return set + " " + nft.AddrOf(key[4:]).String()
-	case setChains:
+	case nft.Chains:
 		return set + " " + key
 	case setWays, setPools, setStickyWays, setStickyIn:
 		if wayOf(key).chain() != data && set != setStickyIn {
@@ -156,27 +156,28 @@ func describeElement(set, key, data string, id uint32) string {
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
 	rules := rulesFor(&node{family: dataplane.IPv4})
+	table := nft.NewTable(dataplane.IPv4, spec(dataplane.IPv4), &nft.Counts{})
 	refs, held, numbers := map[nft.Element]int{}, map[nft.Element]string{}, affinity.NewIDs()
 	var prev dataplane.Ports
 	for step := range 300 {
 		want := randomPorts(random, prev)
-		d := newDiff(rules, numbers, nil, refs)
-		if err := change(d, prev, want, func() error { return nil }); err != nil {
+		d := newDiff(table, rules, numbers.Of, refs)
+		if err := d.change(numbers, prev, want, nil); err != nil {
 			t.Fatal(err)
 		}
-		for _, c := range []nft.Change{d.first, d.last} {
+		for _, c := range []nft.Change{d.First, d.Last} {
 			apply(t, held, &c)
 		}
-		fresh := newDiff(rules, numbers, nil, map[nft.Element]int{})
-		for port := range want.All() {
-			fresh.port(planFor(port, numbers.Of(port)))
+		fresh := newDiff(table, rules, numbers.Of, map[nft.Element]int{})
+		if err := fresh.wantAll(want, nil); err != nil {
+			t.Fatal(err)
 		}
 		all := map[nft.Element]string{}
-		apply(t, all, &fresh.first)
+		apply(t, all, &fresh.First)
 		if !maps.Equal(held, all) {
 			t.Fatalf("step %d: %d elements and chains, a fresh start has %d", step, len(held), len(all))
 		}
-		if !maps.Equal(refs, fresh.refs) {
+		if !maps.Equal(refs, fresh.Refs) {
 			t.Fatalf("step %d: shared elements are counted otherwise than by a fresh start", step)
 		}
 		prev = want
@@ -186,7 +187,7 @@ func TestSteps(t *testing.T) {
 // apply does to a map what a change does to the kernel.
 func apply(t *testing.T, held map[nft.Element]string, c *nft.Change) {
 	t.Helper()
-	chain := func(name string) nft.Element { return nft.Element{Set: setChains, Key: name} }
+	chain := func(name string) nft.Element { return nft.Element{Set: nft.Chains, Key: name} }
 	for name, rules := range c.Chains {
 		if len(rules) == 0 {
 			t.Fatalf("chain %s has no rules", name)

@@ -3,6 +3,7 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -11,6 +12,39 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
+
+// refuse takes out of want what cannot be programmed; that stays as it was.
+func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, []dataplane.PortError) {
+	before := prev
+	if before == nil {
+		before = b.accepted // what is refused now and was not then stays as it was
+	}
+	return dataplane.Refuse(before, want, b.refusal)
+}
+
+// refusal is why a ServicePort cannot be programmed, nil if it can.
+func (b *backend) refusal(port *dataplane.ServicePort) error {
+	if !slices.Contains(b.cfg.Families, port.ID.Family) {
+		return fmt.Errorf("the agent programs no %s here", port.ID.Family)
+	}
+	if why := b.refused[port]; why != nil {
+		return why
+	}
+	const mostRanges = 4096 // each one costs the kernel more than the one before
+	for _, f := range port.Frontends {
+		if len(f.Sources) > mostRanges {
+			return fmt.Errorf("%s has %d source ranges; nftables takes %d at most", f.Addr, len(f.Sources), mostRanges)
+		}
+	}
+	for _, f := range port.Frontends {
+		for _, pool := range []*dataplane.Pool{f.Pool, f.Inside} {
+			if pool != nil && len(pool.Endpoints) > int(wayCount) {
+				return fmt.Errorf("%s has %d endpoints; nftables takes %d at most", f.Addr, len(pool.Endpoints), wayCount)
+			}
+		}
+	}
+	return nil
+}
 
 // isRefusal reports whether an error is about what was written, not about the
 // machine or the moment.
@@ -50,7 +84,7 @@ func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 }
 
 // refuseAmong finds the ServicePorts that the kernel does not take by trying
-// halves of them.
+// ever fewer of them.
 func (b *backend) refuseAmong(f dataplane.Family, ports []*dataplane.ServicePort) {
 	if len(ports) == 0 {
 		return
@@ -75,12 +109,12 @@ func try(n *node, ports ...*dataplane.ServicePort) error {
 	probing.Name += "-probe"
 	t := nft.NewTable(n.family, probing, &nft.Counts{})
 	defer func() { _ = t.Close() }()
-	d, err := whole(t, rulesFor(n), affinity.NewIDs(), &nft.State{}, noteFor(localnet.Off))
+	d, err := whole(t, n, affinity.NewIDs().Of, &nft.State{}, localnet.Off.Notes(chainInput))
 	if err != nil {
 		return err
 	}
-	for _, port := range ports {
-		d.port(planFor(port, d.ids.Of(port)))
+	if err := d.wantAll(dataplane.MakePorts(ports...), nil); err != nil {
+		return err
 	}
-	return t.Try(&d.first)
+	return t.Try(&d.First)
 }

@@ -29,12 +29,12 @@ func TestRules(t *testing.T) {
 		if state, err := table.Read(); err != nil || state.Present {
 			t.Fatalf("a try left a table, or %v", err)
 		}
-		d, err := whole(table, rulesFor(n), affinity.NewIDs(), &nft.State{}, noteFor(localnet.Off))
+		d, err := whole(table, n, affinity.NewIDs().Of, &nft.State{}, localnet.Off.Notes(chainInput))
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.port(planFor(port, 1))
-		if err := table.Write(&d.first, nil); err != nil {
+		d.WantPlan(planFor(port, 1))
+		if err := table.Write(&d.First, nil); err != nil {
 			t.Fatal(err)
 		}
 		state, err := table.Read()
@@ -120,11 +120,11 @@ func TestFamilyAlone(t *testing.T) {
 	b := opened(t, dataplane.IPv4, dataplane.IPv6)
 	first := snapshot(append(services(20, 3), in6())...)
 	mustSync(t, b, nil, first)
-	well := b.halves[1].table
+	well := b.families[1].table
 	broken := spec(dataplane.IPv6)
 	broken.Name = strings.Repeat("x", 300)
-	b.halves[1].table = nft.NewTable(dataplane.IPv6, broken, &b.counts)
-	b.halves[1].held = nil
+	b.families[1].table = nft.NewTable(dataplane.IPv6, broken, &b.counts)
+	b.families[1].held = nil
 	want := snapshot(append(services(21, 3), in6())...)
 	var failed *dataplane.FamilyError
 	if err := b.Sync(t.Context(), first, want); !errors.As(err, &failed) || len(failed.Failed) != 1 || !failed.Has(dataplane.IPv6) {
@@ -139,8 +139,8 @@ func TestFamilyAlone(t *testing.T) {
 	if b.counts != before {
 		t.Errorf("nothing changed, and Syncs wrote: %+v, then %+v", before, b.counts)
 	}
-	_ = b.halves[1].table.Close()
-	b.halves[1].table = well
+	_ = b.families[1].table.Close()
+	b.families[1].table = well
 	b.Hold(nil)
 	mustSync(t, b, &inForce, want)
 	have, err := b.Observe(t.Context())

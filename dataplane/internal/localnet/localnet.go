@@ -35,6 +35,17 @@ func (s State) Note() string {
 	return ""
 }
 
+// Notes returns what the comments of a chain's rules carry beside their signature,
+// where the rule that guards 127.0.0.0/8 is in the chain guard.
+func (s State) Notes(guard string) func(chain string) string {
+	return func(chain string) string {
+		if chain == guard {
+			return s.Note()
+		}
+		return ""
+	}
+}
+
 // FromComments finds in the comments of the guarding rules what an earlier process did.
 func FromComments(guards []string) State {
 	switch {
@@ -47,9 +58,21 @@ func FromComments(guards []string) State {
 	}
 }
 
-// Next returns what is to be done where NodePorts are to answer on localhost and
-// before is what was done so far.
-func Next(before State) (State, error) {
+// Resume returns what an earlier process did, as the comments of the guarding rules
+// say. If there are none although this process switched it on, somebody removed them.
+func Resume(guards []string, known State) State {
+	if len(guards) == 0 && known == Switched {
+		return known
+	}
+	return FromComments(guards)
+}
+
+// Next returns what is to be done. serve says that NodePorts are to answer on
+// 127.0.0.0/8, before what was done so far.
+func Next(serve bool, before State) (State, error) {
+	if !serve {
+		return Off, nil
+	}
 	on, err := IsOn()
 	switch {
 	case err != nil:
