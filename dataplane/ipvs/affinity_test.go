@@ -11,6 +11,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
@@ -126,8 +127,8 @@ func TestVerdicts(t *testing.T) {
 	})
 }
 
-// node is a network namespace with our tables and routes, and no IPVS.
-type node struct {
+// testNode is a network namespace with our tables and routes, and no IPVS.
+type testNode struct {
 	t      *testing.T
 	tables []*nft.Table
 	routes *routes
@@ -135,14 +136,14 @@ type node struct {
 	port   int // of the last ask, from 20,000
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T) *testNode {
 	t.Helper()
 	out, err := exec.Command("sh", "-c", "ip link set lo up; ip link add out type veth peer name away; ip link set out up; ip link set away up; "+
 		"ip addr add 198.51.100.1/24 dev out; ip addr add 2001:db8:1::1/64 dev out nodad; ip route add default dev out; ip neigh add 198.51.100.2 lladdr 02:00:00:00:00:01 dev out").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	n := &node{t: t}
+	n := &testNode{t: t}
 	if n.routes, err = openRoutes(&n.counts); err != nil {
 		t.Fatal(err)
 	}
@@ -153,34 +154,31 @@ func newNode(t *testing.T) *node {
 }
 
 // sync writes tables and routes as a full Sync does.
-func (n *node) sync(ports ...*dataplane.ServicePort) {
+func (n *testNode) sync(ports ...*dataplane.ServicePort) {
 	n.t.Helper()
 	k := &kernel{routes: n.routes, counts: &n.counts}
 	for _, t := range n.tables {
-		c := &comparison{}
-		e := &env{mark: 1 << 14, scheduler: "rr", ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}
-		all := e.wantAll(t.Family, dataplane.MakePorts(ports...), affinity.NewIDs().Of)
-		have, err := n.routes.read(t.Family)
+		on := &node{family: t.Family, mark: 1 << 14, scheduler: "rr"}
+		if t.Family == dataplane.IPv4 {
+			on.ranges = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+		}
+		held, err := (&common{}).ofFamily(k, t)
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		state, err := t.Read()
-		if err == nil {
-			err = c.compareTable(t, state, e, all)
-		}
+		d, err := whole(t, on, affinity.NewIDs().Of, held, localnet.Off)
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		w := &c.writes
-		w.compareRoutes(have, t.Family, all)
-		if err := errors.Join(t.Write(&w.first, nil), t.Write(&w.last, nil), k.writeRoutes(w)); err != nil {
+		d.wantAll(dataplane.MakePorts(ports...))
+		if err := errors.Join(t.Write(&d.First, nil), t.Write(&d.Last, nil), k.writeRoutes(d)); err != nil {
 			n.t.Fatal(err)
 		}
 	}
 }
 
 // serve answers on UDP at an address that it gives to the node, with the address.
-func (n *node) serve(addr string) {
+func (n *testNode) serve(addr string) {
 	n.t.Helper()
 	a := netip.MustParseAddrPort(addr)
 	if out, err := exec.Command("ip", "addr", "add", a.Addr().String()+"/32", "dev", "lo").CombinedOutput(); err != nil {
@@ -208,7 +206,7 @@ const affinityVIP = "10.96.0.10:53"
 
 // ask sends it one packet from a new socket and gives the answer, or "". Its
 // port is a new one: from an earlier one's it would be of that flow.
-func (n *node) ask() string {
+func (n *testNode) ask() string {
 	n.t.Helper()
 	n.port++
 	conn, err := (&net.Dialer{LocalAddr: &net.UDPAddr{Port: 20000 + n.port}}).Dial("udp", affinityVIP)

@@ -1,32 +1,31 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // backend is the IPVS of one network namespace.
 type backend struct {
 	dataplane.Resting
-	options Options
-	cfg     dataplane.Config
-	log     *slog.Logger
-	halves  []*half // in order of cfg.Families
-	counts  counts
-	reader  *kernel // for Observe alongside
-	watch   *watch
+	options  Options
+	cfg      dataplane.Config
+	log      *slog.Logger
+	families []*familyBackend // in order of cfg.Families
+	counts   counts
+	reader   *kernel // for Observe alongside
+	watch    *watch
 
 	stop    context.CancelFunc
 	drainer sync.WaitGroup
@@ -39,6 +38,26 @@ type backend struct {
 	schedulers map[string]triedScheduler // those that were asked for
 	// searchScheduler asks the kernel for one.
 	searchScheduler func(name string) error
+}
+
+// familyBackend is the part of the backend that is of one family: a table, IPVS
+// services and routes.
+type familyBackend struct {
+	backend *backend
+	table   *nft.Table
+	reader  *nft.Table // for Observe alongside Syncs
+
+	left
+	noted atomic.Pointer[left] // what the last Sync left, for Observe alongside; nil: unknown
+	refs  map[nft.Element]int  // how many ServicePorts want each shared element
+}
+
+// left is what Syncs left in the kernel.
+type left struct {
+	held     *dataplane.Snapshot // nil: unknown
+	node     node
+	ids      *affinity.IDs
+	localnet localnet.State
 }
 
 // Traits say that the kernel is read alongside.
@@ -75,23 +94,6 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	return errors.Join(err, dataplane.NewPartialError(failed))
 }
 
-// outside is what was accepted, less what has a place in ExcludeCIDRs: another program
-// may have taken that since.
-func (b *backend) outside(accepted *dataplane.Snapshot) *dataplane.Snapshot {
-	if accepted == nil || len(b.options.ExcludeCIDRs) == 0 {
-		return accepted
-	}
-	var within []dataplane.PortID
-	for p := range accepted.Ports.All() {
-		if slices.ContainsFunc(p.Frontends, func(f dataplane.Frontend) bool { return f.Kind != dataplane.NodePort && b.excluded(f.Addr.Addr()) }) {
-			within = append(within, p.ID)
-		}
-	}
-	out := *accepted
-	out.Ports = accepted.Ports.With(nil, within)
-	return &out
-}
-
 // program writes each family. What both need of the kernel is read once.
 func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	common := sync.OnceValues(func() (*common, error) {
@@ -102,12 +104,12 @@ func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) e
 	})
 	var failed []dataplane.FamilyFailure
 	well := 0
-	for _, h := range b.halves {
-		if b.Rests(h.family) {
+	for _, f := range b.families {
+		if b.Rests(f.table.Family) {
 			continue
 		}
-		if err := h.sync(ctx, prev, want, common); err != nil {
-			failed = append(failed, dataplane.FamilyFailure{Family: h.family, Err: err})
+		if err := f.sync(ctx, prev, want, common); err != nil {
+			failed = append(failed, dataplane.FamilyFailure{Family: f.table.Family, Err: err})
 		} else {
 			well++
 		}
@@ -115,62 +117,100 @@ func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) e
 	return dataplane.NewFamilyError(failed, well)
 }
 
-// refusal is why a ServicePort cannot be programmed, nil if it can.
-func (b *backend) refusal(port *dataplane.ServicePort) (why, fault error) {
-	if !slices.Contains(b.cfg.Families, port.ID.Family) {
-		return fmt.Errorf("the agent programs no %s here", port.ID.Family), nil
+// sync makes the family's part of the kernel as want describes. common reads what
+// both families need.
+func (f *familyBackend) sync(ctx context.Context, prev, want *dataplane.Snapshot, common func() (*common, error)) error {
+	known := prev != nil && f.held != nil
+	f.held = nil
+	next := f.nodeFor(want)
+	var err error
+	if known && next.samePlans(&f.node) && !next.rebinds(&f.node, want.Ports) {
+		err = f.change(ctx, &next, prev, want)
+	} else {
+		err = f.backend.watch.tables.Paused(func() error { return f.full(ctx, &next, want, common) })
 	}
-	if port.Scheduler != "" {
-		if err := b.tryScheduler(port.Scheduler); err != nil {
-			return err, nil
+	if err != nil {
+		f.noted.Store(nil)
+		return err
+	}
+	f.node, f.held = next, want
+	now := f.left
+	f.noted.Store(&now)
+	return nil
+}
+
+// change writes what differs between two Snapshots, the first of which the
+// kernel holds.
+func (f *familyBackend) change(ctx context.Context, next *node, prev, want *dataplane.Snapshot) error {
+	d := newDiff(f.table, next, f.ids.Of, f.refs)
+	if prev.Node != want.Node || !slices.Equal(prev.ServiceCIDRs, want.ServiceCIDRs) {
+		if err := d.ChangeChains(rulesFor(&f.node).constants(), rulesFor(next).constants()); err != nil {
+			return err
 		}
 	}
-	for _, f := range port.Frontends {
-		if f.Kind == dataplane.NodePort || !b.excluded(f.Addr.Addr()) {
+	d.change(&f.node, f.ids, prev.Ports, want.Ports)
+	return f.write(ctx, d, f.localnet)
+}
+
+// full reads the kernel back and writes what differs.
+func (f *familyBackend) full(ctx context.Context, next *node, want *dataplane.Snapshot, common func() (*common, error)) error {
+	all, err := common()
+	if err != nil {
+		return err
+	}
+	held, err := all.ofFamily(f.backend.kernel, f.table)
+	if err != nil {
+		return err
+	}
+	next.taken = held.taken
+	f.localnet = localnet.Resume(held.table.Chains[chainInput], f.localnet)
+	state, err := localnet.Next(next.localhost, f.localnet)
+	if err != nil {
+		return err
+	}
+	before := f.ids
+	f.ids = affinity.Resume(want.Ports, func(p *dataplane.ServicePort) uint32 { return cmp.Or(held.table.NumberOf(p, setIDs), before.Known(p)) })
+	d, err := whole(f.table, next, f.ids.Of, held, state)
+	if err != nil {
+		return err
+	}
+	d.wantAll(want.Ports)
+	f.refs = d.Refs
+	return f.write(ctx, d, state)
+}
+
+// Observe reads tables, services and routes back, and compares all of them with
+// what they should hold where that is known.
+func (b *backend) Observe(_ context.Context) (*dataplane.Observation, error) {
+	b.watch.tables.Seen()
+	all, err := b.reader.readCommon()
+	if err != nil {
+		return nil, err
+	}
+	out := &dataplane.Observation{Whole: true}
+	for _, f := range b.families {
+		if b.Rests(f.table.Family) {
 			continue
 		}
-		key := serviceKey{port.ID.Protocol, f.Addr}
-		have, err := b.kernel.ipvs.GetService(virtual(key, ""))
-		b.counts.messages++
-		switch {
-		case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOENT):
-		case err != nil:
-			return nil, fmt.Errorf("reading %s: %w", key, err)
-		case have.Timeout != ownTimeout:
-			return fmt.Errorf("another program has %s, and --ipvs-exclude-cidrs leaves that alone", key), nil
+		held, err := all.ofFamily(b.reader, f.reader)
+		if err != nil {
+			return nil, err
 		}
+		out.Frontends = append(out.Frontends, observe(f.table.Family, held)...)
+		left := f.noted.Load() // a Sync may have ended since
+		if left == nil {
+			out.Whole = false
+			continue
+		}
+		drift, err := left.drift(f.reader, held)
+		if err != nil {
+			return nil, err
+		}
+		out.Other = append(out.Other, drift...)
 	}
-	return nil, nil
-}
-
-func (b *backend) excluded(a netip.Addr) bool {
-	return slices.ContainsFunc(b.options.ExcludeCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-// schedulerAgain is after how long a scheduler is asked for again that the kernel
-// did not have: somebody may load its module meanwhile.
-const schedulerAgain = 10 * time.Second
-
-// triedScheduler is what became of the search for a scheduler.
-type triedScheduler struct {
-	err error
-	at  time.Time
-}
-
-// tryScheduler finds out whether the kernel has a scheduler.
-func (b *backend) tryScheduler(name string) error {
-	tried, known := b.schedulers[name]
-	if !known || tried.err != nil && time.Since(tried.at) >= schedulerAgain {
-		tried.err = b.searchScheduler(name)
-		tried.at = time.Now()
-		b.schedulers[name] = tried
-	}
-	return tried.err
-}
-
-// findScheduler makes a service with a scheduler in a network namespace of its own.
-func (b *backend) findScheduler(name string) error {
-	return netns.InScratch(func() error { return tryServices(b.cfg.Families[0], name) })
+	slices.Sort(out.Other)
+	out.Sort()
+	return out, nil
 }
 
 // Close ends the drainer; a later process goes on with it.
@@ -180,17 +220,8 @@ func (b *backend) Close() error {
 	errs := []error{b.watch.close()}
 	b.kernel.close()
 	b.reader.close()
-	for _, h := range b.halves {
-		errs = append(errs, h.table.Close(), h.reader.Close())
+	for _, f := range b.families {
+		errs = append(errs, f.table.Close(), f.reader.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// tables are those of the halves.
-func (b *backend) tables() []*nft.Table {
-	var out []*nft.Table
-	for _, h := range b.halves {
-		out = append(out, h.table)
-	}
-	return out
 }

@@ -3,10 +3,17 @@ package ipvs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/conntrack"
 )
 
 // drainCheck is how often endpoints that drain are looked at.
@@ -23,9 +30,9 @@ type draining struct {
 	endpoint netip.AddrPort
 }
 
-// retire takes endpoints out of a service: they get no new connections, and go
-// when they have none.
-func (b *backend) retire(key serviceKey, endpoints []netip.AddrPort) error {
+// drainEndpoints takes endpoints out of a service: they get no new connections, and
+// go when they have none.
+func (b *backend) drainEndpoints(key serviceKey, endpoints []netip.AddrPort) error {
 	if len(endpoints) == 0 {
 		return nil
 	}
@@ -49,7 +56,7 @@ func (b *backend) cut(key serviceKey, endpoints []netip.AddrPort) error {
 	return nil
 }
 
-// deadline is when an endpoint that drains from now on is removed in any case.
+// deadline returns when an endpoint that drains from now on is removed in any case.
 func (b *backend) deadline(key serviceKey) time.Time {
 	if key.protocol == dataplane.UDP {
 		return time.Now().Add(udpGrace)
@@ -86,8 +93,8 @@ func (b *backend) settle(key serviceKey) error {
 	return errors.Join(errs...)
 }
 
-// drain looks after endpoints that drain until ctx ends.
-func (b *backend) drain(ctx context.Context) {
+// keepDraining looks after endpoints that drain until ctx ends.
+func (b *backend) keepDraining(ctx context.Context) {
 	tick := time.NewTicker(drainCheck)
 	defer tick.Stop()
 	for {
@@ -110,11 +117,143 @@ func (b *backend) drain(ctx context.Context) {
 	}
 }
 
-// forget is for a service that is removed whole.
+// forget forgets the endpoints of a service that is removed whole.
 func (b *backend) forget(key serviceKey) {
 	for d := range b.drains {
 		if d.service == key {
 			delete(b.drains, d)
 		}
+	}
+}
+
+// drainAll gives all endpoints weight 0, so that IPVS takes no new connections, and
+// waits until it has none. The rules go at once: another backend's hold now, and
+// these are about first packets alone. Routes and services stay until then.
+func drainAll(ctx context.Context, cfg dataplane.Config) error {
+	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	k, err := openKernel(&counts{})
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	ours, err := k.ours()
+	if err != nil || len(ours) == 0 {
+		return err
+	}
+	if err := k.quiesce(ours); err != nil {
+		return err
+	}
+	for _, f := range cfg.Families {
+		if err := cleanupTable(newTable(f, &counts{})); err != nil {
+			return err
+		}
+	}
+	cfg.Log.Info("IPVS serves nothing new; waiting for the connections that it translates", "services", len(ours))
+	if err := pause(ctx, udpGrace); err != nil {
+		return err
+	}
+	if err := k.endUDP(ctx, cfg, ours); err != nil {
+		return err
+	}
+	for {
+		if ours, err = k.ours(); err != nil || connections(ours) == 0 {
+			return err
+		}
+		if err := pause(ctx, drainCheck); err != nil {
+			return err
+		}
+	}
+}
+
+// Serves reports whether the kernel has IPVS services of ours.
+func Serves() (bool, error) {
+	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	k, err := openKernel(&counts{})
+	if err != nil {
+		return false, err
+	}
+	defer k.close()
+	some, err := k.ipvs.GetServices() // one dump may leave out some, not all
+	if err != nil {
+		return false, fmt.Errorf("reading the IPVS services: %w", err)
+	}
+	return slices.ContainsFunc(some, func(s *ipvs.Service) bool { return s.Timeout == ownTimeout }), nil
+}
+
+// ours returns our services as the kernel has them.
+func (k *kernel) ours() (map[serviceKey]heldService, error) {
+	all, err := k.read()
+	for key, s := range all {
+		if !s.ours {
+			delete(all, key)
+		}
+	}
+	return all, err
+}
+
+func connections(services map[serviceKey]heldService) (n int) {
+	for _, s := range services {
+		for _, d := range s.destinations {
+			n += d.connections
+		}
+	}
+	return n
+}
+
+// quiesce gives the endpoints of services weight 0.
+func (k *kernel) quiesce(services map[serviceKey]heldService) error {
+	for key, s := range services {
+		for e, d := range s.destinations {
+			if d.weight == 0 {
+				continue
+			}
+			if err := k.weigh(key, e, 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// endUDP ends the flows of UDP, which have no end of their own: conntrack forgets
+// those that IPVS translates, so that the next datagram of each is a new flow. Their
+// services go a moment later, as IPVS itself finds the way back for an answer that
+// comes meanwhile, unless its flow was masqueraded.
+func (k *kernel) endUDP(ctx context.Context, cfg dataplane.Config, services map[serviceKey]heldService) error {
+	for _, f := range cfg.Families {
+		ended, err := conntrack.EndUDP(ctx, f, func(to netip.AddrPort) bool {
+			_, ok := services[serviceKey{dataplane.UDP, to}]
+			return ok
+		})
+		if err != nil {
+			return fmt.Errorf("ending the flows of UDP through IPVS: %w", err)
+		}
+		cfg.Log.Debug("flows of UDP through IPVS begin anew", "family", f.String(), "flows", ended)
+	}
+	if err := pause(ctx, udpGrace); err != nil {
+		return err
+	}
+	for key := range services {
+		if key.protocol != dataplane.UDP {
+			continue
+		}
+		if err := k.remove(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }

@@ -1,6 +1,3 @@
-// Package ipvs is the backend on IPVS: the kernel's load balancer picks the endpoint, constant nftables rules over sets do the rest.
-//
-// See README.md for a packet's way, and what is where in the kernel.
 package ipvs
 
 import (
@@ -12,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/ipvs"
@@ -74,7 +72,7 @@ func Driver(o Options) dataplane.Driver {
 		},
 		Find:    func(context.Context) ([]string, error) { return find() },
 		Cleanup: func(_ context.Context, cfg dataplane.Config) error { return cleanup(cfg.Log) },
-		Drain:   retire,
+		Drain:   drainAll,
 		Serves:  Serves,
 		Needs: append(dataplane.NetfilterNeeds(), dataplane.Need{
 			Kind: dataplane.Module, Name: "IPVS", Module: "ip_vs", Loaded: "/proc/net/ip_vs", Lack: dataplane.Notable,
@@ -101,10 +99,7 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	b := &backend{options: o, cfg: cfg, log: cfg.Log, drains: map[draining]time.Time{}, schedulers: map[string]triedScheduler{}}
 	b.searchScheduler = b.findScheduler
 	for _, f := range cfg.Families {
-		b.halves = append(b.halves, &half{
-			backend: b, family: f, table: newTable(f, &b.counts), reader: newTable(f, &counts{}),
-			env: env{mark: 1 << cfg.MasqueradeBit, scheduler: o.scheduler()},
-		})
+		b.families = append(b.families, &familyBackend{backend: b, table: newTable(f, &b.counts), reader: newTable(f, &counts{})})
 	}
 	var err error
 	if b.kernel, err = openKernel(&b.counts); err != nil {
@@ -121,8 +116,17 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	}
 	var ctx context.Context
 	ctx, b.stop = context.WithCancel(context.Background())
-	b.drainer.Go(func() { b.drain(ctx) })
+	b.drainer.Go(func() { b.keepDraining(ctx) })
 	return b, nil
+}
+
+// kernel is IPVS and our routes in this network namespace. One goroutine at a time
+// uses it.
+type kernel struct {
+	ipvs   *ipvs.Handle
+	routes *routes
+	counts *counts
+	own    atomic.Int64 // services that were made, less those that were removed
 }
 
 // openKernel opens IPVS. The library says that all is well where the kernel has
@@ -235,7 +239,7 @@ func tryServices(f dataplane.Family, scheduler string) error {
 	return nil
 }
 
-// exampleOf is an address of a family that is nobody's.
+// exampleOf returns an address of a family that is nobody's.
 func exampleOf(f dataplane.Family) netip.Addr {
 	if f == dataplane.IPv4 {
 		return netip.MustParseAddr("192.0.2.1")
@@ -247,11 +251,11 @@ func exampleOf(f dataplane.Family) netip.Addr {
 func tryTable(f dataplane.Family) error {
 	t := newTable(f, &counts{})
 	defer func() { _ = t.Close() }()
-	r := &rules{env: &env{mark: 1, localhost: true, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"}}, Words: nft.Words{Family: f}}
-	change := &nft.Change{Remake: true, Chains: r.constants(), Put: r.constantElements(f)}
+	r := rulesFor(&node{family: f, mark: 1, localhost: f == dataplane.IPv4, pods: dataplane.LocalPods{Interface: "cni0", InterfacePrefix: "veth"}})
+	change := &nft.Change{Remake: true, Chains: r.constants(), Put: map[nft.Element]string{}}
 	for prefix, set := range map[string]string{prefixPick: setPicks, prefixSticky: setSticky, prefixStickyIn: setStickyIn, prefixLearn: setLearn} {
 		chain := numbered(prefix, 10)
-		change.Chains[chain] = r.numbered(chain)
+		change.Chains[chain] = r.optional(chain)
 		key := nft.PlaceBytes(exampleOf(f), dataplane.TCP, 80)
 		if set == setLearn {
 			key = nft.NumberBytes(1)
@@ -266,6 +270,38 @@ func tryTable(f dataplane.Family) error {
 		return fmt.Errorf("the kernel's nftables do not take our rules (%w): %w", err, dataplane.ErrUnsupported)
 	}
 	return nil
+}
+
+// find returns what is there of our services and tables.
+func find() ([]string, error) {
+	var out []string
+	n, err := countServices()
+	if n > 0 {
+		out = append(out, fmt.Sprintf("%d IPVS services", n))
+	}
+	errs := []error{err}
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		t := newTable(f, &counts{})
+		there, err := t.Exists()
+		errs = append(errs, err, t.Close())
+		if there {
+			out = append(out, t.String())
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+func countServices() (int, error) {
+	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
+		return 0, nil // so there are none
+	}
+	k, err := openKernel(&counts{})
+	if err != nil {
+		return 0, err
+	}
+	defer k.close()
+	ours, err := k.ours()
+	return len(ours), err
 }
 
 // cleanup removes our routes, services and tables of both families.

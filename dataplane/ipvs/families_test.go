@@ -52,9 +52,9 @@ func TestFamilyAlone(t *testing.T) {
 		b := opened(t, Options{})
 		first, want := bothFamilies(2), bothFamilies(3)
 		mustSync(t, b, nil, first)
-		well, broken := b.halves[1].table, spec(dataplane.IPv6)
+		well, broken := b.families[1].table, spec(dataplane.IPv6)
 		broken.Name = strings.Repeat("x", 300)
-		b.halves[1].table, b.halves[1].held = nft.NewTable(dataplane.IPv6, broken, &b.counts.table), nil
+		b.families[1].table, b.families[1].held = nft.NewTable(dataplane.IPv6, broken, &b.counts.table), nil
 		var failed *dataplane.FamilyError
 		if err := b.Sync(t.Context(), first, want); !errors.As(err, &failed) || len(failed.Failed) != 1 || !failed.Has(dataplane.IPv6) {
 			t.Fatalf("Sync returned %v; want an error of IPv6 alone", err)
@@ -63,8 +63,8 @@ func TestFamilyAlone(t *testing.T) {
 		inForce := *want
 		inForce.Ports = dataplane.Replace(want.Ports, first.Ports, func(id dataplane.PortID) bool { return id.Family == dataplane.IPv6 })
 		mustSync(t, b, nil, &inForce)
-		_ = b.halves[1].table.Close()
-		b.halves[1].table = well
+		_ = b.families[1].table.Close()
+		b.families[1].table = well
 		b.Hold(nil)
 		mustSync(t, b, &inForce, want)
 		mustBe(t, b, want)

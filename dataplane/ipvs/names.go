@@ -2,17 +2,21 @@ package ipvs
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
-	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/google/nftables"
+
+	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // What is Switchyard's in the kernel.
 const (
 	// tableName is our nftables table, one in each family.
 	tableName = "switchyard-ipvs"
-	// ownTimeout marks our IPVS services. The field is the timeout of persistent
+	// ownTimeout tells our IPVS services from others. The field is the timeout of persistent
 	// services; the kernel keeps it for others, and shows and uses it nowhere.
 	ownTimeout = 838383
 )
@@ -50,7 +54,6 @@ const (
 	setMembers    = "affinity-pool"   // place, number of an endpoint → endpoint
 	setMembersIn  = "affinity-inside" // the same for node and pods
 	setAffinity   = "affinity"        // number of ServicePort, client → number of endpoint; packets write it
-	setChains     = "(chains)"        // no set: chains that come and go with their use
 )
 
 // Chains. The first group are base chains.
@@ -84,7 +87,7 @@ const (
 	prefixLearn    = "learn-"         // learn-S: remember the endpoint for S seconds
 )
 
-// frontendSets are the sets of frontends, with the chain that goes on.
+// frontendSets returns the sets of frontends, with the chain that goes on.
 func frontendSets() []struct{ set, chain string } {
 	return []struct{ set, chain string }{
 		{setPlain, chainPass}, {setMasqAll, chainMark}, {setMasqNonPods, chainMarkNonPods}, {setMasqNode, chainMarkNode},
@@ -103,7 +106,7 @@ func isFrontends(set string) bool {
 
 func numbered(prefix string, n int) string { return fmt.Sprintf("%s%d", prefix, n) }
 
-// numberOf is the number in a chain's name, 0 if there is none.
+// numberOf returns the number in a chain's name, 0 if there is none.
 func numberOf(chain, prefix string) int {
 	rest, ok := strings.CutPrefix(chain, prefix)
 	if !ok {
@@ -116,12 +119,64 @@ func numberOf(chain, prefix string) int {
 	return n
 }
 
-// noteOf returns what the comments of a chain's rules carry beside their signature.
-func noteOf(s localnet.State) func(chain string) string {
-	return func(chain string) string {
-		if chain == chainInput {
-			return s.Note()
-		}
-		return ""
+// affinityClients is how many clients a family remembers the endpoint of.
+const affinityClients = 1 << 18
+
+// newTable returns our nftables table of one family.
+func newTable(f dataplane.Family, c *counts) *nft.Table { return nft.NewTable(f, spec(f), &c.table) }
+
+// spec returns the sets and base chains of a table.
+func spec(f dataplane.Family) nft.Spec {
+	addr, number, verdict := nftables.TypeIPAddr, nftables.TypeClassID, nftables.TypeVerdict
+	if f == dataplane.IPv6 {
+		addr = nftables.TypeIP6Addr
+	}
+	none := nftables.SetDatatype{}
+	concat := nftables.MustConcatSetType // a handful of types never are too many
+	place := concat(addr, nftables.TypeInetProto, nftables.TypeInetService)
+	member := concat(addr, nftables.TypeInetProto, nftables.TypeInetService, number)
+	endpoint := concat(addr, nftables.TypeInetService)
+	var sets []nft.Set
+	add := func(name string, key, data nftables.SetDatatype) {
+		sets = append(sets, nft.Set{Name: name, Key: key, Data: data})
+	}
+	for _, name := range []string{setPicked, setMembers, setMembersIn} {
+		add(name, member, endpoint)
+	}
+	add(setAddresses, addr, none)
+	add(setRestricted, place, none)
+	add(setInside, place, none)
+	sets = append(sets,
+		nft.Set{Name: setSources, Key: concat(addr, nftables.TypeInetProto, nftables.TypeInetService, addr), Intervals: true},
+		nft.Set{Name: setAffinity, Key: concat(number, addr), Data: number, Clients: affinityClients})
+	add(setHairpin, concat(addr, addr, nftables.TypeInetProto, nftables.TypeInetService), none)
+	add(setIDs, place, number)
+	sets = append(sets, nft.Set{Name: setLearn, Key: number, Data: verdict, Returns: true})
+	for _, s := range []nft.Set{{Name: setMasquerade, Returns: true}, {Name: setEmpty}, {Name: setPicks}, {Name: setSticky, Returns: true}, {Name: setStickyIn, Returns: true}} {
+		s.Key, s.Data = place, verdict
+		sets = append(sets, s)
+	}
+	for _, s := range frontendSets() {
+		add(s.set, place, none)
+	}
+	add(setVIPs, addr, none) // last: what is reached at an address is known by then
+	return nft.Spec{Name: tableName, Sets: sets, Hooks: hooks()}
+}
+
+// hooks returns the base chains. IPVS takes packets between the destination and
+// the source NAT of INPUT, and right after the destination NAT of OUTPUT; its
+// packets then pass POSTROUTING, or the rest of INPUT where the endpoint is the node.
+func hooks() map[string]nft.Hook {
+	last := nftables.ChainPriorityRef(math.MaxInt32 - 1) // before conntrack takes the connection over
+	return map[string]nft.Hook{
+		chainPrerouting:  {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
+		chainOutput:      {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
+		chainPostrouting: {Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
+		chainLocalIn:     {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
+		chainPicked:      {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 1), Type: nftables.ChainTypeFilter},
+		chainInput:       {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
+		chainForward:     {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
+		chainLastInput:   {Hook: nftables.ChainHookInput, Priority: last, Type: nftables.ChainTypeFilter},
+		chainLastOutput:  {Hook: nftables.ChainHookOutput, Priority: last, Type: nftables.ChainTypeFilter},
 	}
 }

@@ -48,7 +48,7 @@ func port(name string, frontends ...dataplane.Frontend) *dataplane.ServicePort {
 
 // TestPlan: what each kind of frontend wants of the kernel.
 func TestPlan(t *testing.T) {
-	const cluster, node = "10.96.0.10:80", "0.0.0.0:30080"
+	const cluster, nodePort = "10.96.0.10:80", "0.0.0.0:30080"
 	both := pool("10.244.0.5:8080 local", "10.244.1.5:8080")
 	here := pool("10.244.0.5:8080 local")
 	inside := func(f dataplane.Frontend, p *dataplane.Pool) dataplane.Frontend { f.Inside = p; return f }
@@ -60,7 +60,7 @@ func TestPlan(t *testing.T) {
 	}
 	sticky := func(p *dataplane.ServicePort, d time.Duration) *dataplane.ServicePort { p.Affinity = d; return p }
 	scheduled := func(p *dataplane.ServicePort, s string) *dataplane.ServicePort { p.Scheduler = s; return p }
-	e := env{scheduler: "rr", addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1")}}
+	e := node{family: dataplane.IPv4, scheduler: "rr", addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}}
 	localhost := e
 	localhost.localhost = true
 	taken := e
@@ -70,7 +70,7 @@ func TestPlan(t *testing.T) {
 	hairpin := "hairpin 10.244.0.5 10.244.0.5/6/8080"
 	for _, tc := range []struct {
 		name string
-		env  env
+		node node
 		port *dataplane.ServicePort
 		want []string
 	}{
@@ -89,10 +89,10 @@ func TestPlan(t *testing.T) {
 		{"an endpoint of which nobody says where it is may reach itself", e, port("web", frontend(dataplane.ClusterIP, cluster, unplaced("10.244.1.5:80"), dataplane.SNATNone)), []string{
 			"service TCP 10.96.0.10:80 rr 10.244.1.5:80", "plain 10.96.0.10/6/80", "vips 10.96.0.10", "hairpin 10.244.1.5 10.244.1.5/6/80",
 		}},
-		{"a NodePort is a service on each address", e, port("web", frontend(dataplane.NodePort, node, pool("10.244.1.5:80"), dataplane.SNATAll)), []string{
+		{"a NodePort is a service on each address", e, port("web", frontend(dataplane.NodePort, nodePort, pool("10.244.1.5:80"), dataplane.SNATAll)), []string{
 			"service TCP 192.0.2.1:30080 rr 10.244.1.5:80", "service TCP 192.0.2.2:30080 rr 10.244.1.5:80", "plain-masq-all 0.0.0.0/6/30080",
 		}},
-		{"and on localhost picked without IPVS", localhost, port("web", frontend(dataplane.NodePort, node, pool("10.244.1.5:80", "10.244.1.6:80"), dataplane.SNATAll)), []string{
+		{"and on localhost picked without IPVS", localhost, port("web", frontend(dataplane.NodePort, nodePort, pool("10.244.1.5:80", "10.244.1.6:80"), dataplane.SNATAll)), []string{
 			"service TCP 192.0.2.1:30080 rr 10.244.1.5:80 10.244.1.6:80", "service TCP 192.0.2.2:30080 rr 10.244.1.5:80 10.244.1.6:80", "plain-masq-all 0.0.0.0/6/30080",
 			"picks 0.0.0.0/6/30080 = pick-2", "picked 0.0.0.0/6/30080/0 = 10.244.1.5:80", "picked 0.0.0.0/6/30080/1 = 10.244.1.6:80", "(chains) pick-2",
 		}},
@@ -121,7 +121,7 @@ func TestPlan(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := describe(tc.env.planFor(tc.port, 7), 7)
+			got := describe(tc.node.planFor(tc.port, 7), 7)
 			slices.Sort(tc.want)
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("got\n\t%s\nwanted\n\t%s", strings.Join(got, "\n\t"), strings.Join(tc.want, "\n\t"))
@@ -140,10 +140,10 @@ func describe(p *plan, id uint32) []string {
 		}
 		out = append(out, text)
 	}
-	for e, data := range p.elements {
+	for e, data := range p.Own {
 		out = append(out, describeElement(e.Set, e.Key, data, id))
 	}
-	for e := range p.shared {
+	for e := range p.Shared {
 		out = append(out, describeElement(e.Set, e.Key, "", id))
 	}
 	slices.Sort(out)
@@ -169,7 +169,7 @@ func describeElement(set, key, data string, id uint32) string {
 		text += place(key[:12]) + "/NUMBER"
 	case setLearn:
 		text += "ID"
-	case setChains:
+	case nft.Chains:
 		text += key
 	default:
 		text += place(key)
@@ -185,70 +185,16 @@ func describeElement(set, key, data string, id uint32) string {
 	return text
 }
 
-// TestParseTable: /proc/net/ip_vs as kernels print it.
-func TestParseTable(t *testing.T) {
-	const text = `IP Virtual Server version 1.2.1 (size=4096)
-Prot LocalAddress:Port Scheduler Flags
-  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
-TCP  0A600001:0050 rr 
-  -> 0AF40105:1F90      Masq    1      2          3         
-  -> 0AF40106:1F90      Masq    0      0          0         
-FWM  0000000A wlc 
-  -> 0AF40107:1F90      Masq    1      0          0         
-UDP  [fd96:0000:0000:0000:0000:0000:0000:000a]:0035 wlc persistent 300 00000080
-  -> [fd00:0000:0000:0000:0000:0000:0000:0005]:0035      Masq    1      0          0         
-SCTP 0A600001:0051 mh
-`
-	got, err := parseTable(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]string{
-		"the IPVS service TCP 10.96.0.1:80":  "map[10.244.1.5:8080:{1 5} 10.244.1.6:8080:{0 0}]",
-		"the IPVS service UDP [fd96::a]:53":  "map[[fd00::5]:53:{1 0}]",
-		"the IPVS service SCTP 10.96.0.1:81": "map[]",
-	}
-	for key, destinations := range got {
-		if text := fmt.Sprint(destinations); text != want[key.String()] {
-			t.Errorf("%s has %s, wanted %s", key, text, want[key.String()])
+// TestSchedulerFlags: which schedulers are told to pass over endpoints that drain.
+func TestSchedulerFlags(t *testing.T) {
+	hashing := map[string]uint32{"sh": 0x08, "mh": 0x18}
+	for _, s := range dataplane.Schedulers() {
+		if got := flagsOf(s); got != hashing[s] {
+			t.Errorf("%s has flags %#x, want %#x", s, got, hashing[s])
 		}
-		delete(want, key.String())
-	}
-	for key := range want {
-		t.Errorf("%s is missing", key)
-	}
-	for _, wrong := range []string{
-		"TCP  0A60:0050 rr\n", "TCP  0A600001 rr x\n", "TCP  0A600001:0050 rr\n  -> 0AF40105:1F90 Masq 1 2\n", "TCP  0A600001:0050 rr\n  -> 0AF40105:1F90 Masq a 2 3\n",
-	} {
-		if _, err := parseTable(wrong); err == nil {
-			t.Errorf("%q: no error", wrong)
-		}
-	}
-}
-
-// TestRebinds: a new address on the node costs a full pass only if a Service has it.
-func TestRebinds(t *testing.T) {
-	prefixes := func(words ...string) (out []netip.Prefix) {
-		for _, w := range words {
-			out = append(out, netip.MustParsePrefix(w))
-		}
-		return out
-	}
-	ports := snapshotOf(port("web", frontend(dataplane.ClusterIP, "10.96.0.10:80", pool(), dataplane.SNATNone), frontend(dataplane.NodePort, "0.0.0.0:30080", pool(), dataplane.SNATNone))).Ports
-	for _, tc := range []struct {
-		name          string
-		before, after []netip.Prefix
-		want          bool
-	}{
-		{"the same", prefixes("192.0.2.1/32"), prefixes("192.0.2.1/32"), false},
-		{"another of no Service", prefixes("192.0.2.1/32"), prefixes("192.0.2.1/32", "192.0.2.2/32"), false},
-		{"a ClusterIP comes", nil, prefixes("10.96.0.10/32"), true},
-		{"a ClusterIP goes", prefixes("10.96.0.10/32"), nil, true},
-		{"a range around it", nil, prefixes("10.96.0.0/24"), false},
-	} {
-		after, before := env{bound: tc.after}, env{bound: tc.before}
-		if got := after.rebinds(&before, ports); got != tc.want {
-			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		key := serviceKey{dataplane.TCP, netip.MustParseAddrPort("10.96.0.10:80")}
+		if got := virtual(key, s).Flags; got != hashing[s] {
+			t.Errorf("a service with %s has flags %#x, want %#x", s, got, hashing[s])
 		}
 	}
 }

@@ -1,65 +1,43 @@
 package ipvs
 
 import (
-	"math"
 	"slices"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
 // rules are the chains of one family's table. How many there are does not
 // depend on how many Services there are.
 type rules struct {
-	*env
+	*node
 	nft.Words
-	localnet localnet.State
 }
 
-// baseChains are the ways in. IPVS takes packets between the destination and
-// the source NAT of INPUT, and right after the destination NAT of OUTPUT; its
-// packets then pass POSTROUTING, or the rest of INPUT where the endpoint is the node.
-func baseChains() map[string]nft.Hook {
-	last := nftables.ChainPriorityRef(math.MaxInt32 - 1) // before conntrack takes the connection over
-	return map[string]nft.Hook{
-		chainPrerouting:  {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
-		chainOutput:      {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nftables.ChainTypeNAT},
-		chainPostrouting: {Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
-		chainLocalIn:     {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource, Type: nftables.ChainTypeNAT},
-		chainPicked:      {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 1), Type: nftables.ChainTypeFilter},
-		chainInput:       {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
-		chainForward:     {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Type: nftables.ChainTypeFilter},
-		chainLastInput:   {Hook: nftables.ChainHookInput, Priority: last, Type: nftables.ChainTypeFilter},
-		chainLastOutput:  {Hook: nftables.ChainHookOutput, Priority: last, Type: nftables.ChainTypeFilter},
-	}
-}
+func rulesFor(n *node) *rules { return &rules{node: n, Words: nft.Words{Family: n.family}} }
 
-// way is how a packet's place is told: by its own address, or as a NodePort.
-type way uint8
+// form is how a packet names its place: by its own address, or as a NodePort.
+type form uint8
 
 const (
-	byAddress   way = iota
-	byNode          // one of the node's addresses
-	byLocalhost     // 127.0.0.0/8
+	byAddress   form = iota
+	byNode           // one of the node's addresses
+	byLocalhost      // 127.0.0.0/8
 )
 
-// ways are those that packets from other hosts, or the node, can take.
-func (r *rules) ways() []way {
-	if r.serveLocalhost() {
-		return []way{byAddress, byNode, byLocalhost}
+// forms returns those that packets from other hosts, or the node, can have.
+func (r *rules) forms() []form {
+	if r.localhost {
+		return []form{byAddress, byNode, byLocalhost}
 	}
-	return []way{byAddress, byNode}
+	return []form{byAddress, byNode}
 }
 
-func (r *rules) serveLocalhost() bool { return r.localhost && r.Family == dataplane.IPv4 }
-
-// constants are the chains that no ServicePort changes.
+// constants returns the chains that no ServicePort changes.
 func (r *rules) constants() map[string][]nft.Rule {
 	chains := map[string][]nft.Rule{
 		chainPrerouting:  {{nft.Jump(chainServices)}},
@@ -84,7 +62,7 @@ func (r *rules) constants() map[string][]nft.Rule {
 		chainReject:      r.Reject(),
 		chainDrop:        {nft.Rule{nft.Verdict(expr.VerdictDrop, "")}},
 	}
-	if !r.serveLocalhost() {
+	if !r.localhost {
 		chains[chainLocalhost] = nil
 		return chains
 	}
@@ -110,9 +88,9 @@ func (r *rules) pass() []nft.Rule {
 // services finds the frontend of a connection's first packet.
 func (r *rules) services() []nft.Rule {
 	var out []nft.Rule
-	for _, w := range []way{byAddress, byNode} {
+	for _, as := range []form{byAddress, byNode} {
 		for _, s := range frontendSets() {
-			out = append(out, r.place(w).In(s.set).Then(nft.Goto(s.chain)))
+			out = append(out, r.place(as).In(s.set).Then(nft.Goto(s.chain)))
 		}
 	}
 	return out
@@ -133,9 +111,7 @@ func (r *rules) lost() []nft.Rule {
 		out = append(out, nft.ProtocolIs(p).Then(r.Destination(0)...).In(setVIPs).Then(nft.Goto(chainReject)))
 	}
 	for _, p := range r.ranges {
-		if dataplane.FamilyOf(p.Addr()) == r.Family && p.Bits() > 0 { // nobody drops all that there is
-			out = append(out, r.Within(r.Destination(0), p).Then(nft.DestinationIsNotLocal()...).Then(nft.Goto(chainDrop)))
-		}
+		out = append(out, r.Within(r.Destination(0), p).Then(nft.DestinationIsNotLocal()...).Then(nft.Goto(chainDrop)))
 	}
 	return out
 }
@@ -144,30 +120,30 @@ func (r *rules) lost() []nft.Rule {
 func (r *rules) special() []nft.Rule {
 	out := append(r.restricted(byAddress), r.restricted(byNode)...)
 	out = append(out, r.dispatch(setMasquerade, byAddress, byNode)...)
-	for _, w := range []way{byAddress, byNode} {
-		out = append(out, r.place(w).In(setInside).Then(nft.Jump(chainAsk)))
+	for _, as := range []form{byAddress, byNode} {
+		out = append(out, r.place(as).In(setInside).Then(nft.Jump(chainAsk)))
 	}
 	out = append(out, r.dispatch(setSticky, byAddress, byNode)...)
 	return append(out, r.dispatch(setEmpty, byAddress, byNode)...)
 }
 
 // restricted drops clients out of the source ranges of a frontend.
-func (r *rules) restricted(w way) []nft.Rule {
-	rule := r.place(w).In(setRestricted).Then(r.Source(r.PlaceSize())...)
+func (r *rules) restricted(as form) []nft.Rule {
+	rule := r.place(as).In(setRestricted).Then(r.Source(r.PlaceSize())...)
 	return []nft.Rule{rule.NotIn(setSources).Then(nft.Goto(chainDrop))}
 }
 
 // dispatch goes on to the chain that a map has for the packet's place.
-func (r *rules) dispatch(set string, ways ...way) []nft.Rule {
+func (r *rules) dispatch(set string, forms ...form) []nft.Rule {
 	var out []nft.Rule
-	for _, w := range ways {
-		out = append(out, r.place(w).Go(set))
+	for _, as := range forms {
+		out = append(out, r.place(as).Go(set))
 	}
 	return out
 }
 
-// numbered are the rules of a chain that comes and goes with its use.
-func (r *rules) numbered(chain string) []nft.Rule {
+// optional returns the rules of a chain that exists while something needs it.
+func (r *rules) optional(chain string) []nft.Rule {
 	if n := numberOf(chain, prefixPick); n > 0 {
 		return r.pick(uint32(n))
 	}
@@ -183,8 +159,8 @@ func (r *rules) numbered(chain string) []nft.Rule {
 // pick sends a connection to one of n endpoints.
 func (r *rules) pick(n uint32) []nft.Rule {
 	var out []nft.Rule
-	for _, w := range r.ways() {
-		rule := r.place(w).Then(&expr.Numgen{Register: nft.Reg(r.PlaceSize()), Modulus: n, Type: unix.NFT_NG_RANDOM})
+	for _, as := range r.forms() {
+		rule := r.place(as).Then(&expr.Numgen{Register: nft.Reg(r.PlaceSize()), Modulus: n, Type: unix.NFT_NG_RANDOM})
 		out = append(out, rule.Map(setPicked, 0).Then(r.DNAT()))
 	}
 	return out
@@ -201,8 +177,8 @@ func (r *rules) sticky(members string, keep time.Duration) []nft.Rule {
 	// Without this lookup an unknown client would get a meaningless number; what
 	// it loads is not used, as the update of a known one keeps what it has.
 	out = append(out, client.Map(setAffinity, 8).Then(r.remember(0, keep)), setPriority(client, setAffinity))
-	for _, w := range r.ways() {
-		rule := r.place(w).Then(nft.Priority(r.PlaceSize())...)
+	for _, as := range r.forms() {
+		rule := r.place(as).Then(nft.Priority(r.PlaceSize())...)
 		out = append(out, rule.Map(members, 0).Then(r.DNAT()))
 	}
 	out = append(out, r.loadID()...)
@@ -227,8 +203,8 @@ func (r *rules) remember(at int, keep time.Duration) expr.Any {
 // loadID makes the packet's priority the number of its ServicePort.
 func (r *rules) loadID() []nft.Rule {
 	var out []nft.Rule
-	for _, w := range r.ways() {
-		out = append(out, setPriority(r.place(w), setIDs))
+	for _, as := range r.forms() {
+		out = append(out, setPriority(r.place(as), setIDs))
 	}
 	return out
 }
@@ -236,7 +212,7 @@ func (r *rules) loadID() []nft.Rule {
 // learnBy goes on for packets that sticky gave the number of a ServicePort.
 func (r *rules) learnBy() nft.Rule { return nft.Priority(0).Go(setLearn) }
 
-// picked is a first packet that was translated without IPVS.
+// picked goes on for a first packet that was translated without IPVS.
 func (r *rules) picked() nft.Rule {
 	return nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).AnyBit(nft.StatusDNAT)
 }
@@ -251,7 +227,7 @@ func (r *rules) postrouting() []nft.Rule {
 	out := []nft.Rule{r.learnBy()}
 	hairpin := r.Source(0).Then(r.Destination(r.AddrSize())...).Then(nft.Protocol(2*r.AddrSize()), nft.Port(2*r.AddrSize()+1))
 	out = append(out, hairpin.In(setHairpin).Then(nft.Masquerade()))
-	if r.serveLocalhost() {
+	if r.localhost {
 		rule := r.Loopback(r.Source(0)).Then(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: nft.Reg(0)},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: nft.Reg(0), Data: nft.InterfaceName("lo")})
 		out = append(out, rule.Then(nft.Masquerade()))
@@ -262,22 +238,22 @@ func (r *rules) postrouting() []nft.Rule {
 
 // input keeps neighbours off 127.0.0.0/8, which route_localnet opens to them.
 func (r *rules) input() []nft.Rule {
-	if !r.serveLocalhost() {
+	if !r.localhost {
 		return nil
 	}
 	return []nft.Rule{r.GuardLocalhost()}
 }
 
 // place loads where a packet goes into the first registers.
-func (r *rules) place(w way) nft.Rule {
+func (r *rules) place(as form) nft.Rule {
 	to := r.Destination(0)
-	switch w {
+	switch as {
 	case byNode:
 		to = to.In(setAddresses)
 	case byLocalhost:
 		to = r.Loopback(to)
 	}
-	if w != byAddress {
+	if as != byAddress {
 		to = to.Then(nft.Zero(0, r.AddrSize()))
 	}
 	return to.Then(nft.Protocol(r.AddrSize()), nft.Port(r.AddrSize()+1))

@@ -34,7 +34,11 @@ type watch struct {
 }
 
 func startWatch(b *backend) (*watch, error) {
-	tables, err := nft.StartWatch(b.log, b.tables())
+	var ours []*nft.Table
+	for _, f := range b.families {
+		ours = append(ours, f.table)
+	}
+	tables, err := nft.StartWatch(b.log, ours)
 	if err != nil {
 		return nil, err
 	}

@@ -2,177 +2,78 @@ package ipvs
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/moby/ipvs"
+	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+	"github.com/switchyard-io/switchyard/dataplane/internal/sysctl"
 )
 
-// writes are what one Sync does to a family's part of the kernel, in this order:
-// what new connections need before they come, what leads them there, and removals
-// last.
-type writes struct {
-	rules        *rules
-	first, last  nft.Change // of the table
-	services     []serviceChange
-	wrongRoutes  []netip.Addr // there with another source or MTU
-	newRoutes    []netip.Addr
-	oldRoutes    []netip.Addr
-	goneServices []serviceKey
+// counts are what was written, for those who measure.
+type counts struct {
+	table    nft.Counts
+	messages int // to IPVS
+	routes   int
 }
 
-type serviceChange struct {
-	want  service
-	have  held
-	there bool
-}
-
-// compareElements finds the elements that come, change and go.
-func (w *writes) compareElements(have, want map[nft.Element]string) {
-	for e, data := range want {
-		old, ok := have[e]
-		if ok && old == data {
-			continue
-		}
-		w.first.Put[e] = data
-		w.first.Replaced[e] = ok
-	}
-	renewed := map[string]bool{} // places that get source ranges
-	for e := range w.first.Put {
-		if e.Set == setSources {
-			renewed[e.Key[:nft.PlaceLen(e.Family)]] = true
-		}
-	}
-	for e := range have {
-		if _, ok := want[e]; ok {
-			continue
-		}
-		// The kernel refuses ranges that overlap: the old ones make room.
-		if e.Set == setSources && renewed[e.Key[:nft.PlaceLen(e.Family)]] {
-			w.first.Remove = append(w.first.Remove, e)
-		} else {
-			w.last.Remove = append(w.last.Remove, e)
-		}
-	}
-}
-
-// takeChains turns what stands for chains into chains.
-func (w *writes) takeChains() {
-	for e := range w.first.Put {
-		if e.Set == setChains {
-			w.first.Chains[e.Key] = w.rules.numbered(e.Key)
-			delete(w.first.Put, e)
-		}
-	}
-	w.last.Remove = slices.DeleteFunc(w.last.Remove, func(e nft.Element) bool {
-		if e.Set == setChains {
-			w.last.OldChains = append(w.last.OldChains, e.Key)
-		}
-		return e.Set == setChains
-	})
-}
-
-// compareChains finds the chains that are not as they were.
-func (w *writes) compareChains(t *nft.Table, old, cur map[string][]nft.Rule) error {
-	for name, chain := range cur {
-		have, err := t.Comments(old[name], "")
-		if err != nil {
-			return err
-		}
-		want, err := t.Comments(chain, "")
-		if err != nil {
-			return err
-		}
-		if !slices.Equal(have, want) {
-			w.first.Chains[name] = chain
-		}
-	}
-	return nil
-}
-
-// compareRoutes finds the routes that come, change and go.
-func (w *writes) compareRoutes(have map[netip.Addr]bool, f dataplane.Family, all *wanted) {
-	for e := range all.elements {
-		if e.Set != setVIPs {
-			continue
-		}
-		switch right, there := have[nft.AddrOf(e.Key)]; {
-		case !there:
-			w.newRoutes = append(w.newRoutes, nft.AddrOf(e.Key))
-		case !right:
-			w.wrongRoutes = append(w.wrongRoutes, nft.AddrOf(e.Key))
-		}
-	}
-	for a := range have {
-		if _, ok := all.elements[nft.Element{Family: f, Set: setVIPs, Key: nft.AddrBytes(a)}]; !ok {
-			w.oldRoutes = append(w.oldRoutes, a)
-		}
-	}
-}
-
-// takeRoutes adds the routes for the addresses that come and go.
-func (w *writes) takeRoutes() {
-	for e := range w.first.Put {
-		if e.Set == setVIPs {
-			w.newRoutes = append(w.newRoutes, nft.AddrOf(e.Key))
-		}
-	}
-	for _, e := range w.last.Remove {
-		if e.Set == setVIPs {
-			w.oldRoutes = append(w.oldRoutes, nft.AddrOf(e.Key))
-		}
-	}
-}
-
-func (h *half) write(ctx context.Context, w *writes) error {
-	if err := h.writeFirst(w); err != nil {
+// write writes what a diff found, in this order: what new connections need before
+// they come, what leads them there, and removals last.
+func (f *familyBackend) write(ctx context.Context, d *diff, state localnet.State) error {
+	if err := f.writeFirst(&d.First, state); err != nil {
 		return err
 	}
-	for _, s := range w.services {
+	for _, s := range d.services {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := h.backend.writeService(s); err != nil {
+		if err := f.backend.writeService(s); err != nil {
 			return err
 		}
 	}
-	if err := h.backend.kernel.writeRoutes(w); err != nil {
+	if err := f.backend.kernel.writeRoutes(d); err != nil {
 		return err
 	}
-	for _, key := range w.goneServices {
-		h.backend.forget(key)
-		if err := h.backend.kernel.remove(key); err != nil {
+	for _, key := range d.goneServices {
+		f.backend.forget(key)
+		if err := f.backend.kernel.remove(key); err != nil {
 			return err
 		}
 	}
-	return h.table.Write(&w.last, noteOf(w.rules.localnet))
+	return f.table.Write(&d.Last, state.Notes(chainInput))
 }
 
 // writeFirst writes the table's first step. The rule that keeps neighbours off
 // 127.0.0.0/8 is there as long as the kernel would let them in.
-func (h *half) writeFirst(w *writes) error {
-	if h.localnet == localnet.Switched && w.rules.localnet == localnet.Off {
+func (f *familyBackend) writeFirst(c *nft.Change, state localnet.State) error {
+	if f.localnet == localnet.Switched && state == localnet.Off {
 		if err := localnet.Switch(false); err != nil {
 			return err
 		}
 	}
-	if err := h.table.Write(&w.first, noteOf(w.rules.localnet)); err != nil {
+	if err := f.table.Write(c, state.Notes(chainInput)); err != nil {
 		return err
 	}
-	h.localnet = w.rules.localnet
-	if h.localnet == localnet.Switched {
+	f.localnet = state
+	if f.localnet == localnet.Switched {
 		return localnet.Switch(true)
 	}
 	return nil
 }
 
-func (k *kernel) writeRoutes(w *writes) error {
-	for _, routes := range [][]netip.Addr{w.wrongRoutes, w.newRoutes, w.oldRoutes} {
+func (k *kernel) writeRoutes(d *diff) error {
+	for _, routes := range [][]netip.Addr{d.wrongRoutes, d.newRoutes, d.oldRoutes} {
 		slices.SortFunc(routes, netip.Addr.Compare) // so that what fails again says the same again
 	}
-	for _, a := range w.wrongRoutes { // one at a time, so that each is missing for a moment only
+	for _, a := range d.wrongRoutes { // one at a time, so that each is missing for a moment only
 		if err := k.routes.remove(a); err != nil {
 			return err
 		}
@@ -180,12 +81,12 @@ func (k *kernel) writeRoutes(w *writes) error {
 			return err
 		}
 	}
-	for _, a := range w.newRoutes {
+	for _, a := range d.newRoutes {
 		if err := k.routes.add(a); err != nil {
 			return err
 		}
 	}
-	for _, a := range w.oldRoutes {
+	for _, a := range d.oldRoutes {
 		if err := k.routes.remove(a); err != nil {
 			return err
 		}
@@ -197,19 +98,19 @@ func (k *kernel) writeRoutes(w *writes) error {
 // old ones go.
 func (b *backend) writeService(s serviceChange) error {
 	key := s.want.key
-	if s.there && !s.have.ours {
+	if s.there && !s.held.ours {
 		b.log.Warn("taking over an IPVS service of another program: a Service has its address", "service", key.addr.String(), "protocol", key.protocol.String())
 	}
-	if !s.there || !s.have.ours || s.have.scheduler != s.want.scheduler || s.have.flags != flagsOf(s.want.scheduler) {
+	if !s.there || !s.held.ours || s.held.scheduler != s.want.scheduler || s.held.flags != flagsOf(s.want.scheduler) {
 		if err := b.kernel.put(key, s.want.scheduler, s.there); err != nil {
 			return err
 		}
-		if s.there && !s.have.ours {
+		if s.there && !s.held.ours {
 			b.kernel.own.Add(1)
 		}
 	}
 	for _, e := range s.want.endpoints {
-		d, there := s.have.destinations[e.Addr]
+		d, there := s.held.destinations[e.Addr]
 		var err error
 		switch {
 		case !there:
@@ -223,19 +124,165 @@ func (b *backend) writeService(s serviceChange) error {
 		delete(b.drains, draining{key, e.Addr})
 	}
 	var old []netip.AddrPort
-	for a, d := range s.have.destinations {
+	for a, d := range s.held.destinations {
 		if slices.ContainsFunc(s.want.endpoints, func(e dataplane.Endpoint) bool { return e.Addr == a }) {
 			continue
 		}
-		if d.weight > 0 || !drains(s.want.scheduler) {
+		if d.weight > 0 || !canDrain(s.want.scheduler) {
 			old = append(old, a)
 		} else if _, known := b.drains[draining{key, a}]; !known { // an earlier process left it to drain
 			b.drains[draining{key, a}] = b.deadline(key)
 		}
 	}
 	slices.SortFunc(old, netip.AddrPort.Compare)
-	if !drains(s.want.scheduler) {
+	if !canDrain(s.want.scheduler) {
 		return b.cut(key, old)
 	}
-	return b.retire(key, old)
+	return b.drainEndpoints(key, old)
+}
+
+// virtual returns a service as the library takes it.
+func virtual(key serviceKey, scheduler string) *ipvs.Service {
+	s := &ipvs.Service{
+		Address: net.IP(key.addr.Addr().AsSlice()), Protocol: uint16(key.protocol), Port: key.addr.Port(),
+		SchedName: scheduler, Flags: flagsOf(scheduler), Timeout: ownTimeout, AddressFamily: unix.AF_INET, Netmask: 0xffffffff,
+	}
+	if key.addr.Addr().Is6() {
+		s.AddressFamily, s.Netmask = unix.AF_INET6, 128
+	}
+	return s
+}
+
+func endpointOf(endpoint netip.AddrPort, weight int) *ipvs.Destination {
+	d := &ipvs.Destination{Address: net.IP(endpoint.Addr().AsSlice()), Port: endpoint.Port(), Weight: weight, AddressFamily: unix.AF_INET}
+	if endpoint.Addr().Is6() {
+		d.AddressFamily = unix.AF_INET6
+	}
+	return d
+}
+
+// put makes a service, or gives a service that is there its scheduler and our timeout.
+func (k *kernel) put(key serviceKey, scheduler string, there bool) error {
+	k.counts.messages++
+	if there {
+		if err := k.ipvs.UpdateService(virtual(key, scheduler)); err != nil {
+			return fmt.Errorf("changing %s: %w", key, err)
+		}
+		return nil
+	}
+	err := k.ipvs.NewService(virtual(key, scheduler))
+	if errors.Is(err, unix.EEXIST) {
+		if have, err := k.ipvs.GetService(virtual(key, "")); err == nil && have.Timeout != ownTimeout {
+			k.own.Add(1)
+		}
+		return k.put(key, scheduler, true)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("making %s: the kernel has no scheduler %s (module ip_vs_%s): %w", key, scheduler, scheduler, err)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s with scheduler %s: %w", key, scheduler, err)
+	}
+	k.own.Add(1)
+	return nil
+}
+
+// remove removes a service; existing connections through it end.
+func (k *kernel) remove(key serviceKey) error {
+	k.counts.messages++
+	err := k.ipvs.DelService(virtual(key, ""))
+	if err == nil {
+		k.own.Add(-1)
+		return nil
+	}
+	if !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing %s: %w", key, err)
+	}
+	return nil
+}
+
+// add adds an endpoint, or makes one that drains serve again.
+func (k *kernel) add(key serviceKey, endpoint netip.AddrPort) error {
+	k.counts.messages++
+	err := k.ipvs.NewDestination(virtual(key, ""), endpointOf(endpoint, 1))
+	if errors.Is(err, unix.EEXIST) {
+		return k.weigh(key, endpoint, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("adding endpoint %s to %s: %w", endpoint, key, err)
+	}
+	return nil
+}
+
+// weigh gives an endpoint a weight; with 0 it gets no new connections.
+func (k *kernel) weigh(key serviceKey, endpoint netip.AddrPort, weight int) error {
+	k.counts.messages++
+	if err := k.ipvs.UpdateDestination(virtual(key, ""), endpointOf(endpoint, weight)); err != nil {
+		return fmt.Errorf("giving endpoint %s of %s weight %d: %w", endpoint, key, weight, err)
+	}
+	return nil
+}
+
+// cut removes an endpoint.
+func (k *kernel) cut(key serviceKey, endpoint netip.AddrPort) error {
+	k.counts.messages++
+	err := k.ipvs.DelDestination(virtual(key, ""), endpointOf(endpoint, 0))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("removing endpoint %s from %s: %w", endpoint, key, err)
+	}
+	return nil
+}
+
+// setting is a kernel setting that IPVS needs, and why.
+type setting struct {
+	name     string
+	value    int
+	optional bool // some kernels do not have it
+}
+
+func (o Options) settings() []setting {
+	all := []setting{
+		{"net/ipv4/vs/conntrack", 1, false},                 // or nothing could be masqueraded
+		{"net/ipv4/vs/expire_nodest_conn", 1, false},        // a flow whose endpoint is gone gets another
+		{"net/ipv4/vs/expire_quiescent_template", 1, false}, // so does a persistent client's
+		{"net/ipv4/vs/run_estimation", 0, true},             // rates cost a walk over all endpoints every 2 s; Linux 5.17
+		{"net/ipv4/ip_forward", 1, false},                   // answers pass through
+	}
+	if o.StrictARP {
+		all = append(all, setting{"net/ipv4/conf/all/arp_ignore", 1, false}, setting{"net/ipv4/conf/all/arp_announce", 2, false})
+	}
+	return all
+}
+
+// applySettings writes what is not yet so.
+func (b *backend) applySettings() error {
+	for _, s := range b.options.settings() {
+		err := sysctl.Proc.SetInt(s.name, s.value)
+		if err != nil && (!s.optional || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+	}
+	return b.applyTimeouts()
+}
+
+// applyTimeouts sets the timeouts that were asked for.
+func (b *backend) applyTimeouts() error {
+	want := ipvs.Config{TimeoutTCP: b.options.TCPTimeout, TimeoutTCPFin: b.options.TCPFinTimeout, TimeoutUDP: b.options.UDPTimeout}
+	if want == (ipvs.Config{}) {
+		return nil
+	}
+	have, err := b.kernel.ipvs.GetConfig()
+	if err != nil {
+		return fmt.Errorf("reading the IPVS timeouts: %w", err)
+	}
+	same := (want.TimeoutTCP == 0 || want.TimeoutTCP == have.TimeoutTCP) &&
+		(want.TimeoutTCPFin == 0 || want.TimeoutTCPFin == have.TimeoutTCPFin) &&
+		(want.TimeoutUDP == 0 || want.TimeoutUDP == have.TimeoutUDP)
+	if same {
+		return nil
+	}
+	if err := b.kernel.ipvs.SetConfig(&want); err != nil {
+		return fmt.Errorf("setting the IPVS timeouts: %w", err)
+	}
+	return nil
 }

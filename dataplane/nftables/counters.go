@@ -21,7 +21,7 @@ func newCounter(families []dataplane.Family) *counter {
 	return c
 }
 
-// counted are the chains that count packets, and as what.
+// counted returns the chains that count packets, and as what.
 func counted() []struct{ chain, verdict string } {
 	return []struct{ chain, verdict string }{{chainReject, "reject"}, {chainDrop, "drop"}, {chainForward, "invalid"}}
 }

@@ -87,7 +87,7 @@ func probeFamily(f dataplane.Family) error {
 	return nil
 }
 
-// sample is a node and a ServicePort that need something of each kind.
+// sample returns a node and a ServicePort that need something of each kind.
 func sample(f dataplane.Family) (*node, *dataplane.ServicePort) {
 	addr := netip.MustParseAddr("192.0.2.1")
 	if f == dataplane.IPv6 {

@@ -44,7 +44,7 @@ const (
 	setAddresses  = "node-addresses" // that take NodePorts
 )
 
-// on is the name of a set for addresses or for NodePorts.
+// on returns the name of a set for addresses or for NodePorts.
 func on(node bool, set string) string {
 	if node {
 		return "node-" + set
@@ -103,7 +103,7 @@ const last = nftables.ChainPriority(math.MaxInt32)
 // an element that is being replaced. The second look is in the new state.
 const again = nftables.ChainPriority(-99) // dstnat + 1
 
-// spec is the table of a family.
+// spec returns the table of a family.
 func spec(f dataplane.Family) nft.Spec {
 	addr, number, verdict := nftables.TypeIPAddr, nftables.TypeClassID, nftables.TypeVerdict
 	if f == dataplane.IPv6 {
@@ -148,7 +148,7 @@ func spec(f dataplane.Family) nft.Spec {
 	return nft.Spec{Name: tableName, Hooks: hooks(), Sets: sets}
 }
 
-// hooks are the base chains. The kernel runs chains of type nat for the first
+// hooks returns the base chains. The kernel runs chains of type nat for the first
 // packet of a connection only, and stops at the first that translates.
 func hooks() map[string]nft.Hook {
 	nat, filter := nftables.ChainTypeNAT, nftables.ChainTypeFilter
@@ -197,7 +197,7 @@ const snatShift = 18
 
 func masquerading(s dataplane.SNAT) way { return way(s) << snatShift }
 
-// chain is the chain that goes a way.
+// chain returns the chain that goes a way.
 func (w way) chain() string {
 	switch w & kindMask {
 	case waySpecial:
@@ -215,7 +215,7 @@ func (w way) chain() string {
 	return w.numbered(prefixPick)
 }
 
-// numbered is the name of a chain that exists while something leads to it.
+// numbered returns the name of a chain that exists while something leads to it.
 func (w way) numbered(prefix string) string {
 	if w&wayIn != 0 {
 		prefix += "inside-"
@@ -252,7 +252,7 @@ func isOptional(chain string) bool {
 	return chain == chainLearn || chain == chainLearnOut
 }
 
-// bytes is a way as keys and data have it.
+// bytes returns a way as keys and data have it.
 func (w way) bytes() string { return nft.NumberBytes(uint32(wayMagic | w)) }
 
 // wayOf reads what bytes wrote.

@@ -54,7 +54,7 @@ func (p *planner) frontend(f dataplane.Frontend) {
 	}
 }
 
-// placeOf is where a frontend is, and whether that is a NodePort's place.
+// placeOf returns where a frontend is, and whether that is a NodePort's place.
 func placeOf(port *dataplane.ServicePort, f dataplane.Frontend) (place string, node bool) {
 	if f.Kind == dataplane.NodePort {
 		return nft.NodePlaceBytes(port.ID.Protocol, f.Addr.Port()), true

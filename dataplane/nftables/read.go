@@ -29,7 +29,7 @@ type observer struct {
 	elements map[nft.Element]string
 }
 
-// frontend is what happens to connections to one place.
+// frontend returns what happens to connections to one place.
 func (o *observer) frontend(place string, node bool, w way) dataplane.ObservedFrontend {
 	var f dataplane.ObservedFrontend
 	if node {
@@ -54,7 +54,7 @@ func (o *observer) frontend(place string, node bool, w way) dataplane.ObservedFr
 	return f
 }
 
-// pool is where a way leads.
+// pool returns where a way leads.
 func (o *observer) pool(place string, node bool, endpoints, ways string, w way) dataplane.ObservedPool {
 	var pool dataplane.ObservedPool
 	if chain, ok := o.at(ways, w.bytes()); !ok || chain != w.chain() {

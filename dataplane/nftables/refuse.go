@@ -22,7 +22,7 @@ func (b *backend) refuse(prev, want *dataplane.Snapshot) (*dataplane.Snapshot, [
 	return dataplane.Refuse(before, want, b.refusal)
 }
 
-// refusal is why a ServicePort cannot be programmed, nil if it can.
+// refusal returns why a ServicePort cannot be programmed, nil if it can.
 func (b *backend) refusal(port *dataplane.ServicePort) error {
 	if !slices.Contains(b.cfg.Families, port.ID.Family) {
 		return fmt.Errorf("the agent programs no %s here", port.ID.Family)

@@ -24,7 +24,7 @@ type rules struct {
 
 func rulesFor(n *node) *rules { return &rules{Words: nft.Words{Family: n.family}, node: n} }
 
-// constants are the chains that no ServicePort changes.
+// constants returns the chains that no ServicePort changes.
 func (r *rules) constants() map[string][]nft.Rule {
 	chains := map[string][]nft.Rule{
 		chainPrerouting:     {{nft.Jump(chainServices)}},
@@ -66,7 +66,7 @@ func (r *rules) constants() map[string][]nft.Rule {
 	return chains
 }
 
-// optional are the rules of a chain that exists while something needs it.
+// optional returns the rules of a chain that exists while something needs it.
 func (r *rules) optional(chain string) []nft.Rule {
 	if chain == chainLearn || chain == chainLearnOut {
 		return []nft.Rule{

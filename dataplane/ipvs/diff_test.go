@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -19,27 +18,31 @@ import (
 // changes add up to what a fresh start wants: elements, chains, routes, services.
 func TestSteps(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4)) // always the same walk
-	var halves []*half
+	type family struct {
+		table *nft.Table
+		node  node
+		ids   *affinity.IDs
+		refs  map[nft.Element]int
+	}
+	var families []*family
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-		halves = append(halves, &half{family: f, table: newTable(f, &counts{}), refs: map[nft.Element]int{}, ids: affinity.NewIDs(), env: env{
-			mark: 1 << 14, scheduler: "rr", localhost: true, addresses: []netip.Addr{exampleOf(f)},
-		}})
+		n := node{family: f, mark: 1 << 14, scheduler: "rr", localhost: f == dataplane.IPv4, addresses: []netip.Addr{exampleOf(f)}}
+		families = append(families, &family{table: newTable(f, &counts{}), node: n, ids: affinity.NewIDs(), refs: map[nft.Element]int{}})
 	}
 	have := newModel()
 	prev := snapshotOf()
 	for step := range 300 {
 		want := randomSnapshot(random, prev)
 		fresh := newModel()
-		for _, h := range halves {
-			w, err := h.difference(&h.env, prev, want)
-			if err != nil {
-				t.Fatal(err)
-			}
-			have.apply(t, h.family, w)
-			all := h.env.wantAll(h.family, want.Ports, affinity.NewIDs().Of)
-			fresh.add(all)
-			if !maps.Equal(h.refs, all.refs) {
-				t.Fatalf("step %d: who wants what is shared: %v, a fresh start has %v", step, h.refs, all.refs)
+		for _, f := range families {
+			d := newDiff(f.table, &f.node, f.ids.Of, f.refs)
+			d.change(&f.node, f.ids, prev.Ports, want.Ports)
+			have.apply(t, d)
+			all := newDiff(f.table, &f.node, affinity.NewIDs().Of, map[nft.Element]int{})
+			all.wantAll(want.Ports)
+			fresh.apply(t, all)
+			if !maps.Equal(f.refs, all.Refs) {
+				t.Fatalf("step %d: who wants what is shared: %v, a fresh start has %v", step, f.refs, all.Refs)
 			}
 		}
 		switch {
@@ -72,53 +75,38 @@ func newModel() *model {
 	return &model{map[nft.Element]string{}, map[nft.Element]bool{}, map[netip.Addr]bool{}, map[serviceKey]service{}}
 }
 
-// add is a fresh start's whole Sync.
-func (m *model) add(all *wanted) {
-	maps.Copy(m.elements, all.elements)
-	for e := range all.refs {
-		switch e.Set {
-		case setChains:
-			m.chains[nft.Element{Family: e.Family, Key: e.Key}] = true
-		case setVIPs:
-			m.routes[nft.AddrOf(e.Key)] = true
-		}
-	}
-	for _, s := range all.services {
-		m.services[s.key] = s
-	}
-}
-
-func (m *model) apply(t *testing.T, f dataplane.Family, w *writes) {
+// apply does to the model what a diff would write to the kernel.
+func (m *model) apply(t *testing.T, d *diff) {
 	t.Helper()
-	for e, data := range w.first.Put {
+	for e, data := range d.First.Put {
 		old, there := m.elements[e]
-		if there != w.first.Replaced[e] || there && old == data {
+		if there != d.First.Replaced[e] || there && old == data {
 			t.Fatalf("element %v is put over %q (%t)", e, old, there)
 		}
 		m.elements[e] = data
 	}
-	for name := range w.first.Chains {
-		m.chains[nft.Element{Family: f, Key: name}] = true
+	for name := range d.First.Chains {
+		m.chains[nft.Element{Family: d.node.family, Key: name}] = true
 	}
-	for _, e := range w.last.Remove {
+	for _, e := range d.Last.Remove {
 		if _, there := m.elements[e]; !there {
 			t.Fatalf("element %v is removed and not there", e)
 		}
 		delete(m.elements, e)
 	}
-	for _, name := range w.last.OldChains {
-		delete(m.chains, nft.Element{Family: f, Key: name})
+	for _, name := range d.Last.OldChains {
+		delete(m.chains, nft.Element{Family: d.node.family, Key: name})
 	}
-	for _, s := range w.services {
+	for _, s := range d.services {
 		m.services[s.want.key] = s.want
 	}
-	for _, key := range w.goneServices {
+	for _, key := range d.goneServices {
 		delete(m.services, key)
 	}
-	for _, a := range w.newRoutes {
+	for _, a := range d.newRoutes {
 		m.routes[a] = true
 	}
-	for _, a := range w.oldRoutes {
+	for _, a := range d.oldRoutes {
 		delete(m.routes, a)
 	}
 }
@@ -178,50 +166,4 @@ func randomPort(random *rand.Rand, i int, v6 bool) *dataplane.ServicePort {
 	p := port(fmt.Sprintf("web-%d", i), frontends...)
 	p.Affinity = time.Duration(random.IntN(3)) * time.Minute
 	return p
-}
-
-// TestSchedulerFlags: which schedulers are told to pass over endpoints that drain.
-func TestSchedulerFlags(t *testing.T) {
-	hashing := map[string]uint32{"sh": 0x08, "mh": 0x18}
-	for _, s := range dataplane.Schedulers() {
-		if got := flagsOf(s); got != hashing[s] {
-			t.Errorf("%s has flags %#x, want %#x", s, got, hashing[s])
-		}
-		key := serviceKey{dataplane.TCP, netip.MustParseAddrPort("10.96.0.10:80")}
-		if got := virtual(key, s).Flags; got != hashing[s] {
-			t.Errorf("a service with %s has flags %#x, want %#x", s, got, hashing[s])
-		}
-	}
-}
-
-// TestSchedulerAgain: a scheduler that the kernel does not have is asked for again
-// after a while, and one that it has never.
-func TestSchedulerAgain(t *testing.T) {
-	asked, missing := 0, errors.New("no module")
-	b := &backend{schedulers: map[string]triedScheduler{}, searchScheduler: func(string) error { asked++; return missing }}
-	later := func(d time.Duration) {
-		if tried, ok := b.schedulers["mh"]; ok {
-			b.schedulers["mh"] = triedScheduler{tried.err, tried.at.Add(-d)}
-		}
-	}
-	for _, step := range []struct {
-		what   string
-		after  time.Duration
-		loaded bool
-		want   error
-		asked  int
-	}{
-		{"the first time", 0, false, missing, 1},
-		{"at once again", 0, true, missing, 1},
-		{"after a while", schedulerAgain, true, nil, 2},
-		{"long after", time.Hour, false, nil, 2},
-	} {
-		later(step.after)
-		if step.loaded {
-			missing = nil
-		}
-		if err := b.tryScheduler("mh"); (err == nil) != (step.want == nil) || asked != step.asked {
-			t.Errorf("%s: %v after %d searches, want %v after %d", step.what, err, asked, step.want, step.asked)
-		}
-	}
 }
