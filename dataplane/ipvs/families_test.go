@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/backendtest"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
@@ -30,28 +31,13 @@ func bothFamilies(n byte) *dataplane.Snapshot {
 	return snapshotOf(ports...)
 }
 
-func mustSync(t *testing.T, b *backend, prev, want *dataplane.Snapshot) {
-	t.Helper()
-	if err := b.Sync(t.Context(), prev, want); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func mustBe(t *testing.T, b *backend, want *dataplane.Snapshot) {
-	t.Helper()
-	have, err := b.Observe(t.Context())
-	if err != nil || !have.Whole || len(have.Differences(dataplane.Expect(want))) > 0 {
-		t.Errorf("observed %v, %v", have.Differences(dataplane.Expect(want)), err)
-	}
-}
-
 // TestFamilyAlone: where the kernel does not take one family's rules, the other
 // family is programmed, and this one is once the kernel does.
 func TestFamilyAlone(t *testing.T) {
 	inNetns(t, func() {
 		b := opened(t, Options{})
 		first, want := bothFamilies(2), bothFamilies(3)
-		mustSync(t, b, nil, first)
+		backendtest.MustSync(t, b, nil, first)
 		well, broken := b.families[1].table, spec(dataplane.IPv6)
 		broken.Name = strings.Repeat("x", 300)
 		b.families[1].table, b.families[1].held = nft.NewTable(dataplane.IPv6, broken, &b.counts.table), nil
@@ -62,12 +48,12 @@ func TestFamilyAlone(t *testing.T) {
 		b.Hold([]dataplane.Family{dataplane.IPv6})
 		inForce := *want
 		inForce.Ports = dataplane.Replace(want.Ports, first.Ports, func(id dataplane.PortID) bool { return id.Family == dataplane.IPv6 })
-		mustSync(t, b, nil, &inForce)
+		backendtest.MustSync(t, b, nil, &inForce)
 		_ = b.families[1].table.Close()
 		b.families[1].table = well
 		b.Hold(nil)
-		mustSync(t, b, &inForce, want)
-		mustBe(t, b, want)
+		backendtest.MustSync(t, b, &inForce, want)
+		backendtest.MustHold(t, b, want)
 	})
 }
 
@@ -75,28 +61,7 @@ func TestFamilyAlone(t *testing.T) {
 // what is read after the last one is as wanted.
 func TestObserveAlongside(t *testing.T) {
 	inNetns(t, func() {
-		b := opened(t, Options{})
-		prev, want := bothFamilies(100), bothFamilies(50)
-		mustSync(t, b, nil, prev)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for range 10 {
-				if _, err := b.Observe(t.Context()); err != nil {
-					t.Error(err)
-				}
-			}
-		}()
-		for {
-			mustSync(t, b, prev, want)
-			select {
-			case <-done:
-				mustBe(t, b, want)
-				return
-			default:
-				prev, want = want, prev
-			}
-		}
+		backendtest.ObserveAlongside(t, opened(t, Options{}), bothFamilies(100), bothFamilies(50))
 	})
 }
 
@@ -106,7 +71,7 @@ func TestDisturbed(t *testing.T) {
 	inNetns(t, func() {
 		b := opened(t, Options{})
 		want := bothFamilies(3)
-		mustSync(t, b, nil, want)
+		backendtest.MustSync(t, b, nil, want)
 		noticed := func(within time.Duration) bool {
 			select {
 			case <-b.Disturbed():
@@ -117,8 +82,8 @@ func TestDisturbed(t *testing.T) {
 		}
 		for noticed(3 * lookEvery) { // what the first Sync did counts as another's
 		}
-		mustSync(t, b, want, bothFamilies(2))
-		mustSync(t, b, bothFamilies(2), want)
+		backendtest.MustSync(t, b, want, bothFamilies(2))
+		backendtest.MustSync(t, b, bothFamilies(2), want)
 		other := virtual(serviceKey{dataplane.TCP, netip.MustParseAddrPort("10.96.0.99:80")}, "rr")
 		other.Timeout = 0
 		if err := b.reader.ipvs.NewService(other); err != nil {
@@ -140,11 +105,11 @@ func TestDisturbed(t *testing.T) {
 			if !noticed(time.Minute) {
 				t.Errorf("%s, and nobody notices", what)
 			}
-			mustSync(t, b, nil, want)
+			backendtest.MustSync(t, b, nil, want)
 			for noticed(3 * lookEvery) {
 			}
 		}
-		mustBe(t, b, want)
+		backendtest.MustHold(t, b, want)
 	})
 }
 
@@ -155,7 +120,7 @@ func TestExcludedPlaceIsTakenMeanwhile(t *testing.T) {
 		b := opened(t, Options{ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24")}})
 		const at = "10.96.0.1:80"
 		want := snapshotOf(port("web", frontend(dataplane.ClusterIP, at, pool("10.244.1.5:80"), dataplane.SNATNone)))
-		mustSync(t, b, nil, want)
+		backendtest.MustSync(t, b, nil, want)
 		key := serviceKey{dataplane.TCP, netip.MustParseAddrPort(at)}
 		other := virtual(key, "wlc")
 		other.Timeout = 0
@@ -179,11 +144,11 @@ func TestLocalnetWithoutItsGuard(t *testing.T) {
 		b := opened(t, Options{})
 		want := snapshotOf(port("web", frontend(dataplane.NodePort, "0.0.0.0:30080", pool("10.244.1.5:80"), dataplane.SNATNone)))
 		want.Node.NodePorts = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-		mustSync(t, b, nil, want)
+		backendtest.MustSync(t, b, nil, want)
 		if out, err := exec.Command("nft", "flush", "table", "ip", tableName).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		mustSync(t, b, nil, want)
+		backendtest.MustSync(t, b, nil, want)
 		if err := cleanup(b.log); err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +188,7 @@ func TestDevicesComeAndGo(t *testing.T) {
 			}
 		})
 		for range 20 {
-			mustSync(t, b, nil, want)
+			backendtest.MustSync(t, b, nil, want)
 			if _, err := b.Observe(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/backendtest"
 )
 
 // BenchmarkFromEmpty is a first Sync into a kernel without our tables.
@@ -14,7 +15,7 @@ func BenchmarkFromEmpty(b *testing.B) {
 			want := snapshot(services(size.services, size.endpoints)...)
 			back := opened(b, dataplane.IPv4)
 			for b.Loop() {
-				mustSync(b, back, nil, want)
+				backendtest.MustSync(b, back, nil, want)
 				b.StopTimer()
 				if err := cleanup(); err != nil {
 					b.Fatal(err)
@@ -32,10 +33,10 @@ func BenchmarkOneEndpoint(b *testing.B) {
 			back := opened(b, dataplane.IPv4)
 			prev := snapshot(services(n, 10)...)
 			next := withoutLast(prev)
-			mustSync(b, back, nil, prev)
+			backendtest.MustSync(b, back, nil, prev)
 			before := back.counts
 			for b.Loop() {
-				mustSync(b, back, prev, next)
+				backendtest.MustSync(b, back, prev, next)
 				prev, next = next, prev
 			}
 			b.ReportMetric(float64(back.counts.Elements-before.Elements)/float64(b.N), "elements/op")
@@ -48,17 +49,10 @@ func BenchmarkOneEndpoint(b *testing.B) {
 func BenchmarkAudit(b *testing.B) {
 	back := opened(b, dataplane.IPv4)
 	want := snapshot(services(10_000, 10)...)
-	mustSync(b, back, nil, want)
+	backendtest.MustSync(b, back, nil, want)
 	for b.Loop() {
 		if _, err := back.Observe(b.Context()); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-func mustSync(t testing.TB, b *backend, prev, want *dataplane.Snapshot) {
-	t.Helper()
-	if err := b.Sync(t.Context(), prev, want); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/affinity"
+	"github.com/switchyard-io/switchyard/dataplane/internal/backendtest"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 	"github.com/switchyard-io/switchyard/lab/kerneltest"
@@ -93,13 +94,7 @@ func TestRefused(t *testing.T) {
 	}
 	served := func(want ...*dataplane.ServicePort) {
 		t.Helper()
-		have, err := b.Observe(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diffs := have.Differences(dataplane.Expect(snapshot(want...))); len(diffs) > 0 {
-			t.Errorf("the kernel is not as wanted: %v", diffs)
-		}
+		backendtest.MustHold(t, b, snapshot(want...))
 	}
 	refused(nil, snapshot(good, bad))
 	served(good)
@@ -109,7 +104,7 @@ func TestRefused(t *testing.T) {
 	mended := *bad
 	mended.Frontends = []dataplane.Frontend{bad.Frontends[0]}
 	mended.Frontends[0].Sources = nil
-	mustSync(t, b, snapshot(good, other), snapshot(good, other, &mended))
+	backendtest.MustSync(t, b, snapshot(good, other), snapshot(good, other, &mended))
 	served(good, other, &mended)
 }
 
@@ -119,7 +114,7 @@ func TestFamilyAlone(t *testing.T) {
 	in6 := func() *dataplane.ServicePort { return example(dataplane.IPv6, netip.MustParseAddr("2001:db8::1")) }
 	b := opened(t, dataplane.IPv4, dataplane.IPv6)
 	first := snapshot(append(services(20, 3), in6())...)
-	mustSync(t, b, nil, first)
+	backendtest.MustSync(t, b, nil, first)
 	well := b.families[1].table
 	broken := spec(dataplane.IPv6)
 	broken.Name = strings.Repeat("x", 300)
@@ -134,19 +129,16 @@ func TestFamilyAlone(t *testing.T) {
 	inForce := *want
 	inForce.Ports = dataplane.Replace(want.Ports, first.Ports, func(id dataplane.PortID) bool { return id.Family == dataplane.IPv6 })
 	before := b.counts
-	mustSync(t, b, &inForce, &inForce)
-	mustSync(t, b, nil, &inForce)
+	backendtest.MustSync(t, b, &inForce, &inForce)
+	backendtest.MustSync(t, b, nil, &inForce)
 	if b.counts != before {
 		t.Errorf("nothing changed, and Syncs wrote: %+v, then %+v", before, b.counts)
 	}
 	_ = b.families[1].table.Close()
 	b.families[1].table = well
 	b.Hold(nil)
-	mustSync(t, b, &inForce, want)
-	have, err := b.Observe(t.Context())
-	if err != nil || !have.Whole || len(have.Differences(dataplane.Expect(want))) > 0 {
-		t.Errorf("observed %v, %v", have.Differences(dataplane.Expect(want)), err)
-	}
+	backendtest.MustSync(t, b, &inForce, want)
+	backendtest.MustHold(t, b, want)
 }
 
 // TestObserveAlongside: the tables are read while Syncs change them (for -race),
@@ -158,29 +150,7 @@ func TestObserveAlongside(t *testing.T) {
 		p.Affinity = time.Hour
 		ports = append(ports, p)
 	}
-	with, without := snapshot(ports...), snapshot(ports[:100]...)
-	mustSync(t, b, nil, with)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for range 10 {
-			if _, err := b.Observe(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-	}()
-	for prev, want := with, without; ; prev, want = want, prev {
-		mustSync(t, b, prev, want)
-		select {
-		case <-done:
-			have, err := b.Observe(t.Context())
-			if err != nil || !have.Whole || len(have.Differences(dataplane.Expect(want))) > 0 {
-				t.Errorf("observed %v, %v", have.Differences(dataplane.Expect(want)), err)
-			}
-			return
-		default:
-		}
-	}
+	backendtest.ObserveAlongside(t, b, snapshot(ports...), snapshot(ports[:100]...))
 }
 
 // TestNothingToDo: an agent that starts where all is as it is wanted writes
@@ -188,10 +158,10 @@ func TestObserveAlongside(t *testing.T) {
 func TestNothingToDo(t *testing.T) {
 	b := opened(t, dataplane.IPv4, dataplane.IPv6)
 	want := snapshot(append(services(20, 3), example(dataplane.IPv4, netip.MustParseAddr("192.0.2.1")), example(dataplane.IPv6, netip.MustParseAddr("2001:db8::1")))...)
-	mustSync(t, b, nil, want)
+	backendtest.MustSync(t, b, nil, want)
 	before := b.counts
-	mustSync(t, b, nil, want)
-	mustSync(t, b, want, want)
+	backendtest.MustSync(t, b, nil, want)
+	backendtest.MustSync(t, b, want, want)
 	if b.counts != before {
 		t.Errorf("written: %+v, and after Syncs with nothing to do %+v", before, b.counts)
 	}
@@ -225,9 +195,9 @@ func TestRangesThatOverlap(t *testing.T) {
 	} {
 		for _, before := range []*dataplane.Snapshot{prev, nil} {
 			if prev != nil {
-				mustSync(t, b, nil, prev)
+				backendtest.MustSync(t, b, nil, prev)
 			}
-			mustSync(t, b, before, want)
+			backendtest.MustSync(t, b, before, want)
 			have, err := b.Observe(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -253,7 +223,7 @@ func TestLeftovers(t *testing.T) {
 		"flush ruleset",
 	} {
 		b := opened(t, dataplane.IPv4)
-		mustSync(t, b, nil, want)
+		backendtest.MustSync(t, b, nil, want)
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(act + "\n")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -263,7 +233,7 @@ func TestLeftovers(t *testing.T) {
 		if err != nil || len(have.Differences(dataplane.Expect(want))) == 0 {
 			t.Errorf("%s: Observe finds nothing, %v", act, err)
 		}
-		mustSync(t, b, nil, want)
+		backendtest.MustSync(t, b, nil, want)
 		if have, err = b.Observe(t.Context()); err != nil || len(have.Differences(dataplane.Expect(want))) > 0 {
 			t.Errorf("%s: after a repair Observe finds %q, %v", act, have.Differences(dataplane.Expect(want)), err)
 		}
@@ -277,11 +247,11 @@ func TestChangeSize(t *testing.T) {
 		b := opened(t, dataplane.IPv4)
 		prev := snapshot(services(n, 3)...)
 		next := withoutLast(prev)
-		mustSync(t, b, nil, prev)
-		mustSync(t, b, prev, next) // makes the chain for pools of two
-		mustSync(t, b, next, prev)
+		backendtest.MustSync(t, b, nil, prev)
+		backendtest.MustSync(t, b, prev, next) // makes the chain for pools of two
+		backendtest.MustSync(t, b, next, prev)
 		before := b.counts
-		mustSync(t, b, prev, next)
+		backendtest.MustSync(t, b, prev, next)
 		return nft.Counts{
 			Transactions: b.counts.Transactions - before.Transactions, Rules: b.counts.Rules - before.Rules, Elements: b.counts.Elements - before.Elements,
 		}
@@ -297,7 +267,7 @@ func TestChangeSize(t *testing.T) {
 func TestDisturbed(t *testing.T) {
 	b := opened(t, dataplane.IPv4, dataplane.IPv6)
 	want := snapshot(services(3, 2)...)
-	mustSync(t, b, nil, want)
+	backendtest.MustSync(t, b, nil, want)
 	if _, err := b.Observe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +279,7 @@ func TestDisturbed(t *testing.T) {
 			return false
 		}
 	}
-	mustSync(t, b, want, withoutLast(want))
+	backendtest.MustSync(t, b, want, withoutLast(want))
 	if noticed() || !b.Undisturbed() {
 		t.Error("our own change counts as another's")
 	}
@@ -352,11 +322,11 @@ func TestSecondLook(t *testing.T) {
 		web.ID.Protocol = dataplane.UDP
 		sizes = append(sizes, snapshot(web))
 	}
-	mustSync(t, b, nil, sizes[0])
+	backendtest.MustSync(t, b, nil, sizes[0])
 	stop, asked := make(chan struct{}), make(chan error, 1)
 	go func() { asked <- askUDP(to, stop) }()
 	for i, start := 0, time.Now(); time.Since(start) < 1500*time.Millisecond; i++ {
-		mustSync(t, b, sizes[i%3], sizes[(i+1)%3])
+		backendtest.MustSync(t, b, sizes[i%3], sizes[(i+1)%3])
 	}
 	close(stop)
 	if err := <-asked; err != nil {
@@ -370,7 +340,7 @@ func TestRefusedMove(t *testing.T) {
 	b := opened(t, dataplane.IPv4)
 	const x, y = "10.97.0.1:80", "10.97.0.2:80"
 	before := port("zz", frontend(dataplane.LoadBalancer, x, pool("10.244.6.6:80"), dataplane.SNATNone))
-	mustSync(t, b, nil, snapshot(before))
+	backendtest.MustSync(t, b, nil, snapshot(before))
 	moved := port("zz", frontend(dataplane.LoadBalancer, y, pool("10.244.6.6:80"), dataplane.SNATNone))
 	for i := range 5000 {
 		moved.Frontends[0].Sources = append(moved.Frontends[0].Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 7), byte(i << 1)}), 32))
@@ -380,11 +350,5 @@ func TestRefusedMove(t *testing.T) {
 	if err := b.Sync(t.Context(), snapshot(before), snapshot(heir, moved)); !errors.As(err, &partial) || len(partial.Failed) != 1 || partial.Failed[0].ID != moved.ID {
 		t.Fatalf("Sync returned %v; want an error that names %s", err, moved.ID)
 	}
-	have, err := b.Observe(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diffs := have.Differences(dataplane.Expect(snapshot(heir))); len(diffs) > 0 {
-		t.Errorf("the kernel is not as wanted: %v", diffs)
-	}
+	backendtest.MustHold(t, b, snapshot(heir))
 }
