@@ -81,9 +81,6 @@ func AddrLen(f dataplane.Family) int {
 	return 16
 }
 
-// nodePlaceLen is how many bytes the place of a NodePort takes.
-const nodePlaceLen = 8
-
 // PlaceLen returns how many bytes a place takes.
 func PlaceLen(f dataplane.Family) int { return AddrLen(f) + 8 }
 

@@ -214,7 +214,7 @@ func (d *Diff) Words() []string {
 	for e := range d.First.Put {
 		missing[e.Set]++
 	}
-	for _, e := range d.Last.Remove {
+	for _, e := range slices.Concat(d.First.Remove, d.Last.Remove) {
 		strange[e.Set]++
 	}
 	for set, n := range missing {
