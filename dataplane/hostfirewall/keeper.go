@@ -177,11 +177,10 @@ func (k *Keeper) measure() (changed bool) {
 	for _, f := range k.cfg.Families {
 		var size uint32
 		if slices.Contains(xtables.LegacyTables(f), filter) {
-			info, err := xtables.LegacyInfo(f, filter)
-			if err != nil {
+			var err error
+			if size, err = xtables.LegacySize(f, filter); err != nil {
 				continue
 			}
-			size = info.Size()
 		}
 		changed = changed || size != k.sizes[f]
 		k.sizes[f] = size

@@ -6,47 +6,27 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
-// backend programs both families side by side; what befalls one does not stop
-// the other. It implements dataplane.Backend.
+// backend programs both families alongside each other. What befalls one does not stop
+// the other.
 type backend struct {
 	dataplane.Resting
-	halves []*half
-	others []*half // of the variant that is not in use, until it is known to be clear of us
-	lock   *writeLock
-	watch  *watch
-	held   *dataplane.Snapshot // what the kernel holds as far as is known; nil: unknown since the start
-	known  bool                // held is still true
+	families []*familyBackend
+	others   []*restore.Commands // of the variant that is not in use, until it is known to be clear of us
+	lock     *restore.Lock
+	watch    *watch
+	// accepted is what the kernel held after the last Sync that succeeded. It says what
+	// prev does not: which of the refused ServicePorts are absent, and, where prev is
+	// nil, what they fall back to.
+	accepted *dataplane.Snapshot
 
 	otherMost time.Duration // see the constant
-
-	noted atomic.Pointer[noted] // for Observe
-}
-
-// noted is what the last Sync left, for an Observe alongside the next one.
-type noted struct {
-	held   *dataplane.Snapshot
-	halves []*half // those whose tables are known, with as much of them as drift needs
-}
-
-// note notes what a Sync left.
-func (b *backend) note() {
-	if !b.known {
-		b.noted.Store(nil)
-		return
-	}
-	n := &noted{held: b.held}
-	for _, h := range b.halves {
-		if h.model != nil {
-			n.halves = append(n.halves, h.copy())
-		}
-	}
-	b.noted.Store(n)
 }
 
 var errFamily = errors.New("this address family is not programmed")
@@ -56,17 +36,15 @@ func (b *backend) Traits() dataplane.Traits {
 	return dataplane.Traits{CostGrows: true, ObservesAlongside: true}
 }
 
-// Sync implements dataplane.Backend.
+// Sync makes the kernel forward exactly what want describes.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
-	defer b.note()
-	unlock, err := b.lock.lock(ctx)
+	unlock, err := b.lock.Lock(ctx)
 	if err != nil {
-		b.known = false
 		return err
 	}
 	defer unlock()
 	err = b.sync(ctx, prev, want)
-	if b.known && b.clearOthers(ctx) {
+	if b.clearOthers(ctx) {
 		// The other variant had switched on what we then found on.
 		err = b.sync(ctx, nil, want)
 	}
@@ -74,35 +52,50 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 }
 
 func (b *backend) sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
-	if prev != nil && !b.holds(prev) {
-		prev = nil
-	}
 	defer b.watch.pause(prev == nil)()
-	work := b.divide(prev, want)
-	b.known = false
-	b.runAll(ctx, work, want)
-	bad := refused{}
-	var failures []dataplane.FamilyFailure
-	well := 0
-	for _, w := range work {
-		switch {
-		case w.err != nil:
-			failures = append(failures, dataplane.FamilyFailure{Family: w.family, Err: w.err})
-		case w.half != nil:
-			well++
-			w.half.written.Store(true)
+	defer func() {
+		for _, f := range b.families {
+			f.note(b.accepted)
 		}
-		for id, err := range w.bad {
-			bad[id] = err
+	}()
+	ours, refusals := dataplane.Refuse(prev, want, b.refusal)
+	var failed []dataplane.FamilyFailure
+	var stay []*dataplane.ServicePort
+	var absent []dataplane.PortID
+	well := 0
+	for _, r := range b.syncFamilies(ctx, prev != nil, ours) {
+		if r.err != nil {
+			failed = append(failed, dataplane.FamilyFailure{Family: r.family.family, Err: r.err})
+			continue
+		}
+		well++
+		r.family.written.Store(true)
+		for id, err := range r.refused {
+			refusals = append(refusals, dataplane.PortError{ID: id, Err: err})
+			if p := r.family.held.port(id); p != nil {
+				stay = append(stay, p)
+			} else {
+				absent = append(absent, id)
+			}
 		}
 	}
-	err := dataplane.NewFamilyError(failures, well)
-	held := dataplane.Held(b.held, want, err)
+	err := dataplane.NewFamilyError(failed, well)
+	held := dataplane.Held(b.accepted, ours, err)
 	if held == nil {
 		return err
 	}
-	b.keep(held, want, bad)
-	return errors.Join(err, partial(bad))
+	accepted := *held
+	accepted.Ports = held.Ports.With(stay, absent)
+	b.accepted = &accepted
+	return errors.Join(err, dataplane.NewPartialError(refusals))
+}
+
+// refusal returns why a ServicePort cannot be programmed whatever else is wanted.
+func (b *backend) refusal(p *dataplane.ServicePort) error {
+	if b.Rests(p.ID.Family) || slices.Contains(b.Families(), p.ID.Family) {
+		return nil
+	}
+	return errFamily
 }
 
 const (
@@ -115,24 +108,35 @@ const (
 
 var errHangs = errors.New("it is not done long after the other family")
 
-// runAll does each family's share side by side.
-func (b *backend) runAll(ctx context.Context, work []*work, want *dataplane.Snapshot) {
+// result is what became of one family's Sync.
+type result struct {
+	family  *familyBackend
+	refused refused
+	err     error
+}
+
+// syncFamilies syncs the families alongside each other, but for those that rest.
+func (b *backend) syncFamilies(ctx context.Context, known bool, want *dataplane.Snapshot) []*result {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var out []*result
 	var wg sync.WaitGroup
 	var once sync.Once
 	var timer *time.Timer
 	start := time.Now()
-	for _, w := range work {
+	for _, f := range b.families {
+		if b.Rests(f.family) {
+			continue
+		}
+		r := &result{family: f}
+		out = append(out, r)
 		wg.Go(func() {
-			w.run(ctx, want, b.heldPort)
-			if w.err != nil && errors.Is(context.Cause(ctx), errHangs) {
-				w.err = fmt.Errorf("%w: %w", errHangs, w.err)
-			}
-			if w.half != nil && w.err == nil {
+			if r.refused, r.err = f.sync(ctx, known, want, b.accepted); r.err == nil {
 				once.Do(func() {
 					timer = time.AfterFunc(max(b.otherMost, otherTimes*time.Since(start)), func() { cancel(errHangs) })
 				})
+			} else if errors.Is(context.Cause(ctx), errHangs) {
+				r.err = fmt.Errorf("%w: %w", errHangs, r.err)
 			}
 		})
 	}
@@ -140,164 +144,49 @@ func (b *backend) runAll(ctx context.Context, work []*work, want *dataplane.Snap
 	if timer != nil {
 		timer.Stop()
 	}
-}
-
-// clearOthers removes what an earlier Switchyard wrote with the other variant,
-// now that its rules are no longer needed. It tells whether
-// route_localnet went with it.
-func (b *backend) clearOthers(ctx context.Context) bool {
-	on, _ := routesLocalnet()
-	b.others = slices.DeleteFunc(b.others, func(h *half) bool {
-		if !b.serves(h.family) { // what the other variant has is all that there is
-			return false
-		}
-		err := clean(ctx, h.commands, h.family)
-		if err != nil {
-			h.log.Warn("rules of the other iptables variant cannot be removed and are still in force", "variant", string(h.commands.variant), "error", err)
-		}
-		return err == nil
-	})
-	still, _ := routesLocalnet()
-	return on && !still
-}
-
-// serves reports whether the tables of a family are as they should be.
-func (b *backend) serves(f dataplane.Family) bool {
-	return slices.ContainsFunc(b.halves, func(h *half) bool { return h.family == f && h.model != nil })
-}
-
-// work is one family's share of a Sync.
-type work struct {
-	full    bool  // the tables are read back; changes are all ServicePorts
-	half    *half // nil: of a family that is not programmed
-	family  dataplane.Family
-	changes []change
-	bad     refused
-	err     error
-}
-
-func (w *work) run(ctx context.Context, want *dataplane.Snapshot, held func(dataplane.PortID) *dataplane.ServicePort) {
-	switch {
-	case w.half == nil:
-		w.bad = refused{}
-		for _, c := range w.changes {
-			if c.new != nil {
-				w.bad[c.id()] = errFamily
-			}
-		}
-	case w.full:
-		ports := make([]*dataplane.ServicePort, 0, len(w.changes))
-		for _, c := range w.changes {
-			ports = append(ports, c.new)
-		}
-		w.bad, w.err = w.half.full(ctx, want, ports, held)
-	default:
-		w.bad, w.err = w.half.step(ctx, want, w.changes)
-	}
-	if w.err != nil {
-		w.half.model = nil
-	}
-}
-
-// divide sorts what changes by family. Of one whose tables are unknown all of
-// want is a change.
-func (b *backend) divide(prev, want *dataplane.Snapshot) []*work {
-	var out []*work
-	unknown := prev == nil
-	for _, h := range b.halves {
-		if !b.Rests(h.family) {
-			out = append(out, &work{half: h, family: h.family, full: prev == nil || h.model == nil})
-			unknown = unknown || h.model == nil
-		}
-	}
-	to := func(full bool, c change) {
-		if b.Rests(c.id().Family) {
-			return
-		}
-		i := slices.IndexFunc(out, func(w *work) bool { return w.family == c.id().Family })
-		if i < 0 {
-			i = len(out)
-			out = append(out, &work{family: c.id().Family, full: prev == nil})
-		}
-		if out[i].full == full {
-			out[i].changes = append(out[i].changes, c)
-		}
-	}
-	if unknown {
-		for p := range want.Ports.All() {
-			to(true, change{new: p})
-		}
-	}
-	if prev == nil {
-		return out
-	}
-	pods := prev.Node != want.Node && !slices.EqualFunc(b.halves, b.halves, func(h, _ *half) bool {
-		return slices.Equal(podMatches(prev.Node.LocalPods, h.family), podMatches(want.Node.LocalPods, h.family))
-	})
-	for old, cur := range dataplane.Diff(prev.Ports, want.Ports) {
-		to(false, change{old, cur})
-	}
-	if pods { // then those whose rules ask for pods are written anew
-		for p := range want.Ports.All() {
-			if prev.Ports.Get(p.ID) == p && slices.ContainsFunc(p.Frontends, hasInside) {
-				to(false, change{p, p})
-			}
-		}
-	}
 	return out
 }
 
-func hasInside(f dataplane.Frontend) bool { return f.Inside != nil }
-
-// holds tells whether the kernel is known to hold prev.
-func (b *backend) holds(prev *dataplane.Snapshot) bool {
-	if !b.known || b.held.Node != prev.Node || !slices.Equal(b.held.ServiceCIDRs, prev.ServiceCIDRs) {
-		return false
-	}
-	for range dataplane.Diff(b.held.Ports, prev.Ports) {
-		return false
-	}
-	return true
-}
-
-func (b *backend) heldPort(id dataplane.PortID) *dataplane.ServicePort {
-	if b.held == nil {
-		return nil
-	}
-	return b.held.Ports.Get(id)
-}
-
-// keep notes what the kernel holds now: what a Sync of want left, less what was refused.
-func (b *backend) keep(left, want *dataplane.Snapshot, bad refused) {
-	held := *left
-	if len(bad) > 0 {
-		var put []*dataplane.ServicePort
-		var remove []dataplane.PortID
-		for id, err := range bad {
-			if old := dataplane.Fallback(b.heldPort(id), want.Ports.Get(id)); old != nil && !errors.Is(err, errGone) {
-				put = append(put, old)
-			} else {
-				remove = append(remove, id)
-			}
+// clearOthers removes what an earlier Switchyard wrote with the other variant, of the
+// families that are served without it. It reports whether route_localnet was switched
+// off with it.
+func (b *backend) clearOthers(ctx context.Context) bool {
+	on, _ := localnet.IsOn()
+	b.others = slices.DeleteFunc(b.others, func(c *restore.Commands) bool {
+		if !slices.ContainsFunc(b.families, func(f *familyBackend) bool { return f.family == c.Family && f.held != nil }) {
+			return false
 		}
-		held.Ports = held.Ports.With(put, remove)
-	}
-	b.held, b.known = &held, true
+		err := clean(ctx, c)
+		if err != nil {
+			b.watch.log.Warn("rules of the other iptables variant cannot be removed and are still in force", "variant", string(c.Variant), "family", c.Family.String(), "error", err)
+		}
+		return err == nil
+	})
+	still, _ := localnet.IsOn()
+	return on && !still
 }
 
-// partial makes the error that tells of refused ServicePorts; nil: there are none.
-func partial(bad refused) error {
-	var failed []dataplane.PortError
-	for id, err := range bad {
-		failed = append(failed, dataplane.PortError{ID: id, Err: err})
+// Observe reads the kernel back. It follows the chains from the hooks as a packet
+// would, so that what nothing leads to is not seen, and compares all of them with what
+// they should hold where that is known.
+func (b *backend) Observe(ctx context.Context) (*dataplane.Observation, error) {
+	o := &dataplane.Observation{Whole: true}
+	for _, f := range b.families {
+		if b.Rests(f.family) {
+			continue
+		}
+		if err := f.observe(ctx, o); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.family, err)
+		}
 	}
-	return dataplane.NewPartialError(failed)
+	o.Sort()
+	return o, nil
 }
 
-// Close implements dataplane.Backend. The rules stay.
+// Close frees what the process holds and leaves the rules in place.
 func (b *backend) Close() error {
 	if b.watch == nil { // open failed
-		return b.lock.close()
+		return b.lock.Close()
 	}
-	return errors.Join(b.watch.close(), b.lock.close())
+	return errors.Join(b.watch.close(), b.lock.Close())
 }

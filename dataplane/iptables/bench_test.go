@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
@@ -21,7 +22,7 @@ const benchEndpoints = 10 // of each Service
 // eachSize runs a benchmark for each variant and size, from empty tables.
 func eachSize(b *testing.B, do func(*testing.B, *backend, *dataplane.Snapshot)) {
 	kerneltest.NeedMain(b)
-	for _, v := range []Variant{NFT, Legacy} {
+	for _, v := range []restore.Variant{restore.NFT, restore.Legacy} {
 		for _, n := range []int{100, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", v, n), func(b *testing.B) {
 				back := opened(b, v, benchConfig())
@@ -65,14 +66,14 @@ func BenchmarkChange(b *testing.B) {
 		other := *want
 		other.Ports = want.Ports.With([]*dataplane.ServicePort{withoutLast(want)}, nil)
 		prev, next := want, &other
-		back.halves[0].tally.written.Store(0)
+		back.families[0].counts.written.Store(0)
 		for b.Loop() {
 			if err := back.Sync(b.Context(), prev, next); err != nil {
 				b.Fatal(err)
 			}
 			prev, next = next, prev
 		}
-		b.ReportMetric(float64(back.halves[0].tally.written.Load())/float64(b.N), "rules/op")
+		b.ReportMetric(float64(back.families[0].counts.written.Load())/float64(b.N), "rules/op")
 	})
 }
 
@@ -135,7 +136,7 @@ func BenchmarkFirstPacket(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = sink.Close() }()
-	for _, v := range []Variant{NFT, Legacy} {
+	for _, v := range []restore.Variant{restore.NFT, restore.Legacy} {
 		for _, n := range []int{10, 100, 1000, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", v, n), func(b *testing.B) {
 				ports := services(n, benchEndpoints)

@@ -1,22 +1,19 @@
-// Package iptables is the backend on iptables, nft or legacy: trees of chains that find the frontend, one chain per pool that picks the endpoint.
-//
-// See README.md for the chains and a packet's way through them.
 package iptables
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
-// Options is what only this backend is told.
+// Options holds what only this backend is told.
 type Options struct {
 	// Mode is "nft", "legacy" or "auto", which is also the zero value: the
 	// variant that kubelet uses, then the one that an earlier Switchyard used,
@@ -26,7 +23,7 @@ type Options struct {
 	// iptables, in whole seconds; there are three tries. Default 5 s.
 	LockWait time.Duration
 	// LockDir is the directory of the lock that keeps the commands of two
-	// processes apart; empty means lock.Dir.
+	// processes apart. Empty means lock.Dir.
 	LockDir string
 }
 
@@ -60,128 +57,60 @@ func needs() []dataplane.Need {
 	}, dataplane.NetfilterNeeds()...)
 }
 
+// open finds the programs of each family, and starts to watch what others change.
 func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error) {
 	if len(cfg.Families) == 0 {
 		return nil, errors.New("no address family to program")
 	}
-	m, err := makeMarks(cfg.MasqueradeBit)
-	if err != nil {
-		return nil, err
+	if cfg.MasqueradeBit < 0 || cfg.MasqueradeBit > 31 {
+		return nil, fmt.Errorf("masquerade bit %d is not within 0 to 31", cfg.MasqueradeBit)
 	}
 	if err := netns.CheckThread(); err != nil {
 		return nil, err
 	}
-	v, why, err := resolve(ctx, o.Mode, cfg.Families)
+	v, why, err := restore.Choose(ctx, o.Mode, cfg.Families, chainServices)
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{otherMost: otherMost}
-	if b.lock, err = openLock(o.LockDir); err != nil {
+	b := &backend{accepted: &dataplane.Snapshot{}, otherMost: otherMost}
+	if b.lock, err = restore.OpenLock(o.LockDir); err != nil {
 		return nil, err
 	}
 	_, err = cfg.Usable(func(f dataplane.Family) error {
-		cmds, err := findCommands(ctx, v, f, o.lockWait())
+		cmds, err := restore.Find(ctx, v, f, o.lockWait())
 		if err != nil {
 			return err
 		}
-		cmds.lock = b.lock
-		log := cfg.Log.With("family", f.String())
-		h := &half{family: f, commands: cmds, log: log, marks: m, localhost: cfg.LocalhostNodePorts}
-		if err := h.probe(ctx); err != nil {
+		cmds.Lock = b.lock
+		fb := &familyBackend{
+			family: f, commands: cmds, log: cfg.Log.With("family", f.String()), bit: 1 << cfg.MasqueradeBit, localhost: cfg.LocalhostNodePorts,
+		}
+		if err := fb.probe(ctx); err != nil {
 			return err
 		}
-		b.halves = append(b.halves, h)
-		if other, err := findCommands(ctx, v.other(), f, o.lockWait()); err == nil {
-			other.lock = b.lock
-			b.others = append(b.others, &half{family: f, commands: other, log: log})
+		b.families = append(b.families, fb)
+		if other, err := restore.Find(ctx, v.Other(), f, o.lockWait()); err == nil {
+			other.Lock = b.lock
+			b.others = append(b.others, other)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	b.watch = startWatch(cfg.Log, v, b.halves)
-	for _, h := range b.halves {
-		h.commands.watch = b.watch
+	b.watch = startWatch(cfg.Log, v, b.families)
+	for _, f := range b.families {
+		f.commands.Watch = b.watch
 	}
-	cfg.Log.Info("iptables variant chosen", "variant", string(v), "reason", why, "version", b.halves[0].commands.version)
+	cfg.Log.Info("iptables variant chosen", "variant", string(v), "reason", why, "version", b.families[0].commands.Version)
 	return b, nil
 }
 
-// Families implements dataplane.Familied.
+// Families returns the families that are programmed.
 func (b *backend) Families() []dataplane.Family {
 	var out []dataplane.Family
-	for _, h := range b.halves {
-		out = append(out, h.family)
+	for _, f := range b.families {
+		out = append(out, f.family)
 	}
 	return out
-}
-
-// cleanup removes our rules of both variants and both families.
-func cleanup(ctx context.Context, o Options, cfg dataplane.Config) error {
-	return everyVariant(ctx, o, cfg.Log, clean)
-}
-
-// everyVariant runs do for both variants and both families, as far as they are
-// installed, under the lock.
-func everyVariant(ctx context.Context, o Options, log *slog.Logger, do func(context.Context, *commands, dataplane.Family) error) error {
-	if err := netns.CheckThread(); err != nil {
-		return err
-	}
-	lock, err := openLock(o.LockDir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = lock.close() }()
-	unlock, err := lock.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	var errs []error
-	for _, v := range []Variant{NFT, Legacy} {
-		for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-			cmds, err := findCommands(ctx, v, f, o.lockWait())
-			if errors.Is(err, dataplane.ErrUnsupported) {
-				log.Debug("nothing to remove where iptables is not installed", "variant", string(v), "family", f.String(), "reason", err)
-				continue
-			}
-			if err == nil {
-				cmds.lock = lock
-				err = do(ctx, cmds, f)
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("removing the rules of iptables-%s, %s: %w", v, f, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// clean removes our chains, and the rules that lead to them, of one variant and
-// family: first what decides, then what enforces.
-func clean(ctx context.Context, cmds *commands, f dataplane.Family) error {
-	if !cmds.inUse(f) {
-		return nil
-	}
-	have, err := cmds.read(ctx)
-	if err != nil {
-		return err
-	}
-	if f == dataplane.IPv4 && localnetOf(have[tableFilter].chains[chainInput]) == localnetSwitch {
-		if err := setRouteLocalnet(false); err != nil {
-			return err
-		}
-	}
-	for _, table := range []string{tableNAT, tableFilter} {
-		if len(have[table].chains) == 0 {
-			continue
-		}
-		tx := &transaction{}
-		have[table].removeAll(tx.table(table))
-		if err := cmds.write(ctx, tx); err != nil {
-			return err
-		}
-	}
-	return nil
 }

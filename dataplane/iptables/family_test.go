@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 // breaks makes one of the wrapped programs fail, or work again.
@@ -50,7 +51,7 @@ func TestFamilyAlone(t *testing.T) {
 			other  dataplane.Family
 		}{{"ip6tables", dataplane.IPv6, dataplane.IPv4}, {"iptables", dataplane.IPv4, dataplane.IPv6}} {
 			programs := []string{"-restore"}
-			if k.variant == Legacy { // nft is written where it cannot be read
+			if k.variant == restore.Legacy { // nft is written where it cannot be read
 				programs = []string{"-save", "-restore"}
 			}
 			for _, what := range programs {

@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
 	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
@@ -49,9 +51,9 @@ func missing(t testing.TB, why string) {
 
 // eachVariant runs a test for nft and for legacy, each in its own namespace.
 func eachVariant(t *testing.T, do func(*testing.T, *kernel)) {
-	for _, v := range []Variant{NFT, Legacy} {
+	for _, v := range []restore.Variant{restore.NFT, restore.Legacy} {
 		t.Run(string(v), func(t *testing.T) {
-			if _, err := findCommands(t.Context(), v, dataplane.IPv4, 1); err != nil {
+			if _, err := restore.Find(t.Context(), v, dataplane.IPv4, 1); err != nil {
 				missing(t, err.Error())
 			}
 			inNetns(t, func() { do(t, newKernel(t, v)) })
@@ -63,11 +65,11 @@ func eachVariant(t *testing.T, do func(*testing.T, *kernel)) {
 // that its runs are counted and can be refused.
 type kernel struct {
 	t       *testing.T
-	variant Variant
+	variant restore.Variant
 	dir     string // of the wrappers, their count, and what they refuse
 }
 
-func newKernel(t *testing.T, v Variant) *kernel {
+func newKernel(t *testing.T, v restore.Variant) *kernel {
 	k := &kernel{t: t, variant: v, dir: t.TempDir()}
 	for _, base := range []string{"iptables", "ip6tables"} {
 		for _, what := range []string{"-save", "-restore"} {
@@ -197,7 +199,7 @@ func config(t testing.TB) dataplane.Config {
 	}
 }
 
-func opened(t testing.TB, mode Variant, cfg dataplane.Config) *backend {
+func opened(t testing.TB, mode restore.Variant, cfg dataplane.Config) *backend {
 	t.Helper()
 	b, err := open(context.Background(), Options{Mode: string(mode), LockWait: time.Second, LockDir: lockDir()}, cfg)
 	if err != nil {
@@ -248,15 +250,12 @@ func TestReadBack(t *testing.T) {
 		b := k.open()
 		k.mustSync(b, nil, want)
 		k.mustHold(b, want)
+		have, err := readTables(t.Context(), b.families[0].commands)
+		k.must(err)
 		for table, chains := range freshChains(want, dataplane.IPv4) {
-			have := newSaved()
-			for line := range strings.Lines(k.do("iptables-save -t " + table)) {
-				have.line([]byte(strings.TrimSuffix(line, "\n")))
-			}
-			have.end()
 			for _, c := range chains {
-				if have.chains[c.name] != c.body {
-					t.Errorf("chain %s: written\n%sread back\n%s", c.name, c.body, have.chains[c.name])
+				if got := have[table].Chains[c.Name]; got != c.Body {
+					t.Errorf("chain %s: written\n%sread back\n%s", c.Name, c.Body, got)
 				}
 			}
 		}
@@ -273,13 +272,14 @@ func TestReadBack(t *testing.T) {
 	})
 }
 
-func freshChains(s *dataplane.Snapshot, f dataplane.Family) map[string][]chain {
-	e := testEnv(f)
-	e.see(s, true)
-	e.localnet = localnetSwitch
-	d := newDelta()
-	newModel(*e).start(changesOf(f, &dataplane.Snapshot{Node: s.Node}, s), d)
-	return d.write
+func freshChains(s *dataplane.Snapshot, f dataplane.Family) map[string][]restore.Chain {
+	n := testNode(f, s)
+	n.localnet = localnet.Switched
+	out := map[string][]restore.Chain{}
+	for table, t := range fresh(n, s).Tables {
+		out[table] = t.Write
+	}
+	return out
 }
 
 // TestForeign demands that other programs' rules stay as they were, and that
@@ -314,7 +314,7 @@ func TestForeign(t *testing.T) {
 				t.Errorf("Cleanup leaves\n%swant\n%s", after, before)
 			}
 		}
-		if on, err := routesLocalnet(); err != nil || on {
+		if on, err := localnet.IsOn(); err != nil || on {
 			t.Errorf("after Cleanup, route_localnet is %v, %v; it was off before", on, err)
 		}
 	})
@@ -362,6 +362,48 @@ func TestRefused(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRefusedTwice demands that a ServicePort which is refused in its old form as well
+// is absent and named, though prev has it, holds up no other, and is back once it is not
+// refused.
+func TestRefusedTwice(t *testing.T) {
+	eachVariant(t, func(t *testing.T, k *kernel) {
+		const bad = 17
+		id := service(dataplane.IPv4, bad, 2).ID
+		with := func(s *dataplane.Snapshot, put ...*dataplane.ServicePort) *dataplane.Snapshot {
+			out := *s
+			out.Ports = s.Ports.With(put, nil)
+			return &out
+		}
+		without := func(s *dataplane.Snapshot) *dataplane.Snapshot {
+			out := *s
+			out.Ports = s.Ports.With(nil, []dataplane.PortID{id})
+			return &out
+		}
+		old := *service(dataplane.IPv4, bad, 2)
+		old.Frontends = append(old.Frontends, frontend(dataplane.ExternalIP, "203.0.113.9:80", old.Frontends[0].Pool, dataplane.SNATNone))
+		worse := *service(dataplane.IPv4, bad, 2)
+		worse.Frontends[0].Pool = pool(endpoint("10.128.0.1:9999", false))
+		first := with(snapshot(services(40, 2)...), &old)
+		b := k.open()
+		k.mustSync(b, nil, first)
+
+		k.refuse(old.Frontends[0].Pool.Endpoints[0].Addr.String()+"\n:9999", byLine)
+		second := with(first, &worse)
+		mustRefuse(t, b.Sync(context.Background(), first, second), id)
+		k.mustHold(b, without(second))
+
+		prev := with(second, dataplane.Fallback(&old, &worse)) // all that a caller can know
+		next := with(prev, service(dataplane.IPv4, 3, 5))
+		mustRefuse(t, b.Sync(context.Background(), prev, next), id)
+		k.mustHold(b, without(next))
+
+		k.refuse("", byLine)
+		last := with(next, &worse)
+		k.mustSync(b, next, last)
+		k.mustHold(b, last)
+	})
 }
 
 func mustRefuse(t *testing.T, err error, id dataplane.PortID) {
@@ -465,7 +507,7 @@ func TestDeepTree(t *testing.T) {
 func TestLocked(t *testing.T) {
 	t.Run("legacy", func(t *testing.T) {
 		inNetns(t, func() {
-			k := newKernel(t, Legacy)
+			k := newKernel(t, restore.Legacy)
 			b := k.open()
 			hold := func(d time.Duration) {
 				f, err := os.OpenFile(os.Getenv("XTABLES_LOCKFILE"), os.O_CREATE|os.O_RDONLY, 0o600)
@@ -483,8 +525,8 @@ func TestLocked(t *testing.T) {
 			hold(time.Hour)
 			next := *want
 			next.Ports = want.Ports.With(services(101, 1)[100:], nil)
-			if err := b.Sync(context.Background(), want, &next); !errors.Is(err, errLocked) {
-				t.Errorf("Sync: %v, want %v", err, errLocked)
+			if err := b.Sync(context.Background(), want, &next); !errors.Is(err, restore.ErrLocked) {
+				t.Errorf("Sync: %v, want %v", err, restore.ErrLocked)
 			}
 		})
 	})
@@ -521,7 +563,7 @@ func TestOneWriter(t *testing.T) {
 // had at first, no rule is there twice.
 func TestTryAgain(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
-		if k.variant == NFT {
+		if k.variant == restore.NFT {
 			return // writes all tables or none
 		}
 		want := mixed()
@@ -550,7 +592,7 @@ func TestLocalnet(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		check := func(when string, want bool, rule string) {
 			t.Helper()
-			on, err := routesLocalnet()
+			on, err := localnet.IsOn()
 			if err != nil || on != want {
 				t.Errorf("%s: route_localnet is %v, %v; want %v", when, on, err, want)
 			}
@@ -571,7 +613,7 @@ func TestLocalnet(t *testing.T) {
 		check("after a restart", true, ` -m comment --comment "route_localnet was off"`)
 		k.mustSync(b, with, &without)
 		check("no longer wanted", false, "")
-		if err := setRouteLocalnet(true); err != nil {
+		if err := localnet.Switch(true); err != nil {
 			t.Fatal(err)
 		}
 		k.mustSync(b, nil, with)
@@ -586,12 +628,12 @@ func TestVariantChoice(t *testing.T) {
 	cases := []struct {
 		name    string
 		prepare []string // commands
-		want    Variant
+		want    restore.Variant
 		why     string
 	}{
-		{"kubelet uses legacy", []string{"iptables-legacy -t mangle -N KUBE-KUBELET-CANARY", "iptables-nft -t nat -N SWITCHYARD-SERVICES"}, Legacy, "kubelet"},
-		{"kubelet uses nft, for IPv6 alone", []string{"ip6tables-nft -t mangle -N KUBE-IPTABLES-HINT", "iptables-legacy -t nat -N SWITCHYARD-SERVICES"}, NFT, "kubelet"},
-		{"an earlier Switchyard used legacy", []string{"iptables-legacy -t nat -N SWITCHYARD-SERVICES"}, Legacy, "earlier Switchyard"},
+		{"kubelet uses legacy", []string{"iptables-legacy -t mangle -N KUBE-KUBELET-CANARY", "iptables-nft -t nat -N SWITCHYARD-SERVICES"}, restore.Legacy, "kubelet"},
+		{"kubelet uses nft, for IPv6 alone", []string{"ip6tables-nft -t mangle -N KUBE-IPTABLES-HINT", "iptables-legacy -t nat -N SWITCHYARD-SERVICES"}, restore.NFT, "kubelet"},
+		{"an earlier Switchyard used legacy", []string{"iptables-legacy -t nat -N SWITCHYARD-SERVICES"}, restore.Legacy, "earlier Switchyard"},
 		{"nothing there", nil, "", "default"},
 	}
 	for _, c := range cases {
@@ -603,7 +645,7 @@ func TestVariantChoice(t *testing.T) {
 						missing(t, fmt.Sprintf("%s: %v: %s", p, err, out))
 					}
 				}
-				v, why, err := resolve(context.Background(), "auto", []dataplane.Family{dataplane.IPv4, dataplane.IPv6})
+				v, why, err := restore.Choose(context.Background(), "auto", []dataplane.Family{dataplane.IPv4, dataplane.IPv6}, chainServices)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -623,14 +665,14 @@ func TestVariantChoice(t *testing.T) {
 func TestChangeOfVariant(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
 		want := mixed()
-		other := opened(t, k.variant.other(), config(t))
+		other := opened(t, k.variant.Other(), config(t))
 		k.mustSync(other, nil, want)
 		b := k.open()
 		k.mustSync(b, nil, want)
 		k.mustHold(b, want)
 		o, err := other.Observe(context.Background())
 		if err != nil || len(o.Frontends) > 0 {
-			t.Errorf("%s still has %d frontends, %v", other.halves[0].commands.variant, len(o.Frontends), err)
+			t.Errorf("%s still has %d frontends, %v", other.families[0].commands.Variant, len(o.Frontends), err)
 		}
 	})
 }
@@ -648,28 +690,6 @@ func TestProbe(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestEqualRules(t *testing.T) {
-	cases := []struct {
-		want, have string
-		equal      bool
-	}{
-		{"-d 10.0.0.1/32 -p tcp -j X\n", "-d 10.0.0.1 -p 6 -j X\n", true},
-		{"-m comment --comment \"a b\" -j X\n-j Y\n", "-m comment --comment a b -j X\n-j Y\n", true},
-		{"-d fd00::1/128 -j X\n", "-d fd00::1 -j X\n", true},
-		{"-m recent --name N --mask 255.255.255.255 --rsource -j X\n", "-m recent --name N --rsource -j X\n", true},
-		{"-d 10.0.0.1/32 -j X\n", "-d 10.0.0.1/3 -j X\n", false},
-		{"-j X\n-j Y\n", "-j Y\n-j X\n", false},
-		{"-j X\n-j Y\n", "-j X\n", false},
-		{"-p tcp -j X\n", "-p udp -j X\n", false},
-		{"", "-j X\n", false},
-	}
-	for _, c := range cases {
-		if equalRules(c.want, c.have) != c.equal {
-			t.Errorf("equalRules(%q, %q) is %v", c.want, c.have, !c.equal)
-		}
-	}
 }
 
 // services makes n IPv4 Services of e endpoints each.
@@ -744,17 +764,17 @@ func TestCountsRules(t *testing.T) {
 					counted[c.Name+" "+c.Labels[0].Value+" "+c.Labels[1].Value] = c.Value
 				}
 			}
-			for _, h := range b.halves {
-				have, err := h.commands.read(t.Context())
+			for _, f := range b.families {
+				have, err := readTables(t.Context(), f.commands)
 				if err != nil {
 					t.Fatal(err)
 				}
 				for table, in := range have {
-					n := len(in.jumps)
-					for _, body := range in.chains {
+					n := len(in.Jumps)
+					for _, body := range in.Chains {
 						n += strings.Count(body, "\n")
 					}
-					of := " " + table + " " + h.family.String()
+					of := " " + table + " " + f.family.String()
 					if got := counted["kubeproxy_sync_proxy_rules_iptables_total"+of]; got != float64(n) {
 						t.Errorf("Sync %d,%s: counted %v rules, there are %d", i+1, of, got, n)
 					}

@@ -7,13 +7,9 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
-
-// marks are the bits of the packet mark that carry a decision from the nat
-// table, which cannot masquerade a packet that arrives, to the hook that can.
-type marks struct {
-	masquerade uint32
-}
 
 // The marks of packets that the nat table, which cannot drop them, leaves to the
 // hooks that can. A verdict is a number of nine bits. Other programs set and clear
@@ -27,66 +23,56 @@ const (
 	markVerdict        = markMask &^ 1 // the bits that both have
 )
 
-// makeMarks makes Config.MasqueradeBit a mark.
-func makeMarks(bit int) (marks, error) {
-	if bit < 0 || bit > 31 {
-		return marks{}, fmt.Errorf("masquerade bit %d is not within 0 to 31", bit)
-	}
-	return marks{masquerade: 1 << bit}, nil
-}
-
-// set is the target that sets some bits within a mask.
+// setMark returns the target that sets some bits within a mask.
 func setMark(bits, mask uint32) string {
 	return fmt.Sprintf("-j MARK --set-xmark %#x/%#x\n", bits, mask)
 }
 
-// doom is the target that gives a packet a verdict, and takes the masquerade bit
+// doom returns the target that gives a packet a verdict, and takes the masquerade bit
 // from it.
 func doom(verdict, masquerade uint32) string { return setMark(verdict, markMask|masquerade) }
 
-// ifMark is the match for some bits within a mask.
+// ifMark returns the match for some bits within a mask.
 func ifMark(bits, mask uint32) string { return fmt.Sprintf("-m mark --mark %#x/%#x ", bits, mask) }
 
-// env is what rules depend on beside the ServicePorts. Two equal ones give
+// node is what rules depend on apart from the ServicePorts. Two equal ones give
 // equal rules.
-type env struct {
+type node struct {
 	family      dataplane.Family
-	marks       marks
-	randomFully bool // MASQUERADE knows --random-fully
-	dropInvalid bool // KUBE-PROXY §1.14
-	localnet    localnet
+	bit         uint32 // of the packet mark: masquerade
+	randomFully bool   // MASQUERADE knows --random-fully
+	dropInvalid bool   // KUBE-PROXY §1.14
+	localnet    localnet.State
 	pods        []string // matches, each with a space behind it: any of them is a pod's packet
 	addresses   []netip.Prefix
-	ranges      []netip.Prefix // that ClusterIPs come from
+	ranges      []netip.Prefix // that ClusterIPs are from
 }
 
-func (e *env) equal(o *env) bool {
-	return e.family == o.family && e.marks == o.marks && e.randomFully == o.randomFully && e.dropInvalid == o.dropInvalid &&
-		e.localnet == o.localnet && slices.Equal(e.pods, o.pods) && slices.Equal(e.addresses, o.addresses) && slices.Equal(e.ranges, o.ranges)
+func (n *node) equal(o *node) bool {
+	return n.family == o.family && n.bit == o.bit && n.randomFully == o.randomFully && n.dropInvalid == o.dropInvalid &&
+		n.localnet == o.localnet && slices.Equal(n.pods, o.pods) && slices.Equal(n.addresses, o.addresses) && slices.Equal(n.ranges, o.ranges)
 }
 
-// see takes over what a Snapshot says of the node.
-func (e *env) see(s *dataplane.Snapshot, localhost bool) {
-	e.pods = podMatches(s.Node.LocalPods, e.family)
-	e.ranges = ofFamily(s.ServiceCIDRs, e.family)
-	e.addresses = nil
-	for _, a := range ofFamily(s.Node.NodePorts, e.family) {
-		if a.Addr().IsLoopback() && (!localhost || e.family == dataplane.IPv6) {
-			continue // no kernel forwards from ::1
-		}
-		e.addresses = append(e.addresses, inDigits(a)...)
-	}
-	slices.SortFunc(e.addresses, netip.Prefix.Compare)
-	e.addresses = slices.Compact(e.addresses)
-}
-
-// check finds what cannot be written as rules.
-func (e *env) check(l dataplane.LocalPods) error {
+// see takes over what a Snapshot says of the node. It fails if that cannot be written
+// as rules.
+func (n *node) see(s *dataplane.Snapshot, localhost bool) error {
+	l := s.Node.LocalPods
 	for _, name := range []string{l.Interface, l.InterfacePrefix} {
 		if strings.ContainsAny(name, " \t\r\n\"'\\") {
 			return fmt.Errorf("interface name %q of the local pods is not one", name)
 		}
 	}
+	n.pods = podMatches(l, n.family)
+	n.ranges = ofFamily(s.ServiceCIDRs, n.family)
+	n.addresses = nil
+	for _, a := range ofFamily(s.Node.NodePorts, n.family) {
+		if isLoopback(a) && (!localhost || n.family == dataplane.IPv6) {
+			continue // no kernel forwards from ::1
+		}
+		n.addresses = append(n.addresses, inDigits(a)...)
+	}
+	slices.SortFunc(n.addresses, netip.Prefix.Compare)
+	n.addresses = slices.Compact(n.addresses)
 	return nil
 }
 
@@ -103,7 +89,7 @@ func ofFamily(prefixes []netip.Prefix, f dataplane.Family) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// podMatches tells packets of the node's pods. None is negated: "not from this
+// podMatches returns matches for packets of the node's pods. None is negated: "not from this
 // interface" is true of what the node itself sends under legacy iptables and
 // false under older nft, so rules ask for pods first and go on with the others.
 // In OUTPUT no packet has an input interface, so there none is a pod's; by
@@ -122,7 +108,7 @@ func podMatches(l dataplane.LocalPods, f dataplane.Family) []string {
 	return out
 }
 
-// fromPrefix matches a source prefix; iptables writes none for all addresses.
+// fromPrefix returns the match for a source prefix; iptables writes none for all addresses.
 func fromPrefix(p netip.Prefix) string {
 	if p.Bits() == 0 {
 		return ""
@@ -130,80 +116,58 @@ func fromPrefix(p netip.Prefix) string {
 	return "-s " + p.Masked().String() + " "
 }
 
-// masquerade is the rule that marks the packets whose source is masqueraded.
-func (e *env) masquerade(s dataplane.SNAT) string {
+// masquerade returns the rule that marks the packets whose source is masqueraded.
+func (n *node) masquerade(s dataplane.SNAT) string {
 	switch s {
 	case dataplane.SNATNode:
 		return "-j " + chainMasqNode + "\n"
 	case dataplane.SNATNonPods:
 		return "-j " + chainMasqNonPods + "\n"
 	case dataplane.SNATAll:
-		return setMark(e.marks.masquerade, e.marks.masquerade)
+		return setMark(n.bit, n.bit)
 	default:
 		return ""
 	}
 }
 
-// jump is a rule of a built-in chain.
-type jump struct {
-	table, from, to string
-	why             string
-}
-
-func (j jump) rule() string {
-	return strings.TrimPrefix(comment("switchyard: "+j.why), " ") + " -j " + j.to
-}
-
-// jumps are Switchyard's only rules outside its own chains.
-func jumps() []jump {
-	return []jump{
-		{tableFilter, "INPUT", chainInput, "verdicts, health checks"},
-		{tableFilter, "FORWARD", chainForward, "verdicts, Service traffic"},
-		{tableFilter, "OUTPUT", chainOutput, "verdicts"},
-		{tableNAT, "PREROUTING", chainServices, "Services"},
-		{tableNAT, "OUTPUT", chainServices, "Services"},
-		{tableNAT, "POSTROUTING", chainPostrouting, "masquerade"},
-	}
-}
-
-// natConstants are the chains of the nat table that no ServicePort changes.
-func natConstants(e *env) []chain {
-	bit := e.marks.masquerade
+// natConstants returns the chains of the nat table that no ServicePort changes.
+func natConstants(n *node) []restore.Chain {
+	bit := n.bit
 	mark := setMark(bit, bit)
 	var pods strings.Builder
-	for _, p := range e.pods {
+	for _, p := range n.pods {
 		pods.WriteString(p + "-j RETURN\n")
 	}
 	masquerade := "-j MASQUERADE"
-	if e.randomFully {
+	if n.randomFully {
 		masquerade += " --random-fully"
 	}
 	trees := "-j " + chainFrontends + "\n-j " + chainAddresses + "\n"
-	return []chain{
+	return []restore.Chain{
 		// A bit that another program set says nothing of our packets, and is put back
 		// into those that are not ours.
-		{name: chainMarked, rank: rankHook, body: setMark(0, bit) + trees + mark},
-		{name: chainServices, rank: rankHook, body: ifMark(bit, bit) + "-g " + chainMarked + "\n" + trees},
+		{Name: chainMarked, Rank: rankHook, Body: setMark(0, bit) + trees + mark},
+		{Name: chainServices, Rank: rankHook, Body: ifMark(bit, bit) + "-g " + chainMarked + "\n" + trees},
 		// ACCEPT ends this table alone: no later rule shall redirect what is doomed.
-		{name: chainReject, body: doom(markReject, bit) + "-j ACCEPT\n"},
-		{name: chainDrop, body: doom(markDrop, bit) + "-j ACCEPT\n"},
-		{name: chainMasqNonPods, body: pods.String() + mark},
-		{name: chainMasqNode, body: pods.String() + "-m addrtype --src-type LOCAL " + mark},
-		{name: chainPostrouting, rank: rankHook, body: "-m conntrack ! --ctstate DNAT -j RETURN\n-j " + chainHairpin + "\n" +
+		{Name: chainReject, Body: doom(markReject, bit) + "-j ACCEPT\n"},
+		{Name: chainDrop, Body: doom(markDrop, bit) + "-j ACCEPT\n"},
+		{Name: chainMasqNonPods, Body: pods.String() + mark},
+		{Name: chainMasqNode, Body: pods.String() + "-m addrtype --src-type LOCAL " + mark},
+		{Name: chainPostrouting, Rank: rankHook, Body: "-m conntrack ! --ctstate DNAT -j RETURN\n-j " + chainHairpin + "\n" +
 			fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN\n", bit, bit) +
 			// Cleared, so that no tunnel's outer packet is masqueraded too.
 			setMark(bit, 0) + masquerade + "\n"},
 	}
 }
 
-// filterConstants are the chains of the filter table that no ServicePort changes.
-func filterConstants(e *env) []chain {
-	bit := e.marks.masquerade
+// filterConstants returns the chains of the filter table that no ServicePort changes.
+func filterConstants(n *node) []restore.Chain {
+	bit := n.bit
 	verdict := ifMark(markDrop&markVerdict, markVerdict) + "-m conntrack --ctstate NEW -j " + chainVerdict + "\n"
 	// Here nobody can translate any more, so that it is known whose packets are lost.
 	lost := "-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j " + chainLost + "\n"
 	reject := "-j REJECT --reject-with icmp-port-unreachable\n"
-	if e.family == dataplane.IPv6 {
+	if n.family == dataplane.IPv6 {
 		// A client on this machine is still inside connect() when the ICMP message
 		// comes, and TCP then only notes it: over IPv6 (seen on 6.18) the client
 		// learns of it after a second, when its next SYN is refused. A reset counts
@@ -211,25 +175,49 @@ func filterConstants(e *env) []chain {
 		reject = "-p tcp -j REJECT --reject-with tcp-reset\n-j REJECT --reject-with icmp6-port-unreachable\n"
 	}
 	invalid := ""
-	if e.dropInvalid {
+	if n.dropInvalid {
 		invalid = "-m conntrack --ctstate INVALID -j DROP\n"
 	}
 	var ranges strings.Builder
-	for _, r := range e.ranges {
+	for _, r := range n.ranges {
 		if r.Bits() > 0 { // nobody drops all that there is
 			ranges.WriteString("-d " + r.String() + " -j DROP\n")
 		}
 	}
-	return []chain{
-		{name: chainRefuse, body: reject},
-		{name: chainVerdict, body: ifMark(markReject, markMask) + "-g " + chainRefuse + "\n-j DROP\n"},
+	return []restore.Chain{
+		{Name: chainRefuse, Body: reject},
+		{Name: chainVerdict, Body: ifMark(markReject, markMask) + "-g " + chainRefuse + "\n-j DROP\n"},
 		// An address that somebody bound on this node is meant to answer there (a DNS
 		// cache on the node does so).
-		{name: chainLost, rank: rankHook, body: "-m addrtype --dst-type LOCAL -j RETURN\n-j " + chainVIPs + "\n" + ranges.String()},
-		{name: chainInput, rank: rankHook, body: verdict + e.localnet.rule() + "-p tcp -j " + chainHealth + "\n"},
-		{name: chainForward, rank: rankHook, body: invalid + verdict + lost +
+		{Name: chainLost, Rank: rankHook, Body: "-m addrtype --dst-type LOCAL -j RETURN\n-j " + chainVIPs + "\n" + ranges.String()},
+		{Name: chainInput, Rank: rankHook, Body: verdict + guard(n.localnet) + "-p tcp -j " + chainHealth + "\n"},
+		{Name: chainForward, Rank: rankHook, Body: invalid + verdict + lost +
 			ifMark(bit, bit) + "-m conntrack --ctstate DNAT -j ACCEPT\n" +
 			"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"},
-		{name: chainOutput, rank: rankHook, body: verdict + lost},
+		{Name: chainOutput, Rank: rankHook, Body: verdict + lost},
 	}
+}
+
+// guard returns the rule that drops what reaches 127.0.0.0/8 from outside by no doing of
+// ours while the kernel routes it. Its comment says who switched that on.
+func guard(s localnet.State) string {
+	if s == localnet.Off {
+		return ""
+	}
+	note := ""
+	if s == localnet.Switched {
+		note = restore.Comment(strings.TrimSpace(s.Note()))
+	}
+	return "! -s 127.0.0.0/8 -d 127.0.0.0/8" + note + " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
+}
+
+// localnetOf finds in what was read back what an earlier process did.
+func localnetOf(read tables) localnet.State {
+	var guards []string
+	for rule := range strings.Lines(read[restore.Filter].Chains[chainInput]) {
+		if match, _, ok := strings.Cut(rule, "-m conntrack "); ok && strings.Contains(match, "-d 127.0.0.0/8 ") {
+			guards = append(guards, strings.TrimRight(strings.ReplaceAll(match, `"`, " "), " "))
+		}
+	}
+	return localnet.FromComments(guards)
 }

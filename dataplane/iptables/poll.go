@@ -2,13 +2,12 @@ package iptables
 
 import (
 	"context"
-	"fmt"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 const (
@@ -22,15 +21,15 @@ const (
 // is one system call. If it changed, the rules that lead to our chains are looked
 // for, because most changes are of others' rules.
 type poller struct {
-	watch  *watch
-	halves []*half
+	watch    *watch
+	families []*familyBackend
 
 	mu    sync.Mutex        // held while we write or look
 	sizes map[string]uint32 // by family and table, as last seen
 }
 
-func newPoller(w *watch, halves []*half) *poller {
-	return &poller{watch: w, halves: halves, sizes: map[string]uint32{}}
+func newPoller(w *watch, families []*familyBackend) *poller {
+	return &poller{watch: w, families: families, sizes: map[string]uint32{}}
 }
 
 // pause keeps the poller from looking until resume, which notes what we wrote.
@@ -38,17 +37,17 @@ func (p *poller) pause() (resume func()) {
 	p.mu.Lock()
 	return func() {
 		defer p.mu.Unlock()
-		for _, h := range p.halves {
-			for _, table := range []string{tableNAT, tableFilter} {
-				if info, err := xtables.LegacyInfo(h.family, table); err == nil {
-					p.sizes[sizeKey(h, table)] = info.Size()
+		for _, f := range p.families {
+			for _, table := range []string{restore.NAT, restore.Filter} {
+				if size, err := xtables.LegacySize(f.family, table); err == nil {
+					p.sizes[sizeKey(f, table)] = size
 				}
 			}
 		}
 	}
 }
 
-func sizeKey(h *half, table string) string { return h.family.String() + table }
+func sizeKey(f *familyBackend, table string) string { return f.family.String() + table }
 
 func (p *poller) run() {
 	tick := time.NewTicker(pollPause)
@@ -59,29 +58,29 @@ func (p *poller) run() {
 			return
 		case <-tick.C:
 		}
-		for _, h := range p.halves {
-			p.look(h)
+		for _, f := range p.families {
+			p.look(f)
 		}
 	}
 }
 
 // look compares the tables of a family with what was last seen.
-func (p *poller) look(h *half) {
+func (p *poller) look(f *familyBackend) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, table := range []string{tableNAT, tableFilter} {
-		info, err := xtables.LegacyInfo(h.family, table)
-		key := sizeKey(h, table)
-		if err != nil || info.Size() == p.sizes[key] {
+	for _, table := range []string{restore.NAT, restore.Filter} {
+		size, err := xtables.LegacySize(f.family, table)
+		key := sizeKey(f, table)
+		if err != nil || size == p.sizes[key] {
 			continue
 		}
-		leads, err := h.commands.leadsToOurs(table)
+		leads, err := leadsToOurs(f.commands, table)
 		if err != nil { // another program holds the lock, say: look again
 			p.watch.log.Debug("cannot look for the rules that lead to our chains", "table", table, "error", err)
 			continue
 		}
-		p.sizes[key] = info.Size()
-		if !leads && h.written.Load() {
+		p.sizes[key] = size
+		if !leads && f.written.Load() {
 			p.watch.disturb()
 		}
 	}
@@ -89,19 +88,13 @@ func (p *poller) look(h *half) {
 
 // leadsToOurs reports whether each rule of a table that leads from a built-in
 // chain to one of ours is there.
-func (c *commands) leadsToOurs(table string) (bool, error) {
+func leadsToOurs(c *restore.Commands, table string) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), pollMost)
 	defer cancel()
-	for _, j := range jumps() {
-		if j.table != table {
-			continue
-		}
-		out, err := exec.CommandContext(ctx, c.path, "-w", "1", "-t", table, "-S", j.from).CombinedOutput()
-		if err != nil {
-			return false, fmt.Errorf("listing chain %s of table %s: %w: %s", j.from, table, err, firstLines(out))
-		}
-		if !strings.Contains(string(out), "-j "+j.to) {
-			return false, nil
+	for _, j := range jumpsOf(table) {
+		rules, err := c.List(ctx, table, j.From)
+		if err != nil || !strings.Contains(rules, "-j "+j.To) {
+			return false, err
 		}
 	}
 	return true, nil

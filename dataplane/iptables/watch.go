@@ -10,6 +10,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 // ownMemory is how long the commands that we ran are known by their process
@@ -38,10 +39,10 @@ func newWatch(log *slog.Logger) *watch {
 
 // startWatch starts to watch the rules of a variant. Without the watch, the
 // audits find what others changed.
-func startWatch(log *slog.Logger, v Variant, halves []*half) *watch {
+func startWatch(log *slog.Logger, v restore.Variant, families []*familyBackend) *watch {
 	w := newWatch(log)
-	if v == Legacy {
-		w.poller = newPoller(w, halves)
+	if v == restore.Legacy {
+		w.poller = newPoller(w, families)
 		w.done.Go(w.poller.run)
 		return w
 	}
@@ -82,12 +83,12 @@ func (w *watch) foreign(n nft.Notice) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	_, ours := w.own[n.PortID]
-	return !ours && (n.Table == tableNAT || n.Table == tableFilter)
+	return !ours && (n.Table == restore.NAT || n.Table == restore.Filter)
 }
 
 // start starts a command of ours. The lock keeps the kernel's message about it
 // from being judged before its process id is known.
-func (w *watch) start(cmd *exec.Cmd) error {
+func (w *watch) Start(cmd *exec.Cmd) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for pid, at := range w.own {
@@ -103,7 +104,7 @@ func (w *watch) start(cmd *exec.Cmd) error {
 }
 
 // ended notes again when a command was last seen: it may have run for long.
-func (w *watch) ended(cmd *exec.Cmd) {
+func (w *watch) Ended(cmd *exec.Cmd) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.own[uint32(cmd.Process.Pid)] = time.Now() //nolint:gosec // process ids are small and positive
@@ -130,11 +131,11 @@ func (w *watch) pause(all bool) (resume func()) {
 	}
 }
 
-// Disturbed implements dataplane.Watched.
+// Disturbed returns what receives after somebody else may have changed our rules.
 func (b *backend) Disturbed() <-chan struct{} { return b.watch.disturbed }
 
-// Undisturbed implements dataplane.Watched. Rules of others that come before ours
-// say nothing of us to the kernel, so that only reading back finds them.
+// Undisturbed reports false: rules of others that are before ours do not name us, so
+// that only reading back finds them.
 func (b *backend) Undisturbed() bool { return false }
 
 func (w *watch) close() error {

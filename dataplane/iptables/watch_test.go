@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 // TestDisturbed: what others do to our rules is noticed within 2 s, or with
@@ -18,26 +19,26 @@ func TestDisturbed(t *testing.T) {
 	both := []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
 	for _, c := range []struct {
 		does    string
-		variant Variant
+		variant restore.Variant
 		want    bool
 	}{
-		{"iptables-nft -t nat -F", NFT, true},
-		{"nft flush ruleset", NFT, true},
-		{"nft delete table ip6 filter", NFT, true},
-		{"iptables-nft -t nat -D PREROUTING 1", NFT, true},
-		{"ip6tables-nft -t filter -D FORWARD 1", NFT, true},
-		{"iptables-nft -t nat -F SWITCHYARD-SERVICES", NFT, true},
-		{"iptables-nft -t nat -N CNI-HOSTPORT", NFT, false},
-		{"iptables-nft -t nat -A POSTROUTING -j ACCEPT", NFT, false},
-		{"nft add table inet theirs", NFT, false},
-		{"nft delete table inet theirs", NFT, false},
-		{"iptables-legacy -t nat -F", Legacy, true},
-		{"ip6tables-legacy -t filter -D FORWARD 1", Legacy, true},
-		{"iptables-legacy -t nat -N CNI-HOSTPORT", Legacy, false},
-		{"iptables-legacy -t nat -A POSTROUTING -j ACCEPT", Legacy, false},
+		{"iptables-nft -t nat -F", restore.NFT, true},
+		{"nft flush ruleset", restore.NFT, true},
+		{"nft delete table ip6 filter", restore.NFT, true},
+		{"iptables-nft -t nat -D PREROUTING 1", restore.NFT, true},
+		{"ip6tables-nft -t filter -D FORWARD 1", restore.NFT, true},
+		{"iptables-nft -t nat -F SWITCHYARD-SERVICES", restore.NFT, true},
+		{"iptables-nft -t nat -N CNI-HOSTPORT", restore.NFT, false},
+		{"iptables-nft -t nat -A POSTROUTING -j ACCEPT", restore.NFT, false},
+		{"nft add table inet theirs", restore.NFT, false},
+		{"nft delete table inet theirs", restore.NFT, false},
+		{"iptables-legacy -t nat -F", restore.Legacy, true},
+		{"ip6tables-legacy -t filter -D FORWARD 1", restore.Legacy, true},
+		{"iptables-legacy -t nat -N CNI-HOSTPORT", restore.Legacy, false},
+		{"iptables-legacy -t nat -A POSTROUTING -j ACCEPT", restore.Legacy, false},
 	} {
 		t.Run(c.does, func(t *testing.T) {
-			if _, err := findCommands(t.Context(), c.variant, dataplane.IPv4, 1); err != nil {
+			if _, err := restore.Find(t.Context(), c.variant, dataplane.IPv4, 1); err != nil {
 				missing(t, err.Error())
 			}
 			inNetns(t, func() {
@@ -60,7 +61,7 @@ func TestDisturbed(t *testing.T) {
 				}
 				mustRun(t, c.does)
 				within := 2 * time.Second
-				if c.variant == Legacy {
+				if c.variant == restore.Legacy {
 					within = 2*pollPause + time.Second
 				}
 				if got := told(b, within); got != c.want {
@@ -75,7 +76,7 @@ func TestDisturbed(t *testing.T) {
 // to say than waits for the watch. nft's list of rules is one transaction.
 func TestDisturbedOverflow(t *testing.T) {
 	inNetns(t, func() {
-		b, err := open(t.Context(), Options{Mode: string(NFT), LockDir: lockDir()}, dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4}, MasqueradeBit: 14})
+		b, err := open(t.Context(), Options{Mode: string(restore.NFT), LockDir: lockDir()}, dataplane.Config{Log: slog.New(slog.DiscardHandler), Families: []dataplane.Family{dataplane.IPv4}, MasqueradeBit: 14})
 		if errors.Is(err, dataplane.ErrUnsupported) {
 			missing(t, err.Error())
 		}

@@ -65,9 +65,6 @@ type Info struct {
 	size       uint32
 }
 
-// Size returns how many bytes the table's rules have.
-func (i *Info) Size() uint32 { return i.size }
-
 // HasRules reports whether the table has a rule at a hook.
 func (i *Info) HasRules(hook int) bool { return i.hookEntry[hook] != i.underflow[hook] }
 
@@ -92,4 +89,13 @@ func LegacyInfo(f dataplane.Family, table string) (*Info, error) {
 		return nil, fmt.Errorf("asking for table %s of legacy iptables: %w", table, errno)
 	}
 	return &info, nil
+}
+
+// LegacySize returns how many bytes the rules of a table of legacy iptables have.
+func LegacySize(f dataplane.Family, table string) (uint32, error) {
+	info, err := LegacyInfo(f, table)
+	if err != nil {
+		return 0, err
+	}
+	return info.size, nil
 }

@@ -6,13 +6,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
-)
-
-// The tables in use.
-const (
-	tableNAT    = "nat"
-	tableFilter = "filter"
-	tableMangle = "mangle" // never written, but where another's chains are removed
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 // Chains of the nat table whose names and number are fixed.
@@ -42,12 +36,12 @@ const (
 	chainHealth  = "SWITCHYARD-HEALTH"     // root of the tree over health check ports
 )
 
-// Starts of the names of chains that come and go. All that Switchyard owns
+// Starts of the names of chains that are added and removed. All that Switchyard owns
 // starts with ownPrefix or with "SY-", one letter, "-".
 const (
 	ownPrefix      = "SWITCHYARD-"
 	prefixPool     = "SY-P-" // endpoints of one pool of one ServicePort
-	prefixEntry    = "SY-E-" // before a pool: whom to masquerade, which pool for whom
+	prefixChoice   = "SY-E-" // before a pool: whom to masquerade, which pool for whom
 	prefixSources  = "SY-S-" // before those: which clients may come in
 	prefixRecent   = "SY-R-" // not a chain: a list of clients of one endpoint
 	prefixTrial    = "SY-T-" // chains that nothing leads to, for a try
@@ -59,10 +53,26 @@ const (
 	prefixVIP      = "SY-I-"
 )
 
+// jumpsOf returns a table's rules of Switchyard outside its own chains.
+func jumpsOf(table string) []restore.Jump {
+	if table == restore.Filter {
+		return []restore.Jump{
+			{From: "INPUT", To: chainInput, Comment: "switchyard: verdicts, health checks"},
+			{From: "FORWARD", To: chainForward, Comment: "switchyard: verdicts, Service traffic"},
+			{From: "OUTPUT", To: chainOutput, Comment: "switchyard: verdicts"},
+		}
+	}
+	return []restore.Jump{
+		{From: "PREROUTING", To: chainServices, Comment: "switchyard: Services"},
+		{From: "OUTPUT", To: chainServices, Comment: "switchyard: Services"},
+		{From: "POSTROUTING", To: chainPostrouting, Comment: "switchyard: masquerade"},
+	}
+}
+
 // maxChainName is the kernel's limit (XT_EXTENSION_MAXNAMELEN less the end).
 const maxChainName = 28
 
-// isOwn tells a chain of Switchyard's from all others.
+// isOwn reports whether a chain is one of Switchyard's.
 func isOwn(chain string) bool {
 	if strings.HasPrefix(chain, ownPrefix) {
 		return true
@@ -70,12 +80,12 @@ func isOwn(chain string) bool {
 	return len(chain) > len(prefixPool) && strings.HasPrefix(chain, "SY-") && chain[3] >= 'A' && chain[3] <= 'Z' && chain[4] == '-'
 }
 
-// portHash stands for a ServicePort in the names of its chains.
+// portHash returns what stands for a ServicePort in the names of its chains.
 func portHash(id dataplane.PortID) string {
 	return hash(id.Namespace, id.Service, id.Port, id.Protocol.String())
 }
 
-// recentList names the list of clients that stay with one endpoint of a
+// recentList returns the name of the list of clients that stay with one endpoint of a
 // ServicePort. It is one name space for both families.
 func recentList(id dataplane.PortID, e dataplane.Endpoint) string {
 	return prefixRecent + hash(id.Namespace, id.Service, id.Port, id.Protocol.String(), e.Addr.String())
@@ -84,7 +94,7 @@ func recentList(id dataplane.PortID, e dataplane.Endpoint) string {
 // hashLen is the length of a hash.
 const hashLen = 16
 
-// hash makes 16 letters and digits of some words: 80 bits.
+// hash returns 16 letters and digits for some words: 80 bits.
 func hash(words ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(words, "\x00")))
 	return base32.StdEncoding.EncodeToString(sum[:])[:hashLen]

@@ -8,26 +8,15 @@ import (
 	"strings"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
-// chain is a chain with its rules, each without "-A name" and with a newline,
-// as iptables-save writes them.
-type chain struct {
-	name string
-	body string
-	rank rank
-	// fresh: it is not in the kernel yet, so nothing leads to it.
-	fresh bool
-}
-
-// rank orders chains so that each leads only to chains of a lower rank (of its
+// Ranks order chains so that each leads only to chains of a lower rank (of its
 // own rank, to those before it).
-type rank int
-
 const (
-	rankFixed rank = iota // verdicts, masquerade marks
-	rankPool              // a ServicePort's own, from here
-	rankEntry
+	rankFixed = iota // verdicts, masquerade marks
+	rankPool         // a ServicePort's own, from here
+	rankChoice
 	rankSources
 	rankTree        // its deepest node, at most
 	rankHook = 1000 // what built-in chains lead to
@@ -40,18 +29,18 @@ type entry struct {
 	value    string
 }
 
-// portRules is all that one ServicePort needs in the nat table: a function of
-// the ServicePort and of how pods are told, and of nothing else.
-type portRules struct {
-	chains  []chain
+// plan is what the nat table shall hold of one ServicePort alone. It depends on the
+// ServicePort, on how pods are known, and on nothing else.
+type plan struct {
+	chains  []restore.Chain
 	entries []entry
 }
 
-// renderPort writes the rules of a ServicePort. A frontend's way is: sources
-// (where they are limited), entry (where whom to masquerade or the pool depends
-// on more than the pool chain can tell), pool.
-func renderPort(p *dataplane.ServicePort, e *env) portRules {
-	r := portRenderer{port: p, env: e, hash: portHash(p.ID)}
+// planFor returns the plan of a ServicePort. A frontend leads to sources (where they
+// are limited), to a choice (where whom to masquerade or the pool depends on more than
+// the pool's chain knows), and to a pool.
+func planFor(p *dataplane.ServicePort, n *node) plan {
+	r := planner{port: p, node: n, hash: portHash(p.ID)}
 	for i := range p.Frontends {
 		f := &p.Frontends[i]
 		if f.Inside == nil || f.Inside == f.Pool {
@@ -66,27 +55,28 @@ func renderPort(p *dataplane.ServicePort, e *env) portRules {
 		if !u.direct {
 			u.snat = dataplane.SNATNone
 		}
-		r.rules.chains = append(r.rules.chains, r.pool(r.name(prefixPool, i), *u))
+		r.plan.chains = append(r.plan.chains, r.pool(r.name(prefixPool, i), *u))
 	}
 	for i := range p.Frontends {
 		r.frontend(&p.Frontends[i])
 	}
-	return r.rules
+	return r.plan
 }
 
-type portRenderer struct {
+// planner makes one plan.
+type planner struct {
 	port    *dataplane.ServicePort
-	env     *env
+	node    *node
 	hash    string
 	pools   []poolUse
-	entries []chain // by index in the names; bodies found again are shared
-	sources []chain
-	rules   portRules
+	choices []restore.Chain // by index in the names; bodies found again are shared
+	sources []restore.Chain
+	plan    plan
 }
 
-// poolUse is a pool and whom its chain masquerades by itself: as many as it can
-// do for all frontends that lead to it. The usual ServicePort, with a ClusterIP
-// alone, so needs one chain.
+// poolUse is a pool and whom its chain masquerades by itself: as many as it can for all
+// frontends that lead to it. So the usual ServicePort, with a ClusterIP alone, needs
+// one chain.
 type poolUse struct {
 	pool   *dataplane.Pool
 	snat   dataplane.SNAT
@@ -103,9 +93,9 @@ const (
 )
 
 // use notes that a frontend leads some clients to a pool. A frontend that parts
-// its clients has an entry chain, which masquerades for itself and only bounds
+// its clients has a choice chain, which masquerades for itself and only bounds
 // what the pool's chain may do.
-func (r *portRenderer) use(pool *dataplane.Pool, most dataplane.SNAT, who clients) {
+func (r *planner) use(pool *dataplane.Pool, most dataplane.SNAT, who clients) {
 	switch {
 	case who == clientsInside && most == dataplane.SNATNode:
 		most = dataplane.SNATNonPods // the same, for the node and its pods
@@ -125,35 +115,34 @@ func (r *portRenderer) use(pool *dataplane.Pool, most dataplane.SNAT, who client
 	r.pools[i].direct = r.pools[i].direct || who == clientsAll
 }
 
-// width orders the choices of SNAT: each masquerades all whom one of less width
-// does.
+// width orders SNAT: each masquerades all whom one of less width does.
 func width(s dataplane.SNAT) int {
 	return slices.Index([]dataplane.SNAT{dataplane.SNATNone, dataplane.SNATNode, dataplane.SNATNonPods, dataplane.SNATAll}, s)
 }
 
-// name is the i-th chain of one kind of this ServicePort.
-func (r *portRenderer) name(prefix string, i int) string {
+// name returns the name of the i-th chain of one kind of this ServicePort.
+func (r *planner) name(prefix string, i int) string {
 	return prefix + r.hash + "-" + strconv.Itoa(i)
 }
 
-func (r *portRenderer) poolChain(pool *dataplane.Pool) (string, dataplane.SNAT) {
+func (r *planner) poolChain(pool *dataplane.Pool) (string, dataplane.SNAT) {
 	i := slices.IndexFunc(r.pools, func(u poolUse) bool { return u.pool == pool })
-	return r.rules.chains[i].name, r.pools[i].snat
+	return r.plan.chains[i].Name, r.pools[i].snat
 }
 
-// pool writes a pool's chain: straight to an endpoint, with no chain per
+// pool returns a pool's chain. It leads straight to an endpoint, with no chain per
 // endpoint, which would make a restore under nft quadratic.
-func (r *portRenderer) pool(name string, u poolUse) chain {
+func (r *planner) pool(name string, u poolUse) restore.Chain {
 	endpoints := u.pool.Endpoints
 	if len(endpoints) == 0 {
 		if u.pool.IfEmpty == dataplane.Drop {
-			return chain{name: name, body: "-g " + chainDrop + "\n", rank: rankPool}
+			return restore.Chain{Name: name, Body: "-g " + chainDrop + "\n", Rank: rankPool}
 		}
-		return chain{name: name, body: "-g " + chainReject + "\n", rank: rankPool}
+		return restore.Chain{Name: name, Body: "-g " + chainReject + "\n", Rank: rankPool}
 	}
 	protocol := "-p " + strings.ToLower(r.port.ID.Protocol.String())
 	b := make([]byte, 0, 128*len(endpoints))
-	b = append(b, r.env.masquerade(u.snat)...)
+	b = append(b, r.node.masquerade(u.snat)...)
 	if r.port.Affinity > 0 {
 		for _, e := range endpoints {
 			b = append(b, protocol...)
@@ -171,13 +160,13 @@ func (r *portRenderer) pool(name string, u poolUse) chain {
 		}
 		b = dnat(b, e)
 	}
-	return chain{name: name, body: string(b), rank: rankPool}
+	return restore.Chain{Name: name, Body: string(b), Rank: rankPool}
 }
 
 // recent appends the match that looks up or puts down the client's address in
 // the list of one endpoint. The list lives as long as a rule names it, so it
 // outlives the chain's rewriting, and goes with the endpoint (KUBE-PROXY §1.11).
-func (r *portRenderer) recent(to []byte, what string, e dataplane.Endpoint) []byte {
+func (r *planner) recent(to []byte, what string, e dataplane.Endpoint) []byte {
 	mask := "255.255.255.255"
 	if r.port.ID.Family == dataplane.IPv6 {
 		mask = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
@@ -190,28 +179,28 @@ func dnat(to []byte, e dataplane.Endpoint) []byte {
 	return append(e.Addr.AppendTo(to), '\n')
 }
 
-// probability is one in n, as the kernel keeps it: a multiple of 2^-31.
+// probability returns one in n, as the kernel keeps it: a multiple of 2^-31.
 func probability(n int) string {
 	const one = 1 << 31
 	return strconv.FormatFloat(float64((one+n/2)/n)/one, 'f', 11, 64)
 }
 
-// frontend writes what stands before the pools for one frontend.
-func (r *portRenderer) frontend(f *dataplane.Frontend) {
+// frontend plans what is before the pools for one frontend.
+func (r *planner) frontend(f *dataplane.Frontend) {
 	target, snat := r.poolChain(f.Pool)
 	switch {
 	case f.Inside != nil && f.Inside != f.Pool:
 		inside, _ := r.poolChain(f.Inside)
 		var b strings.Builder
-		b.WriteString(r.env.masquerade(f.SNAT))
-		for _, pods := range r.env.pods {
+		b.WriteString(r.node.masquerade(f.SNAT))
+		for _, pods := range r.node.pods {
 			b.WriteString(pods + "-g " + inside + "\n")
 		}
 		b.WriteString("-m addrtype --src-type LOCAL -g " + inside + "\n")
 		b.WriteString("-g " + target + "\n")
-		target = r.before(prefixEntry, &r.entries, b.String())
+		target = r.before(prefixChoice, &r.choices, b.String())
 	case f.SNAT != snat:
-		target = r.before(prefixEntry, &r.entries, r.env.masquerade(f.SNAT)+"-g "+target+"\n")
+		target = r.before(prefixChoice, &r.choices, r.node.masquerade(f.SNAT)+"-g "+target+"\n")
 	}
 	if len(f.Sources) > 0 {
 		var b strings.Builder
@@ -222,11 +211,11 @@ func (r *portRenderer) frontend(f *dataplane.Frontend) {
 		target = r.before(prefixSources, &r.sources, b.String())
 	}
 	e := entryOf(r.port, f)
-	e.value = comment(portName(r.port.ID)+" "+f.Kind.String()) + " -g " + target
-	r.rules.entries = append(r.rules.entries, e)
+	e.value = restore.Comment(portName(r.port.ID)+" "+f.Kind.String()) + " -g " + target
+	r.plan.entries = append(r.plan.entries, e)
 }
 
-// entryOf is the entry of a frontend, without its value.
+// entryOf returns the entry of a frontend, without its value.
 func entryOf(p *dataplane.ServicePort, f *dataplane.Frontend) entry {
 	key := portKey(p.ID.Protocol, f.Addr.Port())
 	if f.Kind == dataplane.NodePort {
@@ -235,20 +224,20 @@ func entryOf(p *dataplane.ServicePort, f *dataplane.Frontend) entry {
 	return entry{key: addrKey(f.Addr.Addr()) + key}
 }
 
-// before gives the chain of a kind with this body, and adds it if there is none.
-func (r *portRenderer) before(prefix string, have *[]chain, body string) string {
+// before returns the chain of a kind with this body, and adds it if there is none.
+func (r *planner) before(prefix string, have *[]restore.Chain, body string) string {
 	for _, c := range *have {
-		if c.body == body {
-			return c.name
+		if c.Body == body {
+			return c.Name
 		}
 	}
-	c := chain{name: r.name(prefix, len(*have)), body: body, rank: rankEntry}
+	c := restore.Chain{Name: r.name(prefix, len(*have)), Body: body, Rank: rankChoice}
 	if prefix == prefixSources {
-		c.rank = rankSources
+		c.Rank = rankSources
 	}
 	*have = append(*have, c)
-	r.rules.chains = append(r.rules.chains, c)
-	return c.name
+	r.plan.chains = append(r.plan.chains, c)
+	return c.Name
 }
 
 func portName(id dataplane.PortID) string {
@@ -259,19 +248,7 @@ func portName(id dataplane.PortID) string {
 	return name
 }
 
-// comment writes a comment for people; nothing reads it back. It keeps to
-// characters that need no escape, and to the kernel's 255.
-func comment(text string) string {
-	clean := strings.Map(func(c rune) rune {
-		if c < ' ' || c > '~' || strings.ContainsRune("\"'`\\", c) {
-			return '_'
-		}
-		return c
-	}, text)
-	return ` -m comment --comment "` + clean[:min(len(clean), 255)] + `"`
-}
-
-// vetPort tells why a ServicePort cannot be written as rules; nil: it can.
+// vetPort returns why a ServicePort cannot be written as rules. Nil means that it can.
 func vetPort(p *dataplane.ServicePort) error {
 	id := p.ID
 	if id.Protocol != dataplane.TCP && id.Protocol != dataplane.UDP && id.Protocol != dataplane.SCTP {

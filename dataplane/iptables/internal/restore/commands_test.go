@@ -1,4 +1,4 @@
-package iptables
+package restore
 
 import (
 	"context"
@@ -21,9 +21,9 @@ func TestMayPass(t *testing.T) {
 		err  error
 		want bool
 	}{
-		{"another program holds the lock", fmt.Errorf("%w: not free within 5 seconds", errLocked), true},
-		{"the module of a legacy table is being loaded", &refusal{err: failed, text: "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'filter' Error occurred at line: 1"}, true},
-		{"a rule is refused", &refusal{err: failed, text: "line 4: RULE_APPEND failed (Operation not supported)"}, false},
+		{"another program holds the lock", fmt.Errorf("%w: not free within 5 seconds", ErrLocked), true},
+		{"the module of a legacy table is being loaded", &Refusal{err: failed, text: "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'filter' Error occurred at line: 1"}, true},
+		{"a rule is refused", &Refusal{err: failed, text: "line 4: RULE_APPEND failed (Operation not supported)"}, false},
 		{"something else", failed, false},
 	} {
 		if got := mayPass(c.err); got != c.want {
@@ -39,16 +39,16 @@ func TestCommandsEnd(t *testing.T) {
 	if err := os.WriteFile(hangs, []byte("#!/bin/sh\nsleep 30\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := openLock(t.TempDir())
+	lock, err := OpenLock(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = lock.close() })
-	c := &commands{path: hangs, restorePath: hangs, savePath: hangs, variant: Legacy, family: dataplane.IPv4, lock: lock, most: 100 * time.Millisecond}
+	t.Cleanup(func() { _ = lock.Close() })
+	c := &Commands{path: hangs, restorePath: hangs, savePath: hangs, Variant: Legacy, Family: dataplane.IPv4, Lock: lock, most: 100 * time.Millisecond}
 	for name, do := range map[string]func() error{
-		"iptables-restore": func() error { return c.restore(t.Context(), []byte("*nat\nCOMMIT\n")) },
+		"iptables-restore": func() error { return c.Restore(t.Context(), []byte("*nat\nCOMMIT\n")) },
 		"iptables-save":    func() error { return c.scan(t.Context(), func(string, []byte) {}) },
-		"listing a chain":  func() error { _, err := c.list(t.Context(), tableFilter, chainInput); return err },
+		"listing a chain":  func() error { _, err := c.List(t.Context(), Filter, "SWITCHYARD-INPUT"); return err },
 		"the version": func() error {
 			ctx, cancel := context.WithTimeout(t.Context(), c.most)
 			defer cancel()

@@ -5,9 +5,95 @@ import (
 	"strconv"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/buckettree"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
-// layout says what the digits of a tree's keys are and how rules match them: an
+// tree is a tree of chains in one table. Several ServicePorts may share an
+// entry, which stays until the last of them goes.
+type tree struct {
+	*buckettree.Tree
+	layout  layout
+	table   string
+	shares  map[string]int      // owners of a key, where it has more than one
+	written map[string]struct{} // the nodes that have a chain
+}
+
+func newTree(table string, l layout, depth int) *tree {
+	return &tree{Tree: buckettree.New(depth), layout: l, table: table, shares: map[string]int{}, written: map[string]struct{}{}}
+}
+
+// flush adds to d the chains to write for the nodes that changed.
+func (t *tree) flush(d *diff) {
+	for _, id := range t.Changed() {
+		name := t.layout.chain(id)
+		_, was := t.written[id]
+		nd, is := t.Node(id)
+		switch {
+		case is:
+			t.written[id] = struct{}{}
+			d.want(t.table, restore.Chain{Name: name, Body: t.render(nd), Rank: t.rank(id), Fresh: !was})
+		case was:
+			delete(t.written, id)
+			d.drop(t.table, name)
+		}
+	}
+}
+
+// rank returns a rank that puts a node behind all that are below it.
+func (t *tree) rank(id string) int {
+	r := rankHook - 1 - len(id)
+	if t.layout.root == chainAddresses { // leads to the NodePorts
+		return r
+	}
+	return max(r-rankHook/2, rankTree)
+}
+
+// render returns the rules of a node. A packet goes to a child for good, unless
+// the node has an entry of its own to try after that.
+func (t *tree) render(nd buckettree.Node) string {
+	var b []byte
+	how := " -g "
+	if len(nd.Entries) > 0 {
+		how = " -j "
+	}
+	for _, child := range nd.Children {
+		b = t.rule(b, nd.ID, child, how+t.layout.chain(child))
+	}
+	for _, e := range nd.Entries {
+		b = t.rule(b, nd.ID, e.Key, e.Value)
+	}
+	return string(b)
+}
+
+func (t *tree) rule(to []byte, node, key, end string) []byte {
+	start := len(to)
+	to = t.layout.match(to, len(node), key)
+	to = append(append(to, end...), '\n')
+	return append(to[:start], to[start+1:]...) // less the space in front
+}
+
+func (t *tree) edit(key string, e *edit) {
+	value, found := t.Get(key)
+	owners := e.owners
+	if found {
+		owners += max(t.shares[key], 1)
+	}
+	if e.value != "" {
+		value = e.value
+	}
+	delete(t.shares, key)
+	switch {
+	case owners <= 0:
+		t.Delete(key)
+		return
+	case owners > 1:
+		t.shares[key] = owners
+	}
+	t.Put(key, value)
+}
+
+// layout holds what the digits of a tree's keys are and how rules match them: an
 // address, then one digit of protocol, then a port. A key may end early: an
 // address alone is any protocol and port of it.
 //
@@ -15,7 +101,7 @@ import (
 // pass 4 bits takes 2 x 2.5 comparisons on average, against 8.5 with one step
 // of 4 bits, and leaves come out fuller.
 type layout struct {
-	root, prefix string // of the names of chains, see treeChain
+	root, prefix string // of the names of chains
 	flag         string // what the address is matched with: "-d" or "-s"
 	addr         int    // digits of address: 0, 16 or 64
 }
@@ -25,7 +111,7 @@ const (
 	portDigits = 16 / digitBits
 )
 
-// addrDigits is the number of digits in an address.
+// addrDigits returns the number of digits in an address.
 func addrDigits(f dataplane.Family) int {
 	if f == dataplane.IPv4 {
 		return 32 / digitBits
@@ -33,7 +119,7 @@ func addrDigits(f dataplane.Family) int {
 	return 128 / digitBits
 }
 
-// addrKey is the key of an address.
+// addrKey returns the key of an address.
 func addrKey(a netip.Addr) string {
 	var b [128 / digitBits]byte
 	raw := a.AsSlice()
@@ -43,7 +129,7 @@ func addrKey(a netip.Addr) string {
 	return string(b[:4*len(raw)])
 }
 
-// prefixKey is the key of a prefix, which must be a whole number of digits.
+// prefixKey returns the key of a prefix, which must be a whole number of digits.
 func prefixKey(p netip.Prefix) string {
 	return addrKey(p.Addr())[:p.Bits()/digitBits]
 }
@@ -60,7 +146,7 @@ func inDigits(p netip.Prefix) []netip.Prefix {
 	return append(inDigits(netip.PrefixFrom(p.Addr(), p.Bits()+1)), inDigits(netip.PrefixFrom(a, p.Bits()+1))...)
 }
 
-// portKey is the key of a protocol and port.
+// portKey returns the key of a protocol and port.
 func portKey(p dataplane.Protocol, port uint16) string {
 	b := [1 + portDigits]byte{protocolDigit(p)}
 	for i := range portDigits {
@@ -80,7 +166,7 @@ func protocolDigit(p dataplane.Protocol) byte {
 	}
 }
 
-// protocolName is how rules call a protocol.
+// protocolName returns what rules call a protocol.
 func protocolName(digit byte) string {
 	switch digit {
 	case 0:
@@ -112,8 +198,8 @@ func (l layout) match(to []byte, known int, key string) []byte {
 	return to
 }
 
-// chain names a node of the tree by the prefix that leads to it, or by that
-// prefix's hash where it is too long. The kernel's own format for people.
+// chain names the chain of a node by the prefix that leads to it, as people write it, or
+// by that prefix's hash where it is too long.
 func (l layout) chain(id string) string {
 	if id == "" {
 		return l.root
@@ -141,7 +227,7 @@ func (l layout) chain(id string) string {
 	return string(b)
 }
 
-// prefixOf is the prefix that some digits spell, of an address of so many.
+// prefixOf returns the prefix that some digits spell, of an address of so many.
 func prefixOf(digits string, whole int) netip.Prefix {
 	var b [16]byte
 	for i := range len(digits) {

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 // TestSteps walks through random Snapshots. After each step the rules must be,
@@ -23,28 +24,26 @@ func TestSteps(t *testing.T) {
 		t.Run(f.String(), func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				g := newGenerator(t, f)
-				held := &dataplane.Snapshot{Node: &dataplane.Node{}}
-				e := *testEnv(f)
-				m := newModel(e)
-				kernel := kernelTables{tableNAT: {}, tableFilter: {}}
-				d := newDelta()
-				m.start(nil, d)
-				kernel.apply(t, d)
+				prev := &dataplane.Snapshot{Node: &dataplane.Node{}}
+				h := newHeld(*testNode(f, prev))
+				kernel := kernelTables{restore.NAT: {}, restore.Filter: {}}
+				d := newDiff(nil)
+				h.start(nil, d)
+				kernel.apply(t, d.rest())
 				for range rapid.IntRange(1, 8).Draw(t, "steps") {
-					want := g.next(held)
-					next := e
-					next.see(want, true)
-					changes := changesOf(f, held, want)
-					if bad := m.vet(changes); len(bad) > 0 {
+					want := g.next(prev)
+					next := testNode(f, want)
+					changes := h.changes(prev.Ports, want.Ports, next)
+					if bad := h.vet(changes); len(bad) > 0 {
 						t.Fatalf("refused: %v", bad)
 					}
-					d := newDelta()
-					m.apply(changes, next, d)
-					kernel.apply(t, d)
+					d := newDiff(nil)
+					h.apply(changes, *next, d)
+					kernel.apply(t, d.rest())
 					kernel.mustEqual(t, freshTables(t, f, want))
 					checkPackets(t, kernel, f, want)
-					checkObserved(t, kernel[tableNAT], f, want)
-					held = want
+					checkObserved(t, kernel[restore.NAT], f, want)
+					prev = want
 				}
 			})
 		})
@@ -54,18 +53,18 @@ func TestSteps(t *testing.T) {
 // kernelTables are chains by table, as a kernel would hold them.
 type kernelTables map[string]map[string]string
 
-// apply does what iptables-restore does with a delta, and as strictly.
-func (k kernelTables) apply(t *rapid.T, d *delta) {
-	for table, chains := range d.write {
-		for _, c := range chains {
-			if _, have := k[table][c.name]; have == c.fresh && c.rank > rankFixed && c.rank < rankHook {
-				t.Fatalf("chain %s: fresh is %v, in the kernel %v", c.name, c.fresh, have)
+// apply does what iptables-restore does, and as strictly.
+func (k kernelTables) apply(t *rapid.T, w *restore.Writes) {
+	for table, writes := range w.Tables {
+		for _, c := range writes.Write {
+			if _, have := k[table][c.Name]; have == c.Fresh && c.Rank > rankFixed && c.Rank < rankHook {
+				t.Fatalf("chain %s: fresh is %v, in the kernel %v", c.Name, c.Fresh, have)
 			}
-			k[table][c.name] = c.body
+			k[table][c.Name] = c.Body
 		}
 	}
-	for table, names := range d.remove {
-		for _, name := range names {
+	for table, writes := range w.Tables {
+		for _, name := range writes.Remove {
 			if _, have := k[table][name]; !have {
 				t.Fatalf("removes chain %s, which is not there", name)
 			}
@@ -75,7 +74,7 @@ func (k kernelTables) apply(t *rapid.T, d *delta) {
 	for table, chains := range k {
 		for name, body := range chains {
 			for line := range strings.Lines(body) {
-				if to := targetOf(strings.TrimSpace(line)); isOwn(to) {
+				if to := restore.TargetOf(strings.TrimSpace(line)); isOwn(to) {
 					if _, have := chains[to]; !have {
 						t.Fatalf("%s: chain %s leads to %s, which is not there", table, name, to)
 					}
@@ -103,20 +102,9 @@ func mergedKeys(a, b map[string]string) map[string]string {
 }
 
 func freshTables(t *rapid.T, f dataplane.Family, s *dataplane.Snapshot) kernelTables {
-	e := *testEnv(f)
-	e.see(s, true)
-	m := newModel(e)
-	d := newDelta()
-	m.start(changesOf(f, &dataplane.Snapshot{Node: s.Node}, s), d)
-	k := kernelTables{tableNAT: {}, tableFilter: {}}
-	k.apply(t, d)
+	k := kernelTables{restore.NAT: {}, restore.Filter: {}}
+	k.apply(t, fresh(testNode(f, s), s))
 	return k
-}
-
-// changesOf divides as Sync does.
-func changesOf(f dataplane.Family, prev, want *dataplane.Snapshot) []change {
-	b := &backend{halves: []*half{{family: f, model: &model{}}}}
-	return b.divide(prev, want)[0].changes
 }
 
 // generator draws Snapshots that differ a little from one another.
@@ -233,30 +221,29 @@ func checkPackets(t *rapid.T, tables kernelTables, f dataplane.Family, s *datapl
 			frontends[packet{fr.Addr.Addr(), p.ID.Protocol, fr.Addr.Port()}] = true
 		}
 	}
-	e := testEnv(f)
-	e.see(s, true)
+	n := testNode(f, s)
 	for p := range s.Ports.All() {
-		entries := renderPort(p, e).entries
+		entries := planFor(p, n).entries
 		for i, fr := range p.Frontends {
-			want := targetOf(entries[i].value)
+			want := restore.TargetOf(entries[i].value)
 			at := packet{fr.Addr.Addr(), p.ID.Protocol, fr.Addr.Port()}
 			if fr.Kind != dataplane.NodePort {
-				mustReach(t, tables[tableNAT], at, want)
+				mustReach(t, tables[restore.NAT], at, want)
 			} else {
-				for _, a := range e.addresses {
-					mustReach(t, tables[tableNAT], packet{a.Addr(), at.protocol, at.port}, want)
+				for _, a := range n.addresses {
+					mustReach(t, tables[restore.NAT], packet{a.Addr(), at.protocol, at.port}, want)
 				}
-				mustReach(t, tables[tableNAT], packet{stranger(f), at.protocol, at.port}, "")
+				mustReach(t, tables[restore.NAT], packet{stranger(f), at.protocol, at.port}, "")
 			}
 			if fr.Kind == dataplane.ClusterIP {
 				at.port = 9
-				mustReach(t, tables[tableNAT], at, "")
-				if at := trace(t, tables[tableFilter], at, 0, chainLost); at != chainRefuse {
+				mustReach(t, tables[restore.NAT], at, "")
+				if at := trace(t, tables[restore.Filter], at, 0, chainLost); at != chainRefuse {
 					t.Fatalf("another port of %s reaches %q, want %q", fr.Addr, at, chainRefuse)
 				}
 			}
 			if at.port++; fr.Kind == dataplane.ExternalIP && !frontends[at] {
-				mustReach(t, tables[tableNAT], at, "")
+				mustReach(t, tables[restore.NAT], at, "")
 			}
 		}
 	}
@@ -286,19 +273,19 @@ func trace(t *rapid.T, nat map[string]string, p packet, depth int, name string) 
 		t.Fatalf("packet %v: chain %s is more than 15 steps from the hook, which nft refuses", p, name)
 	}
 	for line := range strings.Lines(nat[name]) {
-		r, err := parseRule(line)
+		r, err := restore.ParseRule(line)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(line, "-m mark ") || strings.Contains(line, "-m addrtype --dst-type") || r.target == "MARK" ||
-			r.dst.IsValid() && !r.dst.Contains(p.dst) || r.protocol != 0 && r.protocol != p.protocol || !inPorts(line, p.port) {
+		if strings.Contains(line, "-m mark ") || strings.Contains(line, "-m addrtype --dst-type") || r.Target == "MARK" ||
+			r.Dst.IsValid() && !r.Dst.Contains(p.dst) || r.Protocol != 0 && r.Protocol != p.protocol || !inPorts(line, p.port) {
 			continue
 		}
-		found := r.target
-		if _, isTree := treeOfChain(r.target); isTree {
-			found = trace(t, nat, p, depth+1, r.target)
+		found := r.Target
+		if _, isTree := treeOfChain(r.Target); isTree {
+			found = trace(t, nat, p, depth+1, r.Target)
 		}
-		if found != "" || r.isGoto {
+		if found != "" || r.Goto {
 			return found
 		}
 	}
@@ -328,8 +315,8 @@ func inPorts(rule string, port uint16) bool {
 }
 
 func checkObserved(t *rapid.T, nat map[string]string, f dataplane.Family, s *dataplane.Snapshot) {
-	w := walker{family: f, pools: map[string]way{}, saved: &saved{chains: nat, jumps: []builtinRule{
-		{chain: "PREROUTING", rule: "-j " + chainServices}, {chain: "OUTPUT", rule: "-j " + chainServices}}}}
+	w := walker{family: f, known: map[string]outcome{}, nat: &restore.Table{Chains: nat, Jumps: []restore.ForeignRule{
+		{Chain: "PREROUTING", Rule: "-j " + chainServices}, {Chain: "OUTPUT", Rule: "-j " + chainServices}}}}
 	if err := w.walk(); err != nil {
 		t.Fatal(err)
 	}
@@ -361,11 +348,11 @@ func TestVet(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			e := *testEnv(dataplane.IPv4)
-			m := newModel(e)
-			m.apply([]change{{new: held}}, e, newDelta())
+			n := *testNode(dataplane.IPv4, snapshot())
+			h := newHeld(n)
+			h.apply([]change{{new: held}}, n, newDiff(nil))
 			var bad []string
-			for id := range m.vet(c.changes) {
+			for id := range h.vet(c.changes) {
 				bad = append(bad, id.Service)
 			}
 			if !slices.Equal(bad, c.bad) {

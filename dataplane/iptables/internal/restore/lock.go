@@ -1,4 +1,4 @@
-package iptables
+package restore
 
 import (
 	"context"
@@ -12,17 +12,17 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/lock"
 )
 
-// writeLock lets one Switchyard at a time read the tables of a network namespace
+// Lock lets one Switchyard at a time read the tables of a network namespace
 // and write what it concludes from them. The agent holds a lock for its life; this
 // one is for the commands that it starts.
 //
 // The commands inherit it: a command that outlives an agent killed with
 // SIGKILL keeps the next agent waiting until it is done, and so cannot write
 // behind that one's back.
-type writeLock struct {
+type Lock struct {
 	file *os.File
-	// xtables is whose turn it is to hold the xtables lock, which legacy takes for
-	// both families. iptables-restore asks for it once a second and gives up in the
+	// xtables is held by the command whose turn it is with the xtables lock, which
+	// legacy takes for both families. iptables-restore asks for it once a second and gives up in the
 	// end, so that two of ours must not wait for each other there.
 	xtables sync.Mutex
 }
@@ -36,17 +36,17 @@ const (
 
 var errWriter = errors.New("another Switchyard process is writing iptables rules in this network namespace")
 
-// openLock opens the lock of this process's network namespace.
-func openLock(dir string) (*writeLock, error) {
+// OpenLock opens the lock of this process's network namespace.
+func OpenLock(dir string) (*Lock, error) {
 	f, err := lock.Open(dir, "iptables")
 	if err != nil {
 		return nil, err
 	}
-	return &writeLock{file: f}, nil
+	return &Lock{file: f}, nil
 }
 
-// lock waits for its turn; call the function that it returns when done.
-func (l *writeLock) lock(ctx context.Context) (unlock func(), err error) {
+// Lock waits for its turn. Call the function that it returns when done.
+func (l *Lock) Lock(ctx context.Context) (unlock func(), err error) {
 	for deadline := time.Now().Add(lockMost); ; {
 		err := syscall.Flock(int(l.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		switch {
@@ -65,4 +65,5 @@ func (l *writeLock) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-func (l *writeLock) close() error { return l.file.Close() }
+// Close gives the lock up.
+func (l *Lock) Close() error { return l.file.Close() }

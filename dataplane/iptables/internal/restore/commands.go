@@ -1,4 +1,4 @@
-package iptables
+package restore
 
 import (
 	"bufio"
@@ -15,22 +15,31 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 )
 
-// commands are the iptables programs of one variant and family.
-type commands struct {
-	path        string
-	variant     Variant
-	family      dataplane.Family
-	restorePath string
-	savePath    string
-	version     string
-	randomFully bool          // MASQUERADE knows --random-fully
-	lockWait    int           // seconds for each of lockTries
-	most        time.Duration // for each command
-	lock        *writeLock
-	watch       *watch // knows our commands from those of others; nil: nobody asks
+// Commands are the iptables programs of one variant and family.
+type Commands struct {
+	Variant     Variant
+	Family      dataplane.Family
+	Version     string
+	RandomFully bool    // MASQUERADE knows --random-fully
+	Lock        *Lock   // commands that write inherit it
+	Watch       Watcher // nil: nobody asks
+
+	path, restorePath, savePath string
+
+	lockWait int           // seconds for each of lockTries
+	most     time.Duration // for each command
+}
+
+// Watcher learns of our commands that write, to tell them from those of others.
+type Watcher interface {
+	// Start starts a command.
+	Start(cmd *exec.Cmd) error
+	// Ended is called after it has ended.
+	Ended(cmd *exec.Cmd)
 }
 
 const (
@@ -54,9 +63,9 @@ func command(ctx context.Context, path string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// findCommands finds the programs of a variant; the error wraps ErrUnsupported
-// where they are not installed.
-func findCommands(ctx context.Context, v Variant, f dataplane.Family, lockWait int) (*commands, error) {
+// Find finds the programs of a variant. The error wraps dataplane.ErrUnsupported where
+// they are not installed.
+func Find(ctx context.Context, v Variant, f dataplane.Family, lockWait int) (*Commands, error) {
 	base := "iptables"
 	if f == dataplane.IPv6 {
 		base = "ip6tables"
@@ -77,7 +86,7 @@ func findCommands(ctx context.Context, v Variant, f dataplane.Family, lockWait i
 			reasons = append(reasons, fmt.Sprintf("%s is %s (%s)", path, have, version))
 			continue
 		}
-		c := &commands{path: path, variant: v, family: f, version: version, randomFully: hasRandomFully(version), lockWait: lockWait, most: commandMost}
+		c := &Commands{path: path, Variant: v, Family: f, Version: version, RandomFully: hasRandomFully(version), lockWait: lockWait, most: commandMost}
 		if c.restorePath, err = exec.LookPath(name + "-restore"); err != nil {
 			reasons = append(reasons, err.Error())
 			continue
@@ -117,26 +126,28 @@ func variantOf(ctx context.Context, path string) (Variant, string, error) {
 	return Legacy, version, nil // 1.8 says "(legacy)", what is older says nothing
 }
 
-// refusal is an error of iptables-restore: it changed nothing in the table at fault.
-type refusal struct {
-	lines []int  // of the input that it complains about, from 1; may be none
+// Refusal is an error of iptables-restore: it changed nothing in the table at fault.
+type Refusal struct {
+	Lines []int  // of the input that it complains about, from 1; may be none
 	text  string // what it printed
 	err   error
 }
 
-func (r *refusal) Error() string { return fmt.Sprintf("iptables-restore: %v: %s", r.err, r.text) }
-func (r *refusal) Unwrap() error { return r.err }
+func (r *Refusal) Error() string { return fmt.Sprintf("iptables-restore: %v: %s", r.err, r.text) }
 
-// errLocked says that another program holds the xtables lock.
-var errLocked = errors.New("another program holds the xtables lock")
+// Unwrap gives the command's own error.
+func (r *Refusal) Unwrap() error { return r.err }
+
+// ErrLocked says that another program holds the xtables lock.
+var ErrLocked = errors.New("another program holds the xtables lock")
 
 // exitResource is iptables' exit status for the lock, and for other shortages
 // that may pass.
 const exitResource = 4
 
-// restore gives iptables-restore a transaction. Each table in it is changed as
-// a whole or not at all.
-func (c *commands) restore(ctx context.Context, input []byte) error {
+// Restore gives iptables-restore its input. Each table in it is changed as a whole or
+// not at all.
+func (c *Commands) Restore(ctx context.Context, input []byte) error {
 	for try := 1; ; try++ {
 		err := c.restoreOnce(ctx, input)
 		if err == nil || try == lockTries || ctx.Err() != nil || !mayPass(err) {
@@ -151,11 +162,11 @@ func (c *commands) restore(ctx context.Context, input []byte) error {
 	}
 }
 
-// uncommitted returns the tables of a transaction that are still to be written
+// uncommitted returns the tables of an input that are still to be written
 // after a table could not be had. Legacy has committed the ones before it, and to
 // write them again would insert their rules twice.
 func uncommitted(input []byte, err error) []byte {
-	var no *refusal
+	var no *Refusal
 	if !errors.As(err, &no) {
 		return input
 	}
@@ -169,29 +180,29 @@ func uncommitted(input []byte, err error) []byte {
 
 const noTable = "unable to initialize table"
 
-// withoutTable reports whether a table could not be had.
-func withoutTable(err error) bool {
-	var no *refusal
+// WithoutTable reports whether a table could not be had.
+func WithoutTable(err error) bool {
+	var no *Refusal
 	return errors.As(err, &no) && strings.Contains(no.text, noTable)
 }
 
-// mayPass tells that the next try may succeed: when another program has left the
+// mayPass reports whether the next try may succeed: when another program has left the
 // lock, or when the module of a legacy table has been loaded. While that goes on
 // for one program, the kernel tells others that there is no such table
 // (xt_find_table_lock, seen on Linux 6.12).
 func mayPass(err error) bool {
-	return withoutTable(err) || errors.Is(err, errLocked)
+	return WithoutTable(err) || errors.Is(err, ErrLocked)
 }
 
-// test has iptables-restore read a transaction without a commit.
-func (c *commands) test(ctx context.Context, input []byte) error {
+// Test has iptables-restore read its input without a commit.
+func (c *Commands) Test(ctx context.Context, input []byte) error {
 	return c.restoreOnce(ctx, input, "--test")
 }
 
-func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...string) error {
-	if c.variant == Legacy {
-		c.lock.xtables.Lock()
-		defer c.lock.xtables.Unlock()
+func (c *Commands) restoreOnce(ctx context.Context, input []byte, flags ...string) error {
+	if c.Variant == Legacy {
+		c.Lock.xtables.Lock()
+		defer c.Lock.xtables.Unlock()
 	}
 	// --noflush leaves alone what the input does not name.
 	flags = append([]string{"--noflush", "-w", strconv.Itoa(c.lockWait)}, flags...)
@@ -199,7 +210,7 @@ func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 	defer cancel()
 	cmd := command(ctx, c.restorePath, flags...)
 	cmd.Stdin = bytes.NewReader(input)
-	cmd.ExtraFiles = []*os.File{c.lock.file}
+	cmd.ExtraFiles = []*os.File{c.Lock.file}
 	out, err := c.output(cmd)
 	if err == nil {
 		return nil
@@ -212,26 +223,26 @@ func (c *commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 		return fmt.Errorf("running %s: %w", c.restorePath, err)
 	}
 	if exit.ExitCode() == exitResource && bytes.Contains(out, []byte("xtables lock")) {
-		return fmt.Errorf("%w: not free within %d seconds", errLocked, c.lockWait)
+		return fmt.Errorf("%w: not free within %d seconds", ErrLocked, c.lockWait)
 	}
 	if exit.ExitCode() < 0 { // killed
 		return fmt.Errorf("running %s: %w", c.restorePath, err)
 	}
-	return &refusal{lines: refusedLines(out), text: firstLines(out), err: err}
+	return &Refusal{Lines: refusedLines(out), text: firstLines(out), err: err}
 }
 
 // output runs a command that writes and returns what it prints.
-func (c *commands) output(cmd *exec.Cmd) ([]byte, error) {
-	if c.watch == nil {
+func (c *Commands) output(cmd *exec.Cmd) ([]byte, error) {
+	if c.Watch == nil {
 		return cmd.CombinedOutput()
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := c.watch.start(cmd); err != nil {
+	if err := c.Watch.Start(cmd); err != nil {
 		return nil, err
 	}
 	err := cmd.Wait()
-	c.watch.ended(cmd)
+	c.Watch.Ended(cmd)
 	return out.Bytes(), err
 }
 
@@ -257,7 +268,7 @@ func refusedLines(out []byte) []int {
 	return lines
 }
 
-// firstLines is the start of an error text, on one line.
+// firstLines returns the start of an error text, on one line.
 func firstLines(out []byte) string {
 	text := strings.Join(strings.Fields(string(out)), " ")
 	if len(text) > errorLength {
@@ -270,7 +281,7 @@ func firstLines(out []byte) string {
 // is only valid until the next one. One run for all: iptables-nft-save fetches
 // the rules of all tables from the kernel even when asked for one. Tables that
 // legacy iptables has not used yet are not made by it.
-func (c *commands) scan(ctx context.Context, line func(table string, line []byte)) error {
+func (c *Commands) scan(ctx context.Context, line func(table string, line []byte)) error {
 	var stderr bytes.Buffer
 	ctx, cancel := context.WithTimeout(ctx, c.most)
 	defer cancel()
@@ -304,23 +315,16 @@ func (c *commands) scan(ctx context.Context, line func(table string, line []byte
 	return nil
 }
 
-// read reads back what is ours, by table.
-func (c *commands) read(ctx context.Context) (map[string]*saved, error) {
-	out := map[string]*saved{tableFilter: newSaved(), tableNAT: newSaved()}
-	err := c.readInto(ctx, out)
-	if filter := out[tableFilter]; err == nil && filter.unread != nil && filter.chains[chainInput] != "" {
-		// It says who switched route_localnet on.
-		filter.chains[chainInput], err = c.list(ctx, tableFilter, chainInput)
+// Read reads tables back, as far as they are of chains that owns reports. What iptables
+// cannot list, the kernel outlines: not being able to read never stops writing.
+func (c *Commands) Read(ctx context.Context, owns func(chain string) bool, tables ...string) (map[string]*Table, error) {
+	out := map[string]*Table{}
+	for _, table := range tables {
+		out[table] = newTable(owns)
 	}
-	return out, err
-}
-
-// readInto reads tables back. What iptables cannot list, the kernel outlines: not
-// being able to read never stops writing.
-func (c *commands) readInto(ctx context.Context, out map[string]*saved) error {
 	err := c.scan(ctx, func(table string, line []byte) {
 		if not := incompatible(line); out[not] != nil {
-			out[not].unread = errIncompatible
+			out[not].Unread = errIncompatible
 		}
 		if s, ok := out[table]; ok {
 			s.line(line)
@@ -329,21 +333,21 @@ func (c *commands) readInto(ctx context.Context, out map[string]*saved) error {
 	for _, s := range out {
 		s.end()
 	}
-	if err != nil && (c.variant != NFT || ctx.Err() != nil) {
-		return err
+	if err != nil && (c.Variant != NFT || ctx.Err() != nil) {
+		return out, err
 	}
 	for table, s := range out {
 		if err != nil {
-			s.unread = err
+			s.Unread = err
 		}
-		if s.unread == nil {
+		if s.Unread == nil {
 			continue
 		}
-		if failed := s.outline(c.family, table); failed != nil {
-			return errors.Join(err, failed)
+		if failed := s.outline(c.Family, table); failed != nil {
+			return out, errors.Join(err, failed)
 		}
 	}
-	return nil
+	return out, nil
 }
 
 // incompatible returns the table that a remark of iptables-nft-save says it cannot
@@ -358,7 +362,63 @@ func incompatible(line []byte) string {
 	return string(table)
 }
 
-// inUse tells whether there can be rules of this variant, without making any.
-func (c *commands) inUse(f dataplane.Family) bool {
-	return c.variant == NFT || len(xtables.LegacyTables(f)) > 0
+// InUse reports whether there can be rules of this variant, without making any.
+func (c *Commands) InUse() bool {
+	return c.Variant == NFT || len(xtables.LegacyTables(c.Family)) > 0
+}
+
+// List returns the rules of one chain. iptables lists it even where it does not list the table.
+func (c *Commands) List(ctx context.Context, table, chain string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.most)
+	defer cancel()
+	out, err := command(ctx, c.path, "-w", "1", "-t", table, "-S", chain).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, firstLines(exit.Stderr))
+		}
+		return "", fmt.Errorf("listing the chain %s with %s: %w", chain, c.path, err)
+	}
+	var body bytes.Buffer
+	for line := range strings.Lines(string(out)) {
+		if rule, ok := strings.CutPrefix(line, "-A "+chain+" "); ok {
+			body.WriteString(rule)
+		}
+	}
+	return body.String(), nil
+}
+
+// Write carries out writes, with nft in stages if it is large. Legacy
+// iptables replaces the whole table each time, so that one step is best there.
+func (c *Commands) Write(ctx context.Context, w *Writes) error {
+	if c.Variant == Legacy {
+		return c.writeStage(ctx, w)
+	}
+	for _, stage := range w.stages() {
+		if err := c.writeStage(ctx, stage); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeStage removes the rules whose text is not known, by the kernel's own numbers
+// for them, and then has iptables-restore do all else.
+func (c *Commands) writeStage(ctx context.Context, w *Writes) error {
+	for table, t := range w.Tables {
+		var rules []nft.OutlineRule
+		for _, d := range t.Delete {
+			if d.Handle != 0 {
+				rules = append(rules, nft.OutlineRule{Chain: d.Chain, Handle: d.Handle})
+			}
+		}
+		if len(rules) == 0 {
+			continue
+		}
+		if err := nft.DeleteRules(c.Family, table, rules); err != nil {
+			return err
+		}
+		t.Delete = slices.DeleteFunc(t.Delete, func(d ForeignRule) bool { return d.Handle != 0 })
+	}
+	return c.Restore(ctx, w.Text())
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
+	"github.com/switchyard-io/switchyard/dataplane/iptables/internal/restore"
 )
 
 var update = flag.Bool("update", false, "write testdata anew")
@@ -123,10 +125,10 @@ func TestPoolMasquerade(t *testing.T) {
 	cases := []struct {
 		name             string
 		frontends        []dataplane.Frontend
-		cluster, entries dataplane.SNAT // of the cluster pool's chain; number of entry chains
+		cluster, choices dataplane.SNAT // of the cluster pool's chain; number of choice chains
 	}{
 		{"one frontend", []dataplane.Frontend{frontend(dataplane.ClusterIP, "10.96.0.1:80", cluster, dataplane.SNATAll)}, dataplane.SNATAll, 0},
-		{"the least of two, the other has an entry", []dataplane.Frontend{
+		{"the least of two, the other has a choice", []dataplane.Frontend{
 			frontend(dataplane.ClusterIP, "10.96.0.1:80", cluster, dataplane.SNATNonPods),
 			frontend(dataplane.ExternalIP, "203.0.113.1:80", cluster, dataplane.SNATAll)}, dataplane.SNATNonPods, 1},
 		{"for node and pods, the node is all but pods", []dataplane.Frontend{
@@ -139,20 +141,21 @@ func TestPoolMasquerade(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			p := port("shop/web", dataplane.TCP, c.frontends...)
-			rules := renderPort(p, testEnv(dataplane.IPv4))
-			i := slices.IndexFunc(rules.chains, func(ch chain) bool { return strings.Count(ch.body, "DNAT") == 2 })
-			want := testEnv(dataplane.IPv4).masquerade(c.cluster)
-			if have, _, _ := strings.Cut(rules.chains[i].body, "-p tcp"); have != want {
+			n := testNode(dataplane.IPv4, snapshot(p))
+			rules := planFor(p, n)
+			i := slices.IndexFunc(rules.chains, func(ch restore.Chain) bool { return strings.Count(ch.Body, "DNAT") == 2 })
+			want := n.masquerade(c.cluster)
+			if have, _, _ := strings.Cut(rules.chains[i].Body, "-p tcp"); have != want {
 				t.Errorf("the pool's chain masquerades by %q, want %q", have, want)
 			}
-			entries := 0
+			choices := 0
 			for _, ch := range rules.chains {
-				if strings.HasPrefix(ch.name, prefixEntry) {
-					entries++
+				if strings.HasPrefix(ch.Name, prefixChoice) {
+					choices++
 				}
 			}
-			if entries != int(c.entries) {
-				t.Errorf("%d entry chains, want %d", entries, c.entries)
+			if choices != int(c.choices) {
+				t.Errorf("%d choice chains, want %d", choices, c.choices)
 			}
 		})
 	}
@@ -199,32 +202,33 @@ func affine(p *dataplane.ServicePort, d time.Duration) *dataplane.ServicePort {
 	return p
 }
 
-func testEnv(f dataplane.Family) *env {
-	m, err := makeMarks(14)
-	if err != nil {
+// testNode is what rules depend on, on a node where all works.
+func testNode(f dataplane.Family, s *dataplane.Snapshot) *node {
+	n := &node{family: f, bit: 1 << 14, randomFully: true, dropInvalid: true}
+	if err := n.see(s, true); err != nil {
 		panic(err)
 	}
-	return &env{family: f, marks: m, randomFully: true, dropInvalid: true}
+	return n
+}
+
+// fresh is what a first Sync writes.
+func fresh(n *node, s *dataplane.Snapshot) *restore.Writes {
+	d := newDiff(nil)
+	newHeld(*n).start(additions(s, n.family), d)
+	return d.rest()
 }
 
 // fullText is what a first Sync gives to iptables-restore.
 func fullText(s *dataplane.Snapshot, f dataplane.Family) []byte {
-	e := testEnv(f)
-	e.see(s, true)
+	n := testNode(f, s)
 	if f == dataplane.IPv4 {
-		e.localnet = localnetSwitch
+		n.localnet = localnet.Switched
 	}
-	var changes []change
-	for p := range s.Ports.All() {
-		changes = append(changes, change{new: p})
+	w := fresh(n, s)
+	for _, table := range []string{restore.Filter, restore.NAT} {
+		new(restore.Table).Repair(nil, jumpsOf(table), w.Table(table))
 	}
-	d := newDelta()
-	newModel(*e).start(changes, d)
-	tx := newTransaction(d)
-	for _, table := range []string{tableFilter, tableNAT} {
-		newSaved().repair(table, nil, tx.table(table))
-	}
-	return tx.text()
+	return w.Text()
 }
 
 func TestProbability(t *testing.T) {
