@@ -13,6 +13,7 @@ LINT    := go tool -modfile=tools/go.mod golangci-lint
 PACKAGES_TEST := iptables nftables ipset iproute2 ethtool strace kmod
 # The compiler is pinned: the generated objects are committed and must come out the same.
 PACKAGES_GENERATE := clang-19 llvm-19 libbpf-dev linux-libc-dev
+PACKAGES_LINT     := clang-format-19
 # The virtual machines have this machine's tools.
 PACKAGES_VM    := $(PACKAGES_TEST) ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
 PACKAGES_IMAGE := apt dpkg ca-certificates git
@@ -25,7 +26,7 @@ help: ## list the targets
 
 .PHONY: deps
 deps: ## install the Debian packages that the tests, the demo and the end-to-end lab need
-	@deploy/packages $(sort $(PACKAGES_E2E) $(PACKAGES_GENERATE))
+	@deploy/packages $(sort $(PACKAGES_E2E) $(PACKAGES_GENERATE) $(PACKAGES_LINT))
 
 # The bpf file system is where systemd mounts it; other machines lack it.
 .PHONY: deps-test
@@ -38,13 +39,15 @@ build: ## build bin/switchyard
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard ./cmd/switchyard
 
 .PHONY: generate
-generate: ## make anew what is generated and committed
+generate: ## regenerate the committed BPF objects and Go bindings
 	@deploy/packages $(PACKAGES_GENERATE)
 	go generate ./...
 
 .PHONY: lint
 lint: ## check style, imports and go.mod; change nothing
 	go mod tidy -diff
+	@deploy/packages $(PACKAGES_LINT)
+	@clang-format-19 --dry-run -Werror bpf/*.[ch] || { echo "The C above is not in the style of bpf/.clang-format. To mend it: clang-format-19 -i bpf/*.[ch]" >&2; exit 1; }
 	$(LINT) run ./...
 
 # One after the other: the table has the machine to itself, and comes last.

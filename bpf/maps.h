@@ -12,7 +12,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct frontend_key);
 	__type(value, struct frontend);
-	__uint(max_entries, DEFAULT_FRONTENDS);
+	__uint(max_entries, SIZE_BY_FLAG);
 } frontends SEC(".maps");
 
 /* The master entry of each Service port. */
@@ -21,7 +21,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct service);
-	__uint(max_entries, DEFAULT_SERVICES);
+	__uint(max_entries, SIZE_BY_FLAG);
 } services SEC(".maps");
 
 /* The endpoints of each Service port, generation by generation. */
@@ -30,7 +30,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct slot_key);
 	__type(value, struct slot);
-	__uint(max_entries, DEFAULT_SLOTS);
+	__uint(max_entries, SIZE_BY_FLAG);
 } slots SEC(".maps");
 
 /* Which endpoint a client had last. */
@@ -38,7 +38,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct affinity_key);
 	__type(value, struct affinity);
-	__uint(max_entries, DEFAULT_AFFINITY);
+	__uint(max_entries, SIZE_BY_FLAG);
 } affinity SEC(".maps");
 
 /* Addresses of this node where NodePorts answer; 127.0.0.0 stands for all of
@@ -64,7 +64,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
-	__type(value, __u32);
+	__type(value, enum namespace);
 	__uint(max_entries, MAX_NAMESPACES);
 } namespaces SEC(".maps");
 

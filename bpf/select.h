@@ -191,7 +191,7 @@ static __always_inline enum verdict pick(__u32 id, __u32 pool_index, __u64 netns
 	}
 	key.generation = m.generation;
 	if (m.affinity_s)
-		v = remembered(&who, m.affinity_s * 1000000000ULL, &key, &m.pool, &slot);
+		v = remembered(&who, m.affinity_s * NSEC_PER_SEC, &key, &m.pool, &slot);
 	if (v == VERDICT_NONE) {
 		key.slot = m.pool.first + (__u32)((__u64)bpf_get_prandom_u32() * m.pool.count >> 32);
 		v = read_slot(&key, &slot) ? VERDICT_FORWARD : VERDICT_AGAIN;

@@ -1,5 +1,4 @@
-// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Sockets in the agent's cgroup: a destination that is a Service becomes an
  * endpoint once, as the socket connects (TCP) or sends (UDP), and no packet is
  * touched.
@@ -14,6 +13,9 @@
 #include "select.h"
 
 char license_text[] SEC("license") = "Dual BSD/GPL";
+
+/* Types that Go needs and no map has: BTF describes what is in use. */
+__attribute__((used)) static void types_for_go(enum frontend_kind kind, enum stat stat, enum sum sum) {}
 
 /* Set before loading. */
 const volatile __u64 host_netns_cookie; /* of the agent's network namespace; 0: it is the first one */
@@ -32,7 +34,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct udp_flow_key);
 	__type(value, struct udp_flow);
-	__uint(max_entries, DEFAULT_UDP_FLOWS);
+	__uint(max_entries, SIZE_BY_FLAG);
 } udp_flows SEC(".maps");
 
 /* And back: endpoint to Service address. */
@@ -40,7 +42,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct udp_flow_key);
 	__type(value, struct udp_flow);
-	__uint(max_entries, DEFAULT_UDP_FLOWS);
+	__uint(max_entries, SIZE_BY_FLAG);
 } udp_answers SEC(".maps");
 
 /* What is known of each unconnected UDP socket. */
@@ -101,7 +103,7 @@ static __always_inline __u32 settings_flags(void)
 /* Whether sockets of a pod's network namespace may be translated. */
 static __always_inline bool may_translate(__u64 cookie)
 {
-	const __u32 *known = bpf_map_lookup_elem(&namespaces, &cookie);
+	const enum namespace *known = bpf_map_lookup_elem(&namespaces, &cookie);
 	__u32 once = 1;
 
 	if (known)
@@ -115,8 +117,7 @@ static __always_inline bool may_translate(__u64 cookie)
 
 /* Who asks (enum client_kind) for an address of that family, and LEFT. Global, so
  * that the verifier forgets which of them it is, and walks through what follows
- * once, not three times.
- */
+ * once, not three times. */
 __noinline int socket_kind(struct bpf_sock_addr *ctx, int v4, int loopback)
 {
 	__u64 host = host_netns_cookie, own = bpf_get_netns_cookie(ctx);
@@ -256,8 +257,7 @@ int sock_bind6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-static __noinline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to,
-				      __u32 index)
+static __noinline void note_flow(void *map, __u64 cookie, const struct place *from, const struct place *to, __u32 index)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = from->addr, .port = from->port};
 	struct udp_flow value = {
@@ -273,7 +273,7 @@ static __noinline void note_flow(void *map, __u64 cookie, const struct place *fr
 
 /* The endpoint that this socket's datagrams to p go to already. */
 static __noinline bool flow_goes_on(const struct request *r, __u64 cookie, const struct place *p,
-					 struct place *endpoint)
+				    struct place *endpoint)
 {
 	struct udp_flow_key key = {.cookie = cookie, .addr = p->addr, .port = p->port};
 	struct udp_flow *flow = bpf_map_lookup_elem(&udp_flows, &key);
@@ -331,8 +331,8 @@ static __noinline void note_direct(struct udp_socket *u, __u64 cookie, const str
 }
 
 /* Starts a flow of an unconnected socket. false: it is left to packets. */
-static __always_inline bool start_flow(struct bpf_sock_addr *ctx, const struct request *r, struct udp_socket *u, __u64 cookie,
-				       const struct place *p, struct place *endpoint)
+static __always_inline bool start_flow(struct bpf_sock_addr *ctx, const struct request *r, struct udp_socket *u,
+				       __u64 cookie, const struct place *p, struct place *endpoint)
 {
 	struct answer a = {};
 

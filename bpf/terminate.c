@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-
 /* Ends sockets that sock.c connected to an endpoint that is gone. The agent
  * fills `gone` and reads an iterator in each network namespace; what is not a
  * Service's socket has no entry in `peers` and is never touched. */
@@ -30,8 +29,7 @@ struct bpf_iter__tcp {
 /* Kernel 6.5. The iterator holds the socket's lock, as it must. */
 extern int bpf_sock_destroy(struct sock_common *sk) __ksym;
 
-#define AF_INET 2
-#define MAX_GONE 4096
+#define AF_INET 2 /* linux/socket.h of the kernel, which the headers for programs lack */
 
 /* Endpoints that are gone from a Service port, and how many sockets were ended
  * for each. */
@@ -85,16 +83,13 @@ static __always_inline void end_if_gone(struct sock_common *sk)
 		__sync_fetch_and_add(ended, 1);
 }
 
-#define TCP_ESTABLISHED 1
-#define TCP_SYN_SENT 2
-
 SEC("iter/tcp")
 int end_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *sk = ctx->sk_common;
 
 	/* Where the endpoint said the end itself, the client may have yet to read it. */
-	if (sk && (sk->skc_state == TCP_ESTABLISHED || sk->skc_state == TCP_SYN_SENT))
+	if (sk && (sk->skc_state == BPF_TCP_ESTABLISHED || sk->skc_state == BPF_TCP_SYN_SENT))
 		end_if_gone(sk);
 	return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the maps hold. Go writes these bytes (dataplane/ebpf/layout.go): every
- * structure has the same size and no hidden padding on all machines. */
+/* What the maps hold. Go writes these bytes: every structure has the same size and
+ * no hidden padding on all machines. README.md says how Go gets the types. */
 #pragma once
 
 #include <stdbool.h>
@@ -20,8 +20,10 @@
  * has a sum of its key and of itself. A reader copies the value and compares the
  * sum of the copy: it is right in whatever order the words were written and read.
  * The compiler must not read the map again after the comparison: barrier(). */
-#define SUM_START 0x53776974
-#define SUM_FACTOR 0x5bd1e995 /* odd, and an immediate of one instruction */
+enum sum {
+	SUM_START = 0x53776974,
+	SUM_FACTOR = 0x5bd1e995, /* odd, and an immediate of one instruction */
+};
 
 static __always_inline __u64 sum_add(__u64 sum, __u32 high, __u32 low)
 {
@@ -39,8 +41,7 @@ SAME_SIZE(struct addr, 16);
 #define MAPPED_PREFIX bpf_htonl(0xffff)
 
 /* Without branches on single words, here and below: the verifier walks through
- * what follows a branch once for each way.
- */
+ * what follows a branch once for each way. */
 static __always_inline bool addr_is_v4(const struct addr *a)
 {
 	return !(a->w[0] | a->w[1] | (a->w[2] ^ MAPPED_PREFIX));
@@ -59,9 +60,8 @@ static __always_inline bool addr_equal(const struct addr *a, const struct addr *
 	return !((a->w[0] ^ b->w[0]) | (a->w[1] ^ b->w[1]) | (a->w[2] ^ b->w[2]) | (a->w[3] ^ b->w[3]));
 }
 
-/* addr_half is one half of an address as a number: the verifier walks through
- * fewer branches than with words.
- */
+/* One half of an address as a number: the verifier walks through fewer branches
+ * than with words. */
 static __always_inline __u64 addr_half(const struct addr *a, int half)
 {
 	return (__u64)bpf_ntohl(a->w[2 * half]) << 32 | bpf_ntohl(a->w[2 * half + 1]);
@@ -210,25 +210,30 @@ struct affinity {
 };
 SAME_SIZE(struct affinity, 32);
 
-/* flags of settings */
-#define DETECTS_PODS_V4 1 /* this node can tell its pods (dataplane.LocalPods.Detects) */
-#define DETECTS_PODS_V6 2
-#define HOLD_PODS 4       /* sockets of pods are left to packets for now */
-#define NODE_ONLY 8       /* sockets of pods are left to packets */
-#define ASK_NAMESPACES 16 /* and those of namespaces that are not in namespaces as translated */
-#define TCP_ONLY 32       /* UDP is left to packets */
-#define STAND_ASIDE 64    /* everything is left to packets: the maps may be out of date */
+/* Flags of settings. */
+enum flag {
+	DETECTS_PODS_V4 = 1, /* this node can tell its pods (dataplane.LocalPods.Detects) */
+	DETECTS_PODS_V6 = 2,
+	HOLD_PODS = 4,       /* sockets of pods are left to packets for now */
+	NODE_ONLY = 8,       /* sockets of pods are left to packets */
+	ASK_NAMESPACES = 16, /* and those of namespaces that are not in namespaces as translated */
+	TCP_ONLY = 32,       /* UDP is left to packets */
+	STAND_ASIDE = 64,    /* everything is left to packets: the maps may be out of date */
+};
 
 /* What changes with the node and not with a Service. */
 struct settings {
-	__u32 flags;
+	enum flag flags;
 	__u32 pad;
 };
 SAME_SIZE(struct settings, 8);
 
 /* What is known of a network namespace (value of namespaces). */
-#define NAMESPACE_TRANSLATED 1 /* its sockets may be translated */
-#define NAMESPACE_LEFT 2       /* the agent looked: it translates its own connections */
+enum namespace {
+	NAMESPACE_TRANSLATED = 1, /* its sockets may be translated */
+	NAMESPACE_LEFT = 2,       /* the agent looked: it translates its own connections */
+};
+SAME_SIZE(enum namespace, 4);
 
 /* An endpoint of a Service port, by which its sockets are found. */
 struct endpoint_key {
@@ -252,14 +257,17 @@ struct peer {
 };
 SAME_SIZE(struct peer, 48);
 
-/* flags of an unconnected UDP socket */
-#define UDP_BOUND 1      /* its program chose its port or address */
-#define UDP_DIRECT 2     /* it has sent what was not translated */
-#define UDP_TRANSLATED 4 /* it has sent to a Service and was translated */
+/* Flags of an unconnected UDP socket. */
+enum udp_flag {
+	UDP_BOUND = 1,      /* its program chose its port or address */
+	UDP_DIRECT = 2,     /* it has sent what was not translated */
+	UDP_TRANSLATED = 4, /* it has sent to a Service and was translated */
+};
 
 struct udp_socket {
-	__u32 flags;
+	enum udp_flag flags;
 };
+SAME_SIZE(struct udp_socket, 4);
 
 /* A destination of one unconnected UDP socket. */
 struct udp_flow_key {

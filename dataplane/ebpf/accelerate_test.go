@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // web is a TCP Service port with one endpoint.
@@ -145,11 +146,11 @@ func TestNoProgramIsOnADevice(t *testing.T) {
 	addVeth(t, "after", pod)
 	leadsTo(t, b, "10.96.0.1:80", "10.40.1.1:80")
 	ours := map[ebpf.ProgramID]bool{}
-	for name, p := range b.sockets.programs.Programs {
+	for name, p := range b.sockets.programs.Collection.Programs {
 		if p.Type() != ebpf.CGroupSockAddr {
 			t.Errorf("%s is of type %s", name, p.Type())
 		}
-		id, _ := programID(p)
+		id, _ := programs.ProgramID(p)
 		ours[id] = true
 	}
 	links, err := netlink.LinkList()
@@ -393,7 +394,7 @@ func TestSocketsOfAnEarlierAgentAreRemoved(t *testing.T) {
 			t.Errorf("%s: Sync returned %v", name, err)
 		}
 		leadsTo(t, b, "10.96.0.1:80", "")
-		if left, err := schemasIn(o.PinDir); err != nil || len(left) > 0 {
+		if left, err := programs.SchemasIn(o.PinDir); err != nil || len(left) > 0 {
 			t.Errorf("%s: %q are left, %v", name, left, err)
 		}
 		if plain.Sockets() != nil || plain.SocketsOf(netip.MustParseAddr("10.40.1.9")).AtSocket {
@@ -499,7 +500,7 @@ func TestDetachedHookIsNoticed(t *testing.T) {
 	if noticed() {
 		t.Error("what we attached ourselves disturbs us")
 	}
-	path := filepath.Join(b.sockets.dirs.links, "sock_connect4")
+	path := filepath.Join(b.sockets.programs.Dirs.Links, "sock_connect4")
 	for _, c := range []struct {
 		what string
 		do   func() error

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
@@ -170,7 +171,7 @@ func TestModeAutoAfterARestart(t *testing.T) {
 	pod, gone := startPod(t), uint64(4711)
 	mustSync(t, b, nil, want)
 	pod.becomes(b, endpoint)
-	if err := b.sockets.all[sockMapNamespaces].Put(gone, uint32(1)); err != nil {
+	if err := b.sockets.programs.Maps[programs.SockMapNamespaces].Put(gone, uint32(1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Close(); err != nil {
@@ -184,7 +185,7 @@ func TestModeAutoAfterARestart(t *testing.T) {
 	mustSync(t, b, nil, want)
 	pod.becomes(b, "")
 	var value uint32
-	for deadline := time.Now().Add(autoLong); b.sockets.all[sockMapNamespaces].Lookup(gone, &value) == nil; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(autoLong); b.sockets.programs.Maps[programs.SockMapNamespaces].Lookup(gone, &value) == nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("a namespace that is gone is still known")
 		}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // manyPorts are Services of one TCP port with a ClusterIP and so many endpoints.
@@ -53,7 +54,7 @@ func BenchmarkFromEmpty(b *testing.B) {
 				mustSync(b, kernel, nil, want)
 				b.StopTimer()
 				_ = kernel.Close()
-				if err := cleanup(o.withDefaults()); err != nil {
+				if err := programs.Cleanup(o.withDefaults().PinDir); err != nil {
 					b.Fatal(err)
 				}
 				b.StartTimer()

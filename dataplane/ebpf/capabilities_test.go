@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // lesserVariable is set in a process that has only some capabilities.
@@ -29,7 +30,7 @@ func TestCapabilities(t *testing.T) {
 	if out, err := withCapabilities(""); err != nil {
 		t.Errorf("with all that it needs: %v\n%s", err, out)
 	}
-	for name := range needed() {
+	for name := range programs.NeededCapabilities() {
 		says := "this process lacks " + name + ":"
 		if name == "CAP_NET_ADMIN" {
 			says = "not permitted" // the test itself needs it first
@@ -65,7 +66,7 @@ func withCapabilities(without string) (string, error) {
 // giveUp leaves what this thread starts with the capabilities but one.
 func giveUp(without string) error {
 	keep := map[uintptr]bool{}
-	for name, c := range needed() {
+	for name, c := range programs.NeededCapabilities() {
 		keep[uintptr(c)] = name != without
 	}
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
@@ -20,23 +21,22 @@ import (
 // that is of v1 or of none.
 func TestCgroupRoot(t *testing.T) {
 	needKernel(t)
-	mounted, err := cgroupMounts()
-	if err != nil || len(mounted) == 0 {
-		t.Fatalf("no cgroup v2 is mounted: %v", err)
+	root, err := programs.CgroupRoot("")
+	if err != nil {
+		t.Fatal(err)
 	}
-	root := mounted[0]
 	for dir, want := range map[string]string{"": root, root: root, filepath.Dir(root): root, filepath.Dir(root) + "/": root, "/": root} {
 		if filepath.Dir(root) == "/sys/fs" && dir != "" && dir != root && dir != "/" {
 			continue // not a hybrid host
 		}
-		if got, err := cgroupRoot(dir); err != nil || got != want {
+		if got, err := programs.CgroupRoot(dir); err != nil || got != want {
 			t.Errorf("%q is taken for %q, %v; want %s", dir, got, err, want)
 		}
 	}
-	if got, err := cgroupRoot(t.TempDir()); !errors.Is(err, dataplane.ErrUnsupported) {
+	if got, err := programs.CgroupRoot(t.TempDir()); !errors.Is(err, dataplane.ErrUnsupported) {
 		t.Errorf("a directory without cgroups is taken for %q, %v", got, err)
 	}
-	if _, err := cgroupRoot("/nosuch"); err == nil {
+	if _, err := programs.CgroupRoot("/nosuch"); err == nil {
 		t.Error("a directory that is not there is taken")
 	}
 }
@@ -53,7 +53,7 @@ func TestOwnCgroupNamespace(t *testing.T) {
 		root    string
 		says    bool
 	}{
-		{"in that of the tests, nothing is given", false, "", narrowCgroup("") != ""},
+		{"in that of the tests, nothing is given", false, "", programs.NarrowCgroup("") != ""},
 		{"in its own, the root is given", true, given, false},
 		{"in its own, nothing is given", true, "", true},
 	} {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 )
 
@@ -38,7 +39,7 @@ const (
 // the machine's first network namespace: there nothing waits for an answer.
 func connectFrom(t testing.TB, b *accelerated, where socketAt, to netip.AddrPort) (endpoint string, err error) {
 	t.Helper()
-	if where == onNode && b.sockets.netns == 0 {
+	if where == onNode && b.sockets.programs.Netns == 0 {
 		inOuter(t, func() error {
 			endpoint, err = connectHere(b, to)
 			return nil
@@ -68,11 +69,11 @@ func connectHere(b *accelerated, to netip.AddrPort) (string, error) {
 	if err := unix.Connect(fd, sockaddr); err != nil && !slices.Contains([]error{unix.EINPROGRESS, unix.ENETUNREACH, unix.EADDRNOTAVAIL, unix.ECONNREFUSED}, err) {
 		return "", err
 	}
-	var p sockPeer
-	if err := b.sockets.all[sockMapPeers].Lookup(uint32(fd), &p); err != nil {
+	var p programs.SockPeer
+	if err := b.sockets.programs.Maps[programs.SockMapPeers].Lookup(uint32(fd), &p); err != nil {
 		return "", nil
 	}
-	return fromAddrPort(p.Endpoint, p.EndpointPort).String(), nil
+	return programs.FromAddrPort(p.Endpoint, p.EndpointPort).String(), nil
 }
 
 func TestSocketConnect(t *testing.T) { withAndWithoutCookies(t, testSocketConnect) }
@@ -171,21 +172,21 @@ func TestHalfWrittenElementsAreLeftToPackets(t *testing.T) {
 	want := snapshot(web("a", frontend, endpoint))
 	mustSync(t, b, nil, want)
 	for name, tear := range map[string]func() error{
-		sockMapFrontends: func() error {
-			return tearFirst(b.sockets.maps.frontends, func(_ *sockFrontendKey, f *sockFrontend) { f.Inside++ })
+		programs.SockMapFrontends: func() error {
+			return tearFirst(b.sockets.maps.frontends, func(_ *programs.SockFrontendKey, f *programs.SockFrontend) { f.Inside++ })
 		},
-		sockMapServices: func() error {
-			return tearFirst(b.sockets.maps.services, func(_ *uint32, s *sockService) {
+		programs.SockMapServices: func() error {
+			return tearFirst(b.sockets.maps.services, func(_ *uint32, s *programs.SockService) {
 				for i := range s.Pools {
 					s.Pools[i].Count++
 				}
 			})
 		},
-		sockMapServices + ", affinity": func() error {
-			return tearFirst(b.sockets.maps.services, func(_ *uint32, s *sockService) { s.AffinityS = 9 })
+		programs.SockMapServices + ", affinity": func() error {
+			return tearFirst(b.sockets.maps.services, func(_ *uint32, s *programs.SockService) { s.AffinityS = 9 })
 		},
-		sockMapSlots: func() error {
-			return tearFirst(b.sockets.maps.slots, func(_ *sockSlotKey, s *sockSlot) { s.Place.Addr.W[3]++ })
+		programs.SockMapSlots: func() error {
+			return tearFirst(b.sockets.maps.slots, func(_ *programs.SockSlotKey, s *programs.SockSlot) { s.Place.Addr.W[3]++ })
 		},
 	} {
 		leadsTo(t, b, frontend, endpoint)
@@ -217,15 +218,15 @@ func tearFirst[K, V any](m *ebpf.Map, change func(*K, *V)) error {
 
 // No mixture of the words of two values passes for one of them.
 func TestChecksTellMixturesOfWords(t *testing.T) {
-	key := sockSlotKey{Service: 7, Generation: 3, Slot: 1}
-	at := func(addr string) sockSlot {
-		return toSlot(key, dataplane.Endpoint{Addr: netip.MustParseAddrPort(addr)})
+	key := programs.SockSlotKey{Service: 7, Generation: 3, Slot: 1}
+	at := func(addr string) programs.SockSlot {
+		return programs.ToSlot(key, dataplane.Endpoint{Addr: netip.MustParseAddrPort(addr)})
 	}
-	for _, two := range [][2]sockSlot{
+	for _, two := range [][2]programs.SockSlot{
 		{at("10.40.1.1:80"), at("10.40.1.2:80")}, {at("10.40.1.1:80"), at("10.40.2.2:81")}, {at("10.40.1.1:80"), at("[fd40::1]:80")},
-		{at("10.40.1.1:80"), toSlot(sockSlotKey{Service: 8, Generation: 3, Slot: 1}, dataplane.Endpoint{Addr: netip.MustParseAddrPort("10.40.1.9:80")})},
+		{at("10.40.1.1:80"), programs.ToSlot(programs.SockSlotKey{Service: 8, Generation: 3, Slot: 1}, dataplane.Endpoint{Addr: netip.MustParseAddrPort("10.40.1.9:80")})},
 	} {
-		const words = unsafe.Sizeof(sockSlot{}) / 4
+		const words = unsafe.Sizeof(programs.SockSlot{}) / 4
 		a, b := *(*[words]uint32)(unsafe.Pointer(&two[0])), *(*[words]uint32)(unsafe.Pointer(&two[1]))
 		for which := range 1 << words {
 			mixed := a
@@ -234,9 +235,9 @@ func TestChecksTellMixturesOfWords(t *testing.T) {
 					mixed[i] = b[i]
 				}
 			}
-			got := *(*sockSlot)(unsafe.Pointer(&mixed))
+			got := *(*programs.SockSlot)(unsafe.Pointer(&mixed))
 			whole := got == two[0] || got == two[1]
-			if !whole && toSlot(key, fromSlot(got)) == got {
+			if !whole && programs.ToSlot(key, programs.FromSlot(got)) == got {
 				t.Errorf("%+v passes for whole: it is of %+v and %+v", got, two[0], two[1])
 			}
 		}
@@ -414,7 +415,7 @@ func checkHolds(t *testing.T, b *accelerated, want *dataplane.Snapshot) {
 	if diffs := o.Differences(dataplane.Expect(want)); len(diffs) > 0 {
 		t.Fatalf("the kernel is not as wanted: %s", strings.Join(diffs, "\n"))
 	}
-	h, err := b.sockets.readBack()
+	h, err := b.sockets.maps.read()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,7 +425,7 @@ func checkHolds(t *testing.T, b *accelerated, want *dataplane.Snapshot) {
 	ports := 0
 	for port := range want.Ports.All() {
 		served, _ := b.sockets.served(port)
-		if len(served.Frontends) == 0 || b.sockets.aside[port.ID] == leftNoRoom {
+		if len(served.Frontends) == 0 || b.sockets.held.left.why[port.ID] == leftNoRoom {
 			continue
 		}
 		ports++
@@ -432,18 +433,18 @@ func checkHolds(t *testing.T, b *accelerated, want *dataplane.Snapshot) {
 		if have == nil {
 			t.Fatalf("%s is not in the maps", port.ID)
 		}
-		next, err := makeRecord(have, served, have.master.Id)
+		next, err := planFor(have, served, have.master.Id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var writes batch
-		writes.change(have, next)
-		if len(have.frontends) != len(next.frontends) || len(writes.slots)+len(writes.masters)+len(writes.frontends) > 0 {
-			t.Fatalf("%s is not as wanted: a repair would write %+v", port.ID, writes)
+		var w writes
+		w.change(have, next)
+		if len(have.frontends) != len(next.frontends) || len(w.slots)+len(w.masters)+len(w.frontends) > 0 {
+			t.Fatalf("%s is not as wanted: a repair would write %+v", port.ID, w)
 		}
 	}
-	if len(h.records) != 0 {
-		t.Fatalf("the maps have %d Service ports besides the %d wanted", len(h.records), ports)
+	if len(h.plans) != 0 {
+		t.Fatalf("the maps have %d Service ports besides the %d wanted", len(h.plans), ports)
 	}
 }
 
@@ -571,7 +572,7 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 	b := openBackend(t, o)
 	mustSync(t, b, nil, snapshot())
 	_ = b.Close()
-	old, err := ebpf.LoadPinnedMap(filepath.Join(b.sockets.dirs.maps, "affinity"), nil)
+	old, err := ebpf.LoadPinnedMap(filepath.Join(b.sockets.programs.Dirs.Maps, "affinity"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -593,11 +594,11 @@ func TestRestartWithOtherSizesMovesWhatIsNotedUntilTheFirstSync(t *testing.T) {
 	mustSync(t, b, nil, snapshot())
 	for n := byte(1); n <= 2; n++ {
 		key, want := entry(n)
-		if have, err := b.sockets.all["affinity"].LookupBytes(key); err != nil || !bytes.Equal(have, want) {
+		if have, err := b.sockets.programs.Maps["affinity"].LookupBytes(key); err != nil || !bytes.Equal(have, want) {
 			t.Errorf("entry %d: the new map has %x, %v", n, have, err)
 		}
 	}
-	if b.sockets.all["affinity"].MaxEntries() == old.MaxEntries() {
+	if b.sockets.programs.Maps["affinity"].MaxEntries() == old.MaxEntries() {
 		t.Error("the map was not replaced")
 	}
 }
@@ -609,41 +610,41 @@ func TestNotesOfAnAttachThatFailedStay(t *testing.T) {
 	b := openBackend(t, o)
 	mustSync(t, b, nil, snapshot())
 	_ = b.Close()
-	old, err := ebpf.LoadPinnedMap(filepath.Join(b.sockets.dirs.maps, sockMapAffinity), nil)
+	old, err := ebpf.LoadPinnedMap(filepath.Join(b.sockets.programs.Dirs.Maps, programs.SockMapAffinity), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = old.Close() }()
 	note := func(in *ebpf.Map, netns, used uint64) {
 		t.Helper()
-		if err := in.Put(sockAffinityKey{Netns: netns}, sockAffinity{Used: used}); err != nil {
+		if err := in.Put(programs.SockAffinityKey{Netns: netns}, programs.SockAffinity{Used: used}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	note(old, 1, 10)
 	note(old, 2, 10)
-	pin := filepath.Join(b.sockets.dirs.links, "sock_sendmsg6")
+	pin := filepath.Join(b.sockets.programs.Dirs.Links, "sock_sendmsg6")
 	if err := errors.Join(os.Remove(pin), os.Mkdir(pin, 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	o.MaxAffinity = 1000
 	b = openBackend(t, o)
 	mustSync(t, b, nil, snapshot())
-	if b.sockets.attached || b.trouble.Load() == nil {
+	if b.sockets.programs.Attached || b.trouble.Load() == nil {
 		t.Fatal("the hook was replaced")
 	}
-	note(b.sockets.all[sockMapAffinity], 1, 20)
+	note(b.sockets.programs.Maps[programs.SockMapAffinity], 1, 20)
 	note(old, 2, 30)
 	if err := os.Remove(pin); err != nil {
 		t.Fatal(err)
 	}
 	mustSync(t, b, nil, snapshot())
-	if !b.sockets.attached {
+	if !b.sockets.programs.Attached {
 		t.Fatalf("the hook was not replaced: %v", *b.trouble.Load())
 	}
 	for netns, want := range map[uint64]uint64{1: 20, 2: 30} {
-		var have sockAffinity
-		if err := b.sockets.all[sockMapAffinity].Lookup(sockAffinityKey{Netns: netns}, &have); err != nil || have.Used != want {
+		var have programs.SockAffinity
+		if err := b.sockets.programs.Maps[programs.SockMapAffinity].Lookup(programs.SockAffinityKey{Netns: netns}, &have); err != nil || have.Used != want {
 			t.Errorf("client %d: the note is of %d, %v; want %d", netns, have.Used, err, want)
 		}
 	}
@@ -654,7 +655,7 @@ func TestAuditPutsBackADetachedHook(t *testing.T) {
 	b := openBackend(t, o)
 	want := snapshot(portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:53", poolOf("10.40.1.1:80"))))
 	mustSync(t, b, nil, want)
-	path := filepath.Join(b.sockets.dirs.links, "sock_connect4")
+	path := filepath.Join(b.sockets.programs.Dirs.Links, "sock_connect4")
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -676,7 +677,7 @@ func TestAuditPutsBackAPin(t *testing.T) {
 	b := openBackend(t, testOptions(t))
 	want := snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80"))
 	mustSync(t, b, nil, want)
-	path := filepath.Join(b.sockets.dirs.maps, sockMapSlots)
+	path := filepath.Join(b.sockets.programs.Dirs.Maps, programs.SockMapSlots)
 	for _, replace := range []bool{false, true} {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
@@ -691,7 +692,7 @@ func TestAuditPutsBackAPin(t *testing.T) {
 			}
 		}
 		o, err := b.Observe(t.Context())
-		if err != nil || len(o.Other) != 1 || !strings.Contains(o.Other[0], sockMapSlots) {
+		if err != nil || len(o.Other) != 1 || !strings.Contains(o.Other[0], programs.SockMapSlots) {
 			t.Errorf("Observe says %q, %v", o.Other, err)
 		}
 		mustSync(t, b, nil, want)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
@@ -71,7 +72,7 @@ func runInside() (int, error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("network namespaces and eBPF need root")
 	}
-	root, err := findCgroupRoot()
+	root, err := programs.CgroupRoot("")
 	if err != nil {
 		return 0, err
 	}
@@ -136,7 +137,7 @@ func inOuter(t testing.TB, f func() error) {
 // it does since Linux 5.14.
 func tellsCookies(t testing.TB) bool {
 	t.Helper()
-	cookie, err := netnsCookie()
+	cookie, err := programs.NetnsCookie()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +154,7 @@ func withAndWithoutCookies(t *testing.T, test func(t *testing.T, o Options)) {
 	if tells {
 		t.Run("the kernel tells cookies", func(t *testing.T) { test(t, testOptions(t)) })
 		inOuter(t, func() error {
-			cookie, err := netnsCookie()
+			cookie, err := programs.NetnsCookie()
 			first = cookie == 1 // the first namespace has the first cookie
 			return err
 		})
@@ -184,13 +185,13 @@ func testOptions(t testing.TB) Options {
 	t.Helper()
 	needKernel(t)
 	name := os.Getenv(insideVariable)
-	root, err := findCgroupRoot()
+	root, err := programs.CgroupRoot("")
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := Options{SocketLB: All, CgroupRoot: filepath.Join(root, name), PinDir: filepath.Join("/sys/fs/bpf", name, fmt.Sprint(time.Now().UnixNano()))}
 	t.Cleanup(func() {
-		if err := cleanup(o.withDefaults()); err != nil {
+		if err := programs.Cleanup(o.withDefaults().PinDir); err != nil {
 			t.Error(err)
 		}
 	})

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // needs returns what the translation of sockets needs of the machine.
@@ -58,7 +59,7 @@ func judgePods(translated int, left map[string]int, err error) dataplane.Finding
 
 // lookAtPrograms looks for other programs that see sockets as they connect.
 func lookAtPrograms(context.Context, dataplane.Machine) (dataplane.Finding, bool) {
-	mounted, err := cgroupMounts()
+	mounted, err := programs.CgroupMounts()
 	if err != nil || len(mounted) == 0 {
 		return dataplane.Finding{}, false
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // olderPins is what an agent of schema v1 pinned, as far as this one cares: a hook at
@@ -47,11 +49,11 @@ func pinOlder(t *testing.T, o Options) olderPins {
 	}
 	p.connections = pinned("connections", &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 40, ValueSize: 64, MaxEntries: 16})
 	p.frontends = pinned("frontends", &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 20, ValueSize: 16, MaxEntries: 16})
-	sock, err := loadSock()
+	sock, err := programs.LoadSock()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.peers = pinned("peers", sock.Maps[sockMapPeers])
+	p.peers = pinned("peers", sock.Maps[programs.SockMapPeers])
 	if err := p.frontends.Put(make([]byte, 20), make([]byte, 16)); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +101,7 @@ func (p olderPins) connection(t *testing.T, ago time.Duration) {
 		return
 	}
 	value := make([]byte, 64)
-	binary.NativeEndian.PutUint64(value[olderSeen:], uint64(now.Nano()-int64(ago)))
+	binary.NativeEndian.PutUint64(value[programs.OlderSeen:], uint64(now.Nano()-int64(ago)))
 	if err := p.connections.Put(make([]byte, 40), value); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +137,7 @@ func TestOlderSchemaIsTakenOver(t *testing.T) {
 	if n := hooksAt(t, o, ebpf.AttachCGroupInet4Connect); n != 1 {
 		t.Errorf("%d programs are at connect(), want one", n)
 	}
-	l, err := link.LoadPinnedLink(filepath.Join(b.sockets.dirs.links, "sock_connect4"), nil)
+	l, err := link.LoadPinnedLink(filepath.Join(b.sockets.programs.Dirs.Links, "sock_connect4"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +145,7 @@ func TestOlderSchemaIsTakenOver(t *testing.T) {
 	if err = errors.Join(err, l.Close()); err != nil || info.ID != old.hook {
 		t.Errorf("the hook is link %d (%v); want that of the older schema, %d", info.ID, err, old.hook)
 	}
-	have, err := b.sockets.all[sockMapPeers].Info()
+	have, err := b.sockets.programs.Maps[programs.SockMapPeers].Info()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,15 +157,15 @@ func TestOlderSchemaIsTakenOver(t *testing.T) {
 	if id, _ := before.ID(); id != haveID {
 		t.Error("what sockets are connected to is forgotten")
 	}
-	time.Sleep(olderLook / 2)
+	time.Sleep(programs.OlderLook / 2)
 	if n := len(keysIn(t, old.frontends)); n != 0 {
 		t.Errorf("the older programs still begin connections: %d frontends", n)
 	}
 	if _, err := os.Stat(old.dir); err != nil || b.Sockets().Draining == "" {
 		t.Errorf("the older programs are gone while they have a connection: %v, %q", err, b.Sockets().Draining)
 	}
-	old.connection(t, olderIdle+time.Second)
-	for deadline := time.Now().Add(3 * olderLook); ; time.Sleep(100 * time.Millisecond) {
+	old.connection(t, programs.OlderIdle+time.Second)
+	for deadline := time.Now().Add(3 * programs.OlderLook); ; time.Sleep(100 * time.Millisecond) {
 		if _, err := os.Stat(old.dir); errors.Is(err, os.ErrNotExist) {
 			break
 		}
@@ -215,9 +217,9 @@ func TestCleanupRemovesEverySchema(t *testing.T) {
 	if _, err := os.Stat(o.PinDir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s is still there: %v", o.PinDir, err)
 	}
-	for _, h := range hooks() {
-		if n := hooksAt(t, o, h.at); n != 0 {
-			t.Errorf("%d programs are still at %s", n, h.at)
+	for _, h := range programs.Hooks() {
+		if n := hooksAt(t, o, h.At); n != 0 {
+			t.Errorf("%d programs are still at %s", n, h.At)
 		}
 	}
 	filters, err := netlink.FilterList(lo, netlink.HANDLE_MIN_INGRESS)

@@ -7,54 +7,74 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
-// record is what the kernel holds of one ServicePort.
-type record struct {
-	master    sockService
-	pools     [maxPools]*dataplane.Pool // what the master's pools hold; nil: not in use
-	slots     uint32                    // number of slots in the master's generation
-	frontends []entry
-	damaged   bool // the slots are not what the master says: write them anew
+// mostInPool is how many endpoints a pool can have.
+const mostInPool = 1 << 20
+
+// plan is what the kernel holds, or shall hold, of one ServicePort.
+type plan struct {
+	master    programs.SockService
+	pools     [programs.MaxPools]*dataplane.Pool // what the master's pools hold; nil: not in use
+	slots     uint32                             // number of slots in the master's generation
+	frontends []element
+	damaged   bool // the slots are not what the master says: write them again
 }
 
 // entry is an element of the frontends map.
-type entry struct {
-	key   sockFrontendKey
-	value sockFrontend
+type element struct {
+	key   programs.SockFrontendKey
+	value programs.SockFrontend
 }
 
-func (r *record) find(key sockFrontendKey) *entry {
-	if r == nil {
+// find returns the frontend with a key. Nil means that the plan has none.
+func (p *plan) find(key programs.SockFrontendKey) *element {
+	if p == nil {
 		return nil
 	}
-	for i := range r.frontends {
-		if r.frontends[i].key == key {
-			return &r.frontends[i]
+	for i := range p.frontends {
+		if p.frontends[i].key == key {
+			return &p.frontends[i]
 		}
 	}
 	return nil
 }
 
-// makeRecord is what the kernel shall hold of a ServicePort, given what it
-// holds now (nil: nothing) under the same id. Whatever can stay as it is stays:
+// only returns the plan without the frontends that are not wanted, and the keys of
+// those.
+func (p *plan) only(wanted map[programs.SockFrontendKey]struct{}) (less *plan, gone []programs.SockFrontendKey) {
+	some := *p
+	some.frontends = nil
+	for _, e := range p.frontends {
+		if _, ok := wanted[e.key]; ok {
+			some.frontends = append(some.frontends, e)
+		} else {
+			gone = append(gone, e.key)
+		}
+	}
+	return &some, gone
+}
+
+// planFor returns what the kernel shall hold of a ServicePort, given what it holds now
+// (nil: nothing) under the same id. Whatever can stay as it is stays:
 // the generation and the indexes of pools.
-func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, error) {
-	next := &record{master: sockService{Id: id, AffinityS: uint32(port.Affinity / time.Second)}}
+func planFor(old *plan, port *dataplane.ServicePort, id uint32) (*plan, error) {
+	next := &plan{master: programs.SockService{Id: id, AffinityS: uint32(port.Affinity / time.Second)}}
 	indexes, err := assignPools(old, port, &next.pools)
 	if err != nil {
 		return nil, err
 	}
-	next.frontends = make([]entry, len(port.Frontends))
+	next.frontends = make([]element, len(port.Frontends))
 	for i, f := range port.Frontends {
-		key := toFrontendKey(f, port.ID.Protocol)
-		next.frontends[i] = entry{key, toFrontend(key, id, indexes[i].pool, indexes[i].inside)}
+		key := programs.ToFrontendKey(f, port.ID.Protocol)
+		next.frontends[i] = element{key, programs.ToFrontend(key, id, indexes[i].pool, indexes[i].inside)}
 	}
 	if old != nil && !old.damaged && samePools(&old.pools, &next.pools) {
 		affinity := next.master.AffinityS
 		next.master, next.slots = old.master, old.slots
 		next.master.AffinityS = affinity
-		next.master = sealed(next.master)
+		next.master = programs.Sealed(next.master)
 		return next, nil
 	}
 	next.master.Generation = 1
@@ -62,13 +82,13 @@ func makeRecord(old *record, port *dataplane.ServicePort, id uint32) (*record, e
 		next.master.Generation = old.master.Generation + 1
 	}
 	next.slots = layOut(&next.master, &next.pools, 0)
-	next.master = sealed(next.master)
+	next.master = programs.Sealed(next.master)
 	return next, nil
 }
 
 // layOut gives each pool its run of slots from first on, equal pools the same
 // one, and tells where the slots end.
-func layOut(master *sockService, pools *[maxPools]*dataplane.Pool, first uint32) uint32 {
+func layOut(master *programs.SockService, pools *[programs.MaxPools]*dataplane.Pool, first uint32) uint32 {
 	for i, p := range pools {
 		if p == nil {
 			continue
@@ -92,20 +112,20 @@ var errTooManyPools = errors.New("its frontends need more different pools than t
 // frontend. Indexes stay as they are where that is possible. Where it is not
 // (two frontends shared a pool and do not any more), all pools get indexes that
 // were not in use, so that the old ones can stay until the last frontend turned.
-func assignPools(old *record, port *dataplane.ServicePort, pools *[maxPools]*dataplane.Pool) ([]indexPair, error) {
+func assignPools(old *plan, port *dataplane.ServicePort, pools *[programs.MaxPools]*dataplane.Pool) ([]indexPair, error) {
 	for _, p := range port.Frontends {
-		if len(p.Pool.Endpoints) > maxSearch || p.Inside != nil && len(p.Inside.Endpoints) > maxSearch {
-			return nil, fmt.Errorf("a pool has more than %d endpoints", maxSearch)
+		if len(p.Pool.Endpoints) > mostInPool || p.Inside != nil && len(p.Inside.Endpoints) > mostInPool {
+			return nil, fmt.Errorf("a pool has more than %d endpoints", mostInPool)
 		}
 	}
 	if indexes, ok := keepIndexes(old, port, pools); ok {
 		return indexes, nil
 	}
-	*pools = [maxPools]*dataplane.Pool{}
+	*pools = [programs.MaxPools]*dataplane.Pool{}
 	indexes := make([]indexPair, len(port.Frontends))
 	for i, f := range port.Frontends {
-		a, okA := place(pools, old, f.Pool)
-		b, okB := place(pools, old, insideOf(f))
+		a, okA := indexFor(pools, old, f.Pool)
+		b, okB := indexFor(pools, old, insideOf(f))
 		if !okA || !okB {
 			return nil, errTooManyPools
 		}
@@ -115,9 +135,9 @@ func assignPools(old *record, port *dataplane.ServicePort, pools *[maxPools]*dat
 }
 
 // keepIndexes tries to leave every index as it is.
-func keepIndexes(old *record, port *dataplane.ServicePort, pools *[maxPools]*dataplane.Pool) ([]indexPair, bool) {
+func keepIndexes(old *plan, port *dataplane.ServicePort, pools *[programs.MaxPools]*dataplane.Pool) ([]indexPair, bool) {
 	claim := func(i uint8, p *dataplane.Pool) bool {
-		if int(i) >= maxPools || pools[i] != nil && !samePool(pools[i], p) {
+		if int(i) >= programs.MaxPools || pools[i] != nil && !samePool(pools[i], p) {
 			return false
 		}
 		pools[i] = p
@@ -126,7 +146,7 @@ func keepIndexes(old *record, port *dataplane.ServicePort, pools *[maxPools]*dat
 	indexes := make([]indexPair, len(port.Frontends))
 	var fresh []int
 	for i, f := range port.Frontends {
-		e := old.find(toFrontendKey(f, port.ID.Protocol))
+		e := old.find(programs.ToFrontendKey(f, port.ID.Protocol))
 		if e == nil {
 			fresh = append(fresh, i)
 			continue
@@ -137,8 +157,8 @@ func keepIndexes(old *record, port *dataplane.ServicePort, pools *[maxPools]*dat
 		}
 	}
 	for _, i := range fresh {
-		a, okA := place(pools, old, port.Frontends[i].Pool)
-		b, okB := place(pools, old, insideOf(port.Frontends[i]))
+		a, okA := indexFor(pools, old, port.Frontends[i].Pool)
+		b, okB := indexFor(pools, old, insideOf(port.Frontends[i]))
 		if !okA || !okB {
 			return nil, false
 		}
@@ -147,9 +167,9 @@ func keepIndexes(old *record, port *dataplane.ServicePort, pools *[maxPools]*dat
 	return indexes, true
 }
 
-// place finds a pool's index, or takes one that neither the new nor the old
-// record uses.
-func place(pools *[maxPools]*dataplane.Pool, old *record, p *dataplane.Pool) (uint8, bool) {
+// indexFor finds a pool's index, or takes one that neither the new nor the old plan
+// uses.
+func indexFor(pools *[programs.MaxPools]*dataplane.Pool, old *plan, p *dataplane.Pool) (uint8, bool) {
 	for i, q := range pools {
 		if q != nil && samePool(p, q) {
 			return uint8(i), true
@@ -176,7 +196,7 @@ func samePool(a, b *dataplane.Pool) bool {
 	return a == b || slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y dataplane.Endpoint) bool { return x.Addr == y.Addr })
 }
 
-func samePools(a, b *[maxPools]*dataplane.Pool) bool {
+func samePools(a, b *[programs.MaxPools]*dataplane.Pool) bool {
 	for i := range a {
 		if (a[i] == nil) != (b[i] == nil) || a[i] != nil && !samePool(a[i], b[i]) {
 			return false
@@ -185,8 +205,8 @@ func samePools(a, b *[maxPools]*dataplane.Pool) bool {
 	return true
 }
 
-// onlyIn are the pools of old at indexes that next does not use.
-func onlyIn(old, next *[maxPools]*dataplane.Pool) (pools [maxPools]*dataplane.Pool, some bool) {
+// onlyIn returns the pools of old at indexes that next does not use.
+func onlyIn(old, next *[programs.MaxPools]*dataplane.Pool) (pools [programs.MaxPools]*dataplane.Pool, some bool) {
 	for i, p := range old {
 		if p != nil && next[i] == nil {
 			pools[i], some = p, true

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // TestMakeRecord says what an update leaves as it is.
@@ -37,40 +38,40 @@ func TestMakeRecord(t *testing.T) {
 		{"frontends that had two pools come to share one", []f{cluster, local}, []f{cluster, external}, true, 0, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var old *record
+			var old *plan
 			generation := uint32(0)
 			if c.old != nil {
 				var err error
-				if old, err = makeRecord(nil, portOf("web", dataplane.TCP, c.old...), 7); err != nil {
+				if old, err = planFor(nil, portOf("web", dataplane.TCP, c.old...), 7); err != nil {
 					t.Fatal(err)
 				}
 				generation = old.master.Generation
 			}
-			next, err := makeRecord(old, portOf("web", dataplane.TCP, c.want...), 7)
+			next, err := planFor(old, portOf("web", dataplane.TCP, c.want...), 7)
 			if err != nil {
 				t.Fatal(err)
 			}
-			var writes batch
-			writes.change(old, next)
+			var w writes
+			w.change(old, next)
 			if got := next.master.Generation != generation; got != c.generation {
 				t.Errorf("new generation: %t, want %t", got, c.generation)
 			}
-			if len(writes.frontends) != c.frontends {
-				t.Errorf("%d frontends are written, want %d", len(writes.frontends), c.frontends)
+			if len(w.frontends) != c.frontends {
+				t.Errorf("%d frontends are written, want %d", len(w.frontends), c.frontends)
 			}
-			if got := len(writes.settled) > 0; got != c.twoMasters {
+			if got := len(w.settled) > 0; got != c.twoMasters {
 				t.Errorf("a second master entry: %t, want %t", got, c.twoMasters)
 			}
 			checkPools(t, next, c.want)
 			if old != nil {
-				checkOldIndexes(t, old, &writes)
+				checkOldIndexes(t, old, &w)
 			}
 		})
 	}
 }
 
 // checkPools sees that each frontend's indexes lead to its pools.
-func checkPools(t *testing.T, r *record, frontends []dataplane.Frontend) {
+func checkPools(t *testing.T, r *plan, frontends []dataplane.Frontend) {
 	t.Helper()
 	for i, f := range frontends {
 		v := r.frontends[i].value
@@ -85,14 +86,14 @@ func checkPools(t *testing.T, r *record, frontends []dataplane.Frontend) {
 
 // checkOldIndexes sees that a frontend which has not turned yet finds endpoints
 // in the first master entry that is written.
-func checkOldIndexes(t *testing.T, old *record, writes *batch) {
+func checkOldIndexes(t *testing.T, old *plan, w *writes) {
 	t.Helper()
-	if len(writes.masters) == 0 {
+	if len(w.masters) == 0 {
 		return
 	}
 	for _, e := range old.frontends {
 		for _, i := range []uint8{e.value.Pool, e.value.Inside} {
-			if old.master.Pools[i].Count > 0 && writes.masters[0].Pools[i].Count == 0 {
+			if old.master.Pools[i].Count > 0 && w.masters[0].Pools[i].Count == 0 {
 				t.Errorf("pool %d is empty for a moment", i)
 			}
 		}
@@ -101,42 +102,42 @@ func checkOldIndexes(t *testing.T, old *record, writes *batch) {
 
 func TestTooManyPools(t *testing.T) {
 	var frontends []dataplane.Frontend
-	for i := range maxPools + 1 {
+	for i := range programs.MaxPools + 1 {
 		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 97, 0, byte(i)}), 80)
 		frontends = append(frontends, dataplane.Frontend{Kind: dataplane.LoadBalancer, Addr: addr, Pool: poolOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 40, 0, byte(i)}), 80).String())})
 	}
-	if _, err := makeRecord(nil, portOf("web", dataplane.TCP, frontends...), 1); err == nil {
+	if _, err := planFor(nil, portOf("web", dataplane.TCP, frontends...), 1); err == nil {
 		t.Error("more pools than a master entry has room for were accepted")
 	}
-	if _, err := makeRecord(nil, portOf("web", dataplane.TCP, frontends[:maxPools]...), 1); err != nil {
+	if _, err := planFor(nil, portOf("web", dataplane.TCP, frontends[:programs.MaxPools]...), 1); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAffinityAloneWritesJustTheMasterEntry(t *testing.T) {
 	port := portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:80", poolOf("10.40.1.1:80")))
-	old, err := makeRecord(nil, port, 1)
+	old, err := planFor(nil, port, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sticky := *port
 	sticky.Affinity = time.Hour
-	next, err := makeRecord(old, &sticky, 1)
+	next, err := planFor(old, &sticky, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var writes batch
-	writes.change(old, next)
-	if len(writes.masters) != 1 || writes.masters[0].AffinityS != 3600 || len(writes.slots)+len(writes.frontends) > 0 {
-		t.Errorf("writes %+v", writes)
+	var w writes
+	w.change(old, next)
+	if len(w.masters) != 1 || w.masters[0].AffinityS != 3600 || len(w.slots)+len(w.frontends) > 0 {
+		t.Errorf("writes %+v", w)
 	}
 }
 
 func TestAddressesGoThereAndBack(t *testing.T) {
 	for _, a := range []string{"10.96.0.1:80", "[fd96::1]:65535", "0.0.0.0:30000", "[::]:30000", "255.255.255.255:1"} {
 		want := netip.MustParseAddrPort(a)
-		k := toFrontendKey(dataplane.Frontend{Addr: want}, dataplane.TCP)
-		if got := fromAddrPort(k.Addr, k.Port); got != want {
+		k := programs.ToFrontendKey(dataplane.Frontend{Addr: want}, dataplane.TCP)
+		if got := programs.FromAddrPort(k.Addr, k.Port); got != want {
 			t.Errorf("%s became %s", want, got)
 		}
 	}
@@ -144,7 +145,7 @@ func TestAddressesGoThereAndBack(t *testing.T) {
 
 // The counts of what is left to packets follow each change.
 func TestAsideIsCountedByReason(t *testing.T) {
-	b := &sockets{aside: map[dataplane.PortID]string{}, asides: map[string]int{}}
+	b := &sockets{}
 	one, two := dataplane.PortID{Service: "one"}, dataplane.PortID{Service: "two"}
 	for _, step := range []struct {
 		id   dataplane.PortID
@@ -158,9 +159,9 @@ func TestAsideIsCountedByReason(t *testing.T) {
 		{one, leftNoRoom, map[string]int{leftBound: 1, leftNoRoom: 1}},
 		{two, "", map[string]int{leftNoRoom: 1}},
 	} {
-		b.setAside(step.id, step.why)
-		if b.tell(); !maps.Equal(b.told.Load().aside, step.want) {
-			t.Errorf("%s %q: counted %v, want %v", step.id.Service, step.why, b.told.Load().aside, step.want)
+		b.held.left.set(step.id, step.why)
+		if b.tell(); !maps.Equal(b.told.Load().left, step.want) {
+			t.Errorf("%s %q: counted %v, want %v", step.id.Service, step.why, b.told.Load().left, step.want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // Why sockets leave a ServicePort, or frontends of it, to the packet backend.
@@ -17,7 +18,7 @@ const (
 	leftNoRoom   = "no_room"        // in the maps
 )
 
-// served is a ServicePort with just those frontends that sockets serve, and why
+// served returns a ServicePort with just those frontends that sockets serve, and why
 // there are not all of them ("": all).
 func (b *sockets) served(port *dataplane.ServicePort) (*dataplane.ServicePort, string) {
 	switch {
@@ -45,18 +46,29 @@ func (b *sockets) served(port *dataplane.ServicePort) (*dataplane.ServicePort, s
 	return &some, why
 }
 
-// leaves is why sockets do not serve a frontend; "": they do.
+// leaves returns why sockets do not serve a frontend. Empty means that they do.
 func (b *sockets) leaves(f *dataplane.Frontend) string {
 	switch {
 	case len(f.Sources) > 0:
 		return leftSources
-	case f.Kind != dataplane.NodePort && b.bound.contains(f.Addr.Addr()):
+	case f.Kind != dataplane.NodePort && b.held.bound.contains(f.Addr.Addr()):
 		return leftBound
 	}
 	return ""
 }
 
-// changes are the ServicePorts that differ between two Snapshots, old and new,
+// addKeys adds the frontends of a ServicePort that sockets serve.
+func (b *sockets) addKeys(to map[programs.SockFrontendKey]struct{}, port *dataplane.ServicePort) {
+	if port == nil {
+		return
+	}
+	served, _ := b.served(port)
+	for _, f := range served.Frontends {
+		to[programs.ToFrontendKey(f, port.ID.Protocol)] = struct{}{}
+	}
+}
+
+// changes returns the ServicePorts that differ between two Snapshots, old and new,
 // and those that the node's own addresses make differ.
 func (b *sockets) changes(prev, want *dataplane.Snapshot) iter.Seq2[*dataplane.ServicePort, *dataplane.ServicePort] {
 	return func(yield func(old, cur *dataplane.ServicePort) bool) {
@@ -78,6 +90,13 @@ func (b *sockets) changes(prev, want *dataplane.Snapshot) iter.Seq2[*dataplane.S
 			}
 		}
 	}
+}
+
+func idOf(old, cur *dataplane.ServicePort) dataplane.PortID {
+	if cur != nil {
+		return cur.ID
+	}
+	return old.ID
 }
 
 // bound are the addresses of the node itself.

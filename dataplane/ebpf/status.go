@@ -8,6 +8,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/pods"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // Sockets implements dataplane.SocketTranslator.
@@ -16,17 +17,17 @@ func (a *accelerated) Sockets() *dataplane.Sockets {
 	if b == nil {
 		return nil
 	}
-	out := &dataplane.Sockets{Mode: string(b.opts.SocketLB), Base: a.name, Reason: reasons(b.reason, b.narrow)}
+	out := &dataplane.Sockets{Mode: string(b.opts.SocketLB), Base: a.name, Reason: reasons(b.reason, b.programs.Narrow)}
 	if what := a.trouble.Load(); what != nil {
 		out.Reason = leftTrouble + *what
 	}
 	if t := b.told.Load(); t != nil {
-		out.LeftPorts = t.aside
+		out.LeftPorts = t.left
 	}
 	if w := b.watching.Load(); w != nil {
 		out.Namespaces, out.LeftNamespaces = w.Status()
 	}
-	if n := b.older.left.Load(); n > 0 {
+	if n := b.programs.Draining(); n > 0 {
 		out.Draining = fmt.Sprintf("an older version still translates connections: %d entries in its table", n)
 	}
 	return out
@@ -48,13 +49,13 @@ func (a *accelerated) SocketsOf(client netip.Addr) dataplane.SocketWay {
 		return left(a.Sockets().Reason)
 	case b.holdsPods():
 		return left("sockets of pods are left to packets while IPVS still has connections")
-	case b.modeFlags&nodeOnly != 0 && b.reason != "":
+	case b.modeFlags&programs.SockFlagNODE_ONLY != 0 && b.reason != "":
 		return left(b.reason)
-	case b.modeFlags&nodeOnly != 0:
+	case b.modeFlags&programs.SockFlagNODE_ONLY != 0:
 		return left("--socket-lb=node")
-	case b.modeFlags&askNamespaces == 0 && b.narrow != "":
-		return left(b.narrow)
-	case b.modeFlags&askNamespaces == 0:
+	case b.modeFlags&programs.SockFlagASK_NAMESPACES == 0 && b.programs.Narrow != "":
+		return left(b.programs.Narrow)
+	case b.modeFlags&programs.SockFlagASK_NAMESPACES == 0:
 		return dataplane.SocketWay{AtSocket: true, Why: "--socket-lb=" + string(b.opts.SocketLB)}
 	}
 	w := b.watching.Load()
@@ -75,7 +76,7 @@ func (a *accelerated) SocketsOf(client netip.Addr) dataplane.SocketWay {
 // ("": wherever cgroup v2 is mounted), as mode auto does. It tells how many have
 // their sockets translated, and how many are left to packets, by reason.
 func SurveyPods(cgroup string) (translated int, left map[string]int, err error) {
-	root, err := cgroupRoot(cgroup)
+	root, err := programs.CgroupRoot(cgroup)
 	if err != nil {
 		return 0, nil, err
 	}

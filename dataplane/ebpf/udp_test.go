@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // udpSnapshot is UDP Services on endpoints of this host: name, address, endpoint.
@@ -103,8 +104,8 @@ func TestConnectedUDPIsLeftToPackets(t *testing.T) {
 				t.Errorf("its peer is %s, want %s", got, addr)
 			}
 		}
-		var noted sockPeer
-		if err := b.sockets.all[sockMapPeers].Lookup(uint32(fd), &noted); err == nil {
+		var noted programs.SockPeer
+		if err := b.sockets.programs.Maps[programs.SockMapPeers].Lookup(uint32(fd), &noted); err == nil {
 			t.Errorf("the socket connected to %s is noted as translated to %+v", to, noted)
 		}
 		_ = unix.Close(fd)
@@ -150,7 +151,7 @@ func TestFlowGoesOnBesideOthers(t *testing.T) {
 	c.expect(vipA, endpointUDP, vipA)
 	c.expect("127.0.1.10:5300", "127.0.1.10:5300", "127.0.1.10:5300")
 	c.expect(vipA, endpointUDP, vipA)
-	b.sockets.modeFlags = nodeOnly | standAside // nothing new is translated
+	b.sockets.modeFlags = programs.SockFlagNODE_ONLY | programs.SockFlagSTAND_ASIDE // nothing new is translated
 	if err := b.sockets.writeSettings(b.sockets.modeFlags); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,7 @@ func TestConnectedSocketThatSendsToAService(t *testing.T) {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	vip := &unix.SockaddrInet4{Port: 53, Addr: [4]byte{10, 96, 0, 1}}
-	flows := func() int { return len(keysIn(t, b.sockets.all[sockMapUdpFlows])) }
+	flows := func() int { return len(keysIn(t, b.sockets.programs.Maps[programs.SockMapUdpFlows])) }
 	before := flows()
 	if err := unix.Connect(fd, vip); err != nil {
 		t.Fatal(err)
@@ -218,9 +219,9 @@ func TestSenderIsItselfAfterAFlowIsOver(t *testing.T) {
 	mustSync(t, b, nil, udpSnapshot([3]string{"a", vipA, endpointUDP}))
 	c := newUDPClient(t, "udp4", ":0")
 	c.expect(vipA, endpointUDP, vipA)
-	var key sockUdpFlowKey
-	var flow sockUdpFlow
-	answers := b.sockets.all[sockMapUdpAnswers]
+	var key programs.SockUdpFlowKey
+	var flow programs.SockUdpFlow
+	answers := b.sockets.programs.Maps[programs.SockMapUdpAnswers]
 	for all := answers.Iterate(); all.Next(&key, &flow); {
 		flow.Used = 1
 		if err := answers.Put(key, flow); err != nil {

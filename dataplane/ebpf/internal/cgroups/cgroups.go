@@ -111,5 +111,5 @@ func NamespaceOf(pid string) string {
 	return name
 }
 
-// NamespaceFile is the file that stands for the network namespace of a process.
+// NamespaceFile returns the file that stands for the network namespace of a process.
 func NamespaceFile(pid string) string { return filepath.Join("/proc", pid, "ns/net") }

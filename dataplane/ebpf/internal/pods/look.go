@@ -14,6 +14,7 @@ import (
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 	"github.com/switchyard-io/switchyard/dataplane/internal/xtables"
 	"github.com/switchyard-io/switchyard/internal/follow"
@@ -37,6 +38,9 @@ const (
 	mostLinks   = 64 // other namespaces that a namespace has devices in
 )
 
+// errNoCookie is what a look says on kernels before 5.14.
+var errNoCookie = errors.New("the kernel does not tell the network namespace's cookie")
+
 // findings is what one look into a namespace found.
 type findings struct {
 	cookie   uint64
@@ -50,7 +54,7 @@ type findings struct {
 	events   *follow.Follower // hears of changes to nftables; nil: there is no nf_tables, or no first look
 }
 
-// why is why the namespace is left to packets; "": it is not.
+// why returns why the namespace is left to packets. Empty means that it is not.
 func (f *findings) why() string {
 	switch {
 	case f.err != nil:
@@ -72,8 +76,11 @@ func (f *findings) why() string {
 func look(ns, node *os.File, first bool) findings {
 	out := findings{}
 	out.err = netns.Inside(ns, func() (err error) {
-		if out.cookie, err = netnsCookie(); err != nil {
+		if out.cookie, err = programs.NetnsCookie(); err != nil {
 			return err
+		}
+		if out.cookie == 0 {
+			return errNoCookie
 		}
 		if out.addrs, err = addresses(); err != nil {
 			return err
@@ -127,23 +134,7 @@ func Survey(cgroup string) (translated int, left map[string]int, err error) {
 	return translated, left, nil
 }
 
-// Not in package unix.
-const soNetnsCookie = 71
-
-func netnsCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("opening a socket: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, soNetnsCookie)
-	if err != nil {
-		return 0, fmt.Errorf("asking for the network namespace's cookie: %w", err)
-	}
-	return cookie, nil
-}
-
-// addresses are those of this thread's namespace by which clients are known: the
+// addresses returns those of this thread's namespace by which clients are known: the
 // first ones, if there are many.
 func addresses() ([]netip.Addr, error) {
 	var out []netip.Addr
@@ -199,7 +190,7 @@ func passesAnother(node *os.File) (another, bare bool, err error) {
 	return !slices.Contains(ends, id), bare, err
 }
 
-// namespaceID is the number that this thread's namespace has for another one; it
+// namespaceID returns the number that this thread's namespace has for another one; it
 // has one for each in which a listed device ends.
 func namespaceID(ns *os.File) (id uint32, err error) {
 	body := make([]byte, 4, 12) // struct rtgenmsg, padded

@@ -14,14 +14,9 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/internal/netns"
 	"github.com/switchyard-io/switchyard/internal/follow"
-)
-
-// What the programs read of a namespace (bpf/types.h).
-const (
-	valueTranslated uint32 = 1
-	valueLeft       uint32 = 2
 )
 
 const (
@@ -33,7 +28,6 @@ const (
 	forget       = 30 * time.Second       // before one that was not found is searched again
 	mostFresh    = 64                     // namespaces that one pass looks into
 	mostPass     = 5 * time.Second        // before a pass leaves further ones to the next
-	mostSpaces   = 4096                   // MAX_NAMESPACES of bpf/limits.h
 	quietUnseen  = time.Minute            // between two looks into one that could not be looked into
 	sinceForever = -time.Hour
 )
@@ -156,7 +150,7 @@ func (w *Watcher) pass(first bool) {
 			s.pid = pid
 			continue
 		}
-		if fresh++; fresh > mostFresh || count >= mostSpaces || time.Since(w.walked) > mostPass {
+		if fresh++; fresh > mostFresh || count >= int(w.namespaces.MaxEntries()) || time.Since(w.walked) > mostPass {
 			return // the next pass goes on, as the strangers stay
 		}
 		w.add(name, pid)
@@ -223,7 +217,7 @@ func (w *Watcher) foundLegacy(s *space, found bool, err error) {
 	w.write(s)
 }
 
-// all are the namespaces that are known.
+// all returns the namespaces that are known.
 func (w *Watcher) all() []*space {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -234,7 +228,7 @@ func (w *Watcher) all() []*space {
 	return out
 }
 
-// newStrangers are the cookies that programs met, are not known and were not
+// newStrangers returns the cookies that programs met, are not known and were not
 // searched lately.
 func (w *Watcher) newStrangers() ([]uint64, error) {
 	for cookie, at := range w.searched {
@@ -328,18 +322,18 @@ func (w *Watcher) look(s *space) {
 	w.write(s)
 }
 
-// write tells the programs of a namespace.
+// write writes for the programs whether a namespace is translated.
 func (w *Watcher) write(s *space) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s.cookie == 0 || s.gone {
 		return
 	}
-	value := valueLeft
+	value := programs.SockNamespaceNAMESPACE_LEFT
 	if s.why() == "" {
-		value = valueTranslated
+		value = programs.SockNamespaceNAMESPACE_TRANSLATED
 	}
-	var have uint32
+	var have programs.SockNamespace
 	if err := w.namespaces.Lookup(s.cookie, &have); err == nil && have == value {
 		return
 	}
@@ -387,7 +381,7 @@ func (w *Watcher) prune() {
 	}
 	w.mu.Unlock()
 	var cookie uint64
-	var value uint32
+	var value programs.SockNamespace
 	var gone []uint64
 	all := w.namespaces.Iterate()
 	for all.Next(&cookie, &value) {
@@ -400,7 +394,7 @@ func (w *Watcher) prune() {
 	}
 }
 
-// Status tells how many namespaces are translated, and how many are left to
+// Status returns how many namespaces are translated, and how many are left to
 // packets, by reason.
 func (w *Watcher) Status() (translated int, left map[string]int) {
 	w.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"github.com/mdlayher/netlink"
 
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/cgroups"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
@@ -40,16 +41,16 @@ func TestOverflow(t *testing.T) {
 	if err := s.events.SetBuffer(1); err != nil {
 		t.Fatal(err)
 	}
-	await := func(want uint32) {
+	await := func(want programs.SockNamespace) {
 		t.Helper()
-		var have uint32
+		var have programs.SockNamespace
 		for deadline := time.Now().Add(time.Minute); have != want; time.Sleep(10 * time.Millisecond) {
 			if err := namespaces.Lookup(cookie, &have); err != nil || time.Now().After(deadline) {
 				t.Fatalf("the map has %d, %v; want %d", have, err, want)
 			}
 		}
 	}
-	await(valueTranslated)
+	await(programs.SockNamespaceNAMESPACE_TRANSLATED)
 	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(8 << 20) }))
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +64,7 @@ func TestOverflow(t *testing.T) {
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	await(valueLeft)
+	await(programs.SockNamespaceNAMESPACE_LEFT)
 	for deadline := time.Now().Add(time.Minute); s.reason(w) != byNFTables; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("left to packets for %q, want %q", s.reason(w), byNFTables)
@@ -73,7 +74,7 @@ func TestOverflow(t *testing.T) {
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	await(valueTranslated)
+	await(programs.SockNamespaceNAMESPACE_TRANSLATED)
 }
 
 // reason is why the namespace is left to packets.

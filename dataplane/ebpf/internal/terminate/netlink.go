@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -19,6 +20,8 @@ type byNetlink struct {
 	gone map[netip.AddrPort]struct{}
 	n    int
 }
+
+func (*byNetlink) most() int { return math.MaxInt }
 
 func (b *byNetlink) begin(gone []Endpoint) error {
 	b.gone, b.n = map[netip.AddrPort]struct{}{}, 0

@@ -7,6 +7,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // byPrograms ends sockets in iterators (kernel 6.5).
@@ -36,12 +38,14 @@ func openPrograms(peers *ebpf.Map) (_ *byPrograms, err error) {
 	return b, nil
 }
 
+func (b *byPrograms) most() int { return int(b.objects.Gone.MaxEntries()) }
+
 func (b *byPrograms) begin(gone []Endpoint) error {
 	if err := b.empty(); err != nil {
 		return err
 	}
 	for _, e := range gone {
-		if err := b.objects.Gone.Put(toKey(e), uint32(0)); err != nil {
+		if err := b.objects.Gone.Put(e.Key(), uint32(0)); err != nil {
 			return fmt.Errorf("noting endpoint %s: %w", e.Addr, err)
 		}
 	}
@@ -50,8 +54,8 @@ func (b *byPrograms) begin(gone []Endpoint) error {
 
 // empty forgets the endpoints of before.
 func (b *byPrograms) empty() error {
-	var keys []terminateEndpointKey
-	var key terminateEndpointKey
+	var keys []programs.SockEndpointKey
+	var key programs.SockEndpointKey
 	var n uint32
 	all := b.objects.Gone.Iterate()
 	for all.Next(&key, &n) {
@@ -84,7 +88,7 @@ func (b *byPrograms) sockets() error {
 
 func (b *byPrograms) ended() (int, error) {
 	total := 0
-	var key terminateEndpointKey
+	var key programs.SockEndpointKey
 	var n uint32
 	all := b.objects.Gone.Iterate()
 	for all.Next(&key, &n) {

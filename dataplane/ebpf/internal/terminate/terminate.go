@@ -1,7 +1,6 @@
 package terminate
 
 import (
-	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -10,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 )
 
 // Endpoint is an endpoint that a Service port does not have any more.
@@ -27,6 +27,8 @@ type Terminator struct {
 
 // ender ends the sockets of the thread's network namespace.
 type ender interface {
+	// most returns how many endpoints it can look for in one pass over the sockets.
+	most() int
 	// begin says which endpoints are gone.
 	begin([]Endpoint) error
 	// sockets ends the TCP sockets.
@@ -35,10 +37,6 @@ type ender interface {
 	ended() (int, error)
 	close() error
 }
-
-// mostAtOnce is how many endpoints are looked for in one pass over the sockets:
-// MAX_GONE in bpf/terminate.c.
-const mostAtOnce = 4096
 
 // Open makes a Terminator for the processes below a cgroup. peers is the map of
 // that name of the socket hooks. Kernels before 6.5 cannot end a socket from an
@@ -56,7 +54,7 @@ func Open(peers *ebpf.Map, cgroup string, log *slog.Logger) (*Terminator, error)
 	return t, nil
 }
 
-// KnowsServices tells whether just the sockets are ended that asked for the
+// KnowsServices reports whether just the sockets are ended that asked for the
 // endpoint's Service; by netlink all are that are connected to the endpoint.
 func (t *Terminator) KnowsServices() bool {
 	_, netlink := t.end.(*byNetlink)
@@ -71,7 +69,7 @@ func (t *Terminator) Terminate(gone []Endpoint) (int, error) {
 	spaces, err := namespaces(t.cgroup)
 	errs := []error{err}
 	total := 0
-	for part := range slices.Chunk(gone, mostAtOnce) {
+	for part := range slices.Chunk(gone, t.end.most()) {
 		if err := t.end.begin(part); err != nil {
 			return total, errors.Join(append(errs, err)...)
 		}
@@ -86,12 +84,9 @@ func (t *Terminator) Terminate(gone []Endpoint) (int, error) {
 // Close frees the programs.
 func (t *Terminator) Close() error { return t.end.close() }
 
-func toKey(e Endpoint) terminateEndpointKey {
-	k := terminateEndpointKey{Service: e.Service, Protocol: uint8(e.Protocol)}
-	a := e.Addr.Addr().As16()
-	for i := range k.Addr.W {
-		k.Addr.W[i] = binary.NativeEndian.Uint32(a[4*i:])
+// Key returns the endpoint as the programs write it.
+func (e Endpoint) Key() programs.SockEndpointKey {
+	return programs.SockEndpointKey{
+		Service: e.Service, Protocol: uint8(e.Protocol), Addr: programs.ToAddr(e.Addr.Addr()), Port: programs.ToPort(e.Addr.Port()),
 	}
-	k.Port = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, e.Addr.Port()))
-	return k
 }

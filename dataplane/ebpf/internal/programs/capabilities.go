@@ -1,4 +1,4 @@
-package ebpf
+package programs
 
 import (
 	"fmt"
@@ -11,8 +11,8 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// needed are the capabilities that loading and attaching the programs takes.
-func needed() map[string]int {
+// NeededCapabilities returns the capabilities that loading and attaching the programs takes.
+func NeededCapabilities() map[string]int {
 	return map[string]int{"CAP_BPF": unix.CAP_BPF, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_PERFMON": unix.CAP_PERFMON}
 }
 
@@ -26,7 +26,7 @@ func checkCapabilities() error {
 		return fmt.Errorf("asking for this process's capabilities: %w", err)
 	}
 	has := func(c int) bool { return have[c/32].Effective&(1<<(c%32)) != 0 }
-	all := needed()
+	all := NeededCapabilities()
 	var lacks []string
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		// CAP_SYS_ADMIN stands for the two that were split off it in Linux 5.8.

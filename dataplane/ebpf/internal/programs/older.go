@@ -1,6 +1,7 @@
-package ebpf
+package programs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,11 +22,11 @@ import (
 // programs take no new connection once this agent serves, and go when those that
 // they have are over.
 const (
-	olderLook = 5 * time.Second  // how often its connections are counted
-	olderIdle = 5 * time.Minute  // a connection without a packet for so long is over
-	olderMost = 15 * time.Minute // how long connections may go on
+	OlderLook = 5 * time.Second // how often its connections are counted
+	OlderIdle = 5 * time.Minute // a connection without a packet for so long is over
+	OlderSeen = 56              // where an element of its connections map has the time of its last packet
 
-	olderSeen = 56 // where an element of its connections map has the time of its last packet
+	olderMost = 15 * time.Minute // how long connections may go on
 )
 
 // older is what agents of other schemas left.
@@ -39,8 +40,8 @@ type older struct {
 }
 
 // findOlder looks for it.
-func findOlder(d dirs, pinDir string, log *slog.Logger) (*older, error) {
-	all, err := schemasIn(pinDir)
+func findOlder(d Dirs, pinDir string, log *slog.Logger) (*older, error) {
+	all, err := SchemasIn(pinDir)
 	if err != nil {
 		return nil, err
 	}
@@ -54,14 +55,14 @@ func findOlder(d dirs, pinDir string, log *slog.Logger) (*older, error) {
 	return o, nil
 }
 
-// note is a map of an older schema that programs of ours can go on with; nil:
-// there is none.
+// note returns a map of an older schema that programs of ours can go on with. Nil
+// means that there is none.
 func (o *older) note(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	if !slices.Contains([]string{sockMapPeers, sockMapUdpFlows, sockMapUdpAnswers}, name) {
+	if !slices.Contains([]string{SockMapPeers, SockMapUdpFlows, SockMapUdpAnswers}, name) {
 		return nil, nil
 	}
-	for _, dir := range o.schemas {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "maps", name), nil)
+	for _, pin := range o.maps(name) {
+		m, err := ebpf.LoadPinnedMap(pin, nil)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -78,11 +79,16 @@ func (o *older) note(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return nil, nil
 }
 
-// links are where links of a name are pinned, the newest schema first.
-func (o *older) links(name string) []string {
+// links returns where links of a name are pinned, the newest schema first.
+func (o *older) links(name string) []string { return o.pins("links", name) }
+
+// maps returns where maps of a name are pinned, the newest schema first.
+func (o *older) maps(name string) []string { return o.pins("maps", name) }
+
+func (o *older) pins(part, name string) []string {
 	paths := make([]string, len(o.schemas))
 	for i, dir := range o.schemas {
-		paths[i] = filepath.Join(dir, "links", name)
+		paths[i] = filepath.Join(dir, part, name)
 	}
 	return paths
 }
@@ -120,7 +126,7 @@ func (o *older) retireSchema(dir string) error {
 		select {
 		case <-o.stop:
 			return nil
-		case <-time.After(olderLook):
+		case <-time.After(OlderLook):
 		}
 	}
 	o.left.Store(0)
@@ -135,33 +141,6 @@ func (o *older) retireSchema(dir string) error {
 func (o *older) close() {
 	close(o.stop)
 	o.done.Wait()
-}
-
-// emptyPinned removes all elements of a pinned map; it need not be there.
-func emptyPinned(path string) error {
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("opening map %s: %w", path, err)
-	}
-	defer func() { _ = m.Close() }()
-	return empty(m)
-}
-
-// empty removes all elements of a map.
-func empty(m *ebpf.Map) error {
-	var keys [][]byte
-	var key, value []byte
-	all := m.Iterate()
-	for all.Next(&key, &value) {
-		keys = append(keys, slices.Clone(key))
-	}
-	if err := all.Err(); err != nil {
-		return fmt.Errorf("reading the %s map: %w", mapName(m), err)
-	}
-	return removeEach(m, keys)
 }
 
 // recentlySeen counts the connections of v1's table that had a packet lately.
@@ -182,19 +161,15 @@ func recentlySeen(path string) (int, error) {
 	var key, value []byte
 	all := m.Iterate()
 	for all.Next(&key, &value) {
-		if len(value) < olderSeen+8 {
+		if len(value) < OlderSeen+8 {
 			continue
 		}
-		if seen := nativeUint64(value[olderSeen:]); seen != 0 && now.Nano()-int64(seen) < int64(olderIdle) {
+		if seen := binary.NativeEndian.Uint64(value[OlderSeen:]); seen != 0 && now.Nano()-int64(seen) < int64(OlderIdle) {
 			n++
 		}
 	}
 	return n, all.Err()
 }
-
-// filterPrefix starts the names of the filters that v1 attached to devices on
-// kernels without tcx.
-const filterPrefix = "switchyard_"
 
 // removeFilters removes them from all devices of this network namespace.
 func removeFilters() error {

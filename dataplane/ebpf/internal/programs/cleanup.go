@@ -1,21 +1,17 @@
-package ebpf
+package programs
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// cleanup detaches and unpins all that is ours, of every schema.
-func cleanup(o Options) error {
-	schemas, err := schemasIn(o.PinDir)
+// Cleanup detaches and unpins all that is ours, of every schema.
+func Cleanup(pinDir string) error {
+	schemas, err := SchemasIn(pinDir)
 	if err != nil {
 		return err
 	}
@@ -27,40 +23,19 @@ func cleanup(o Options) error {
 	if err := removeFilters(); err != nil {
 		return err
 	}
-	if err := os.Remove(o.PinDir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+	if err := os.Remove(pinDir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("removing the directory of pins: %w", err)
 	}
 	return nil
 }
 
-// removeLeft is cleanup where an earlier agent left something. Every schema has a
+// RemoveLeft cleans up if an earlier agent left something. Every schema has a
 // directory of pins.
-func removeLeft(o Options) error {
-	if schemas, err := schemasIn(o.PinDir); err != nil || len(schemas) == 0 {
+func RemoveLeft(pinDir string) error {
+	if schemas, err := SchemasIn(pinDir); err != nil || len(schemas) == 0 {
 		return err
 	}
-	return cleanup(o)
-}
-
-// schemasIn returns the directories of all schemas that are pinned, the newest
-// last. Whatever else is there is not ours.
-func schemasIn(pinDir string) ([]string, error) {
-	entries, err := os.ReadDir(pinDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("looking for pins: %w", err)
-	}
-	dirs, numbers := []string{}, map[string]uint64{}
-	for _, e := range entries {
-		digits, ok := strings.CutPrefix(e.Name(), "v")
-		number, err := strconv.ParseUint(digits, 10, 32)
-		if !ok || err != nil || !e.IsDir() {
-			continue
-		}
-		dir := filepath.Join(pinDir, e.Name())
-		dirs, numbers[dir] = append(dirs, dir), number
-	}
-	slices.SortFunc(dirs, func(a, b string) int { return cmp.Compare(numbers[a], numbers[b]) })
-	return dirs, nil
+	return Cleanup(pinDir)
 }
 
 // removeSchema detaches the links that are pinned below a directory and removes
@@ -97,4 +72,31 @@ func removeSchema(dir string) error {
 		return fmt.Errorf("removing the directory of pins: %w", err)
 	}
 	return nil
+}
+
+// Find returns what is pinned of every schema.
+func Find(pinDir string) ([]string, error) {
+	schemas, err := SchemasIn(pinDir)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, dir := range schemas {
+		links, linksErr := pinsIn(filepath.Join(dir, "links"))
+		maps, mapsErr := pinsIn(filepath.Join(dir, "maps"))
+		err = errors.Join(err, linksErr, mapsErr)
+		out = append(out, fmt.Sprintf("%d attached programs and %d maps in %s", links, maps, dir))
+	}
+	return out, err
+}
+
+func pinsIn(dir string) (int, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("looking for pins: %w", err)
+	}
+	return len(entries), nil
 }

@@ -1,4 +1,4 @@
-package ebpf
+package programs
 
 import (
 	"errors"
@@ -11,10 +11,10 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// cgroupRoot is the cgroup v2 directory at or below dir; "": wherever cgroup v2
+// CgroupRoot returns the cgroup v2 directory at or below dir; "": wherever cgroup v2
 // is mounted. On hybrid hosts that is not /sys/fs/cgroup itself but a directory
 // in it.
-func cgroupRoot(dir string) (string, error) {
+func CgroupRoot(dir string) (string, error) {
 	if dir == "" {
 		return findCgroupRoot()
 	}
@@ -25,7 +25,7 @@ func cgroupRoot(dir string) (string, error) {
 	if uint32(st.Type) == unix.CGROUP2_SUPER_MAGIC {
 		return dir, nil
 	}
-	mounted, err := cgroupMounts()
+	mounted, err := CgroupMounts()
 	if err != nil {
 		return "", err
 	}
@@ -37,9 +37,9 @@ func cgroupRoot(dir string) (string, error) {
 	return "", fmt.Errorf("%s is no cgroup v2 directory and has none below it: %w", dir, dataplane.ErrUnsupported)
 }
 
-// findCgroupRoot is where cgroup v2 is mounted.
+// findCgroupRoot returns where cgroup v2 is mounted.
 func findCgroupRoot() (string, error) {
-	mounted, err := cgroupMounts()
+	mounted, err := CgroupMounts()
 	if err != nil {
 		return "", err
 	}
@@ -49,8 +49,8 @@ func findCgroupRoot() (string, error) {
 	return mounted[0], nil
 }
 
-// cgroupMounts are the places where cgroup v2 is mounted.
-func cgroupMounts() ([]string, error) {
+// CgroupMounts returns the places where cgroup v2 is mounted.
+func CgroupMounts() ([]string, error) {
 	mounts, err := os.ReadFile("/proc/mounts")
 	if err != nil {
 		return nil, fmt.Errorf("looking for cgroup v2: %w", err)
@@ -68,9 +68,9 @@ func cgroupMounts() ([]string, error) {
 // number of its own (PROC_CGROUP_INIT_INO).
 const firstCgroups = "cgroup:[4026531835]"
 
-// narrowCgroup says what it means that cgroup v2 was found inside a cgroup namespace
+// NarrowCgroup says what it means that cgroup v2 was found inside a cgroup namespace
 // of this process's own, as a pod has one; "": it is in the machine's first one.
-func narrowCgroup(root string) string {
+func NarrowCgroup(root string) string {
 	name, err := os.Readlink("/proc/thread-self/ns/cgroup")
 	if err != nil || name == firstCgroups {
 		return ""
@@ -79,7 +79,7 @@ func narrowCgroup(root string) string {
 		"--ebpf-cgroup-root names the host's /sys/fs/cgroup, mounted there", root)
 }
 
-// cgroupID is the number by which the kernel knows a cgroup.
+// cgroupID returns the number by which the kernel knows a cgroup.
 func cgroupID(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -91,10 +91,10 @@ func cgroupID(path string) (uint64, error) {
 // Not in package unix.
 const soNetnsCookie = 71
 
-// netnsCookie is the number of this thread's network namespace that no other
+// NetnsCookie returns the number of this thread's network namespace that no other
 // has; 0 where the kernel (before 5.14) does not tell: then it is taken to be
 // the first one.
-func netnsCookie() (uint64, error) {
+func NetnsCookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("asking for the network namespace's cookie: %w", err)

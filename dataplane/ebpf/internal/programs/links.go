@@ -1,4 +1,4 @@
-package ebpf
+package programs
 
 import (
 	"errors"
@@ -9,18 +9,17 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
-
-	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/pods"
 )
 
-// hook is a socket program and where it belongs.
-type hook struct {
-	name string // of the program and of its pinned link
-	at   ebpf.AttachType
+// Hook is a socket program and where it belongs.
+type Hook struct {
+	Name string // of the program and of its pinned link
+	At   ebpf.AttachType
 }
 
-func hooks() []hook {
-	return []hook{
+// Hooks returns the hooks in the order in which programs are attached.
+func Hooks() []Hook {
+	return []Hook{
 		// What translates back comes first: no answer shows the endpoint's address.
 		{"sock_getpeername4", ebpf.AttachCgroupInet4GetPeername},
 		{"sock_getpeername6", ebpf.AttachCgroupInet6GetPeername},
@@ -36,20 +35,20 @@ func hooks() []hook {
 	}
 }
 
-// attachSockets makes every hook run its program: by a new link, or by a
+// attachHooks makes every hook run its program: by a new link, or by a
 // pinned one, whose program is replaced in one step.
-func (b *sockets) attachSockets() error {
-	for _, h := range hooks() {
-		if err := b.attachHook(h); err != nil {
-			return fmt.Errorf("attaching %s to cgroup %s: %w", h.name, b.opts.CgroupRoot, err)
+func (p *Programs) attachHooks() error {
+	for _, h := range Hooks() {
+		if err := p.attachHook(h); err != nil {
+			return fmt.Errorf("attaching %s to cgroup %s: %w", h.Name, p.CgroupRoot, err)
 		}
 	}
 	return nil
 }
 
-func (b *sockets) attachHook(h hook) error {
-	path := filepath.Join(b.dirs.links, h.name)
-	prog := b.programs.Programs[h.name]
+func (p *Programs) attachHook(h Hook) error {
+	path := filepath.Join(p.Dirs.Links, h.Name)
+	prog := p.Collection.Programs[h.Name]
 	attached := false
 	var olds []link.Link // of no use; they go after the new one is there
 	defer func() {
@@ -57,7 +56,7 @@ func (b *sockets) attachHook(h hook) error {
 			_ = l.Close()
 		}
 	}()
-	elsewhere := b.older.links(h.name)
+	elsewhere := p.older.links(h.Name)
 	for _, pin := range append([]string{path}, elsewhere...) {
 		if attached {
 			break
@@ -70,7 +69,7 @@ func (b *sockets) attachHook(h hook) error {
 			return fmt.Errorf("opening its link: %w", err)
 		}
 		olds = append(olds, old)
-		if attached, err = b.reuse(old, prog); err != nil {
+		if attached, err = p.reuse(old, prog); err != nil {
 			return err
 		}
 		if attached && pin != path {
@@ -80,7 +79,7 @@ func (b *sockets) attachHook(h hook) error {
 		}
 	}
 	if !attached {
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: b.opts.CgroupRoot, Attach: h.at, Program: prog})
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: p.CgroupRoot, Attach: h.At, Program: prog})
 		if err != nil {
 			return err
 		}
@@ -108,16 +107,16 @@ func replacePin(l link.Link, path string) error {
 }
 
 // reuse makes an old link run the program. false: it is of no use.
-func (b *sockets) reuse(l link.Link, prog *ebpf.Program) (bool, error) {
+func (p *Programs) reuse(l link.Link, prog *ebpf.Program) (bool, error) {
 	info, err := l.Info()
 	if err != nil {
 		return false, fmt.Errorf("asking for its link: %w", err)
 	}
 	cgroup := info.Cgroup()
-	if cgroup == nil || cgroup.CgroupId != b.cgroupID {
+	if cgroup == nil || cgroup.CgroupId != p.cgroupID {
 		return false, nil
 	}
-	if id, ok := programID(prog); ok && info.Program == id {
+	if id, ok := ProgramID(prog); ok && info.Program == id {
 		return true, nil
 	}
 	if err := l.Update(prog); err != nil {
@@ -126,7 +125,8 @@ func (b *sockets) reuse(l link.Link, prog *ebpf.Program) (bool, error) {
 	return true, nil
 }
 
-func programID(p *ebpf.Program) (ebpf.ProgramID, bool) {
+// ProgramID returns the number by which the kernel knows a program, if it does.
+func ProgramID(p *ebpf.Program) (ebpf.ProgramID, bool) {
 	info, err := p.Info()
 	if err != nil {
 		return 0, false
@@ -154,67 +154,79 @@ func detach(path string) error {
 	return nil
 }
 
-// attach makes the kernel run the programs, once the maps are filled. check:
-// see that it still does.
-func (b *sockets) attach(check bool) error {
-	if b.attached && !check {
-		return nil
-	}
-	if err := b.keepPins(); err != nil {
-		return err
-	}
-	if !b.attached {
-		b.moveNotes() // the programs that noted it until now are replaced next
-	}
-	if err := b.attachSockets(); err != nil {
-		return err
-	}
-	if b.attached {
-		return nil
-	}
-	b.attached = true
-	if err := b.adoptMaps(); err != nil {
-		return err
-	}
-	b.older.retire()
-	if b.modeFlags&askNamespaces != 0 {
-		b.pods = pods.Start(b.opts.CgroupRoot, b.all[sockMapNamespaces], b.all[sockMapStrangers], b.cfg.Log)
-		b.watching.Store(b.pods)
-	}
-	return nil
-}
-
-// checkAttached is an error where a hook does not run our program, or a map is not
+// Check returns an error if a hook does not run our program, or a map is not
 // pinned, by which the next agent finds it.
-func (b *sockets) checkAttached() error {
-	if !b.attached {
+func (p *Programs) Check() error {
+	if !p.Attached {
 		return nil
 	}
 	var errs []error
-	for _, h := range hooks() {
-		errs = append(errs, b.checkHook(h))
+	for _, h := range Hooks() {
+		errs = append(errs, p.checkHook(h))
 	}
-	for name := range b.all {
-		if b.toAdopt[name] == nil {
-			errs = append(errs, b.checkPin(name))
+	for name := range p.Maps {
+		if p.toAdopt[name] == nil {
+			errs = append(errs, p.checkPin(name))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (b *sockets) checkHook(h hook) error {
-	l, err := link.LoadPinnedLink(filepath.Join(b.dirs.links, h.name), nil)
+func (p *Programs) checkHook(h Hook) error {
+	l, err := link.LoadPinnedLink(filepath.Join(p.Dirs.Links, h.Name), nil)
 	if err != nil {
-		return fmt.Errorf("%s is not attached: %w", h.name, err)
+		return fmt.Errorf("%s is not attached: %w", h.Name, err)
 	}
 	info, err := l.Info()
 	if err = errors.Join(err, l.Close()); err != nil {
-		return fmt.Errorf("asking for the link of %s: %w", h.name, err)
+		return fmt.Errorf("asking for the link of %s: %w", h.Name, err)
 	}
 	cgroup := info.Cgroup()
-	id, ok := programID(b.programs.Programs[h.name])
-	if cgroup == nil || cgroup.CgroupId != b.cgroupID || ok && info.Program != id {
-		return fmt.Errorf("%s is not attached to cgroup %s any more", h.name, b.opts.CgroupRoot)
+	id, ok := ProgramID(p.Collection.Programs[h.Name])
+	if cgroup == nil || cgroup.CgroupId != p.cgroupID || ok && info.Program != id {
+		return fmt.Errorf("%s is not attached to cgroup %s any more", h.Name, p.CgroupRoot)
+	}
+	return nil
+}
+
+// Expectation is what an Attach left at the hooks.
+type Expectation struct {
+	links    string // directory of their pins
+	cgroupID uint64
+	programs map[string]uint32 // ids by hook; 0: the kernel does not tell
+}
+
+// Expect returns what the hooks must run from now on. Nil means nothing yet.
+func (p *Programs) Expect() *Expectation {
+	if !p.Attached {
+		return nil
+	}
+	e := &Expectation{links: p.Dirs.Links, cgroupID: p.cgroupID, programs: map[string]uint32{}}
+	for _, h := range Hooks() {
+		id, _ := ProgramID(p.Collection.Programs[h.Name])
+		e.programs[h.Name] = uint32(id)
+	}
+	return e
+}
+
+// errDetached says that a hook does not run our program.
+var errDetached = errors.New("a hook does not run our program")
+
+// Check opens each pinned link and asks what it runs.
+func (e *Expectation) Check() error {
+	for name, program := range e.programs {
+		l, err := link.LoadPinnedLink(filepath.Join(e.links, name), nil)
+		if err != nil {
+			return err
+		}
+		info, err := l.Info()
+		if err = errors.Join(err, l.Close()); err != nil {
+			return err
+		}
+		cgroup := info.Cgroup()
+		if cgroup == nil || cgroup.CgroupId != e.cgroupID || program != 0 && uint32(info.Program) != program {
+			return errDetached
+		}
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package ebpf
+package programs
 
 import (
 	"os"
@@ -21,12 +21,12 @@ func TestSchemasIn(t *testing.T) {
 	if err := os.Symlink("vendor", filepath.Join(dir, "v8")); err != nil {
 		t.Fatal(err)
 	}
-	got, err := schemasIn(dir)
+	got, err := SchemasIn(dir)
 	want := []string{filepath.Join(dir, "v2"), filepath.Join(dir, "v9"), filepath.Join(dir, "v10")}
 	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("schemasIn gives %q, %v; want %q", got, err, want)
+		t.Errorf("SchemasIn gives %q, %v; want %q", got, err, want)
 	}
-	if got, err := schemasIn(filepath.Join(dir, "none")); err != nil || len(got) > 0 {
+	if got, err := SchemasIn(filepath.Join(dir, "none")); err != nil || len(got) > 0 {
 		t.Errorf("without a directory: %q, %v", got, err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/programs"
 	"github.com/switchyard-io/switchyard/dataplane/ebpf/internal/terminate"
 )
 
@@ -203,11 +204,11 @@ func TestSocketsThatWentElsewhereGoOn(t *testing.T) {
 	stays := connected(unix.SOCK_STREAM)
 	// The note of the second is still there, as if it had left the cgroup meanwhile.
 	sockets := map[string]int{"TCP": moved(unix.SOCK_STREAM), "TCP, noted": moved(unix.SOCK_STREAM), "UDP": moved(unix.SOCK_DGRAM)}
-	var note sockPeer
-	if err := b.sockets.all[sockMapPeers].Lookup(uint32(stays), &note); err != nil {
+	var note programs.SockPeer
+	if err := b.sockets.programs.Maps[programs.SockMapPeers].Lookup(uint32(stays), &note); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.sockets.all[sockMapPeers].Put(uint32(sockets["TCP, noted"]), note); err != nil {
+	if err := b.sockets.programs.Maps[programs.SockMapPeers].Put(uint32(sockets["TCP, noted"]), note); err != nil {
 		t.Fatal(err)
 	}
 	mustSync(t, b, before, after)
@@ -242,11 +243,11 @@ func TestSocketsThatWentElsewhereGoOn(t *testing.T) {
 func TestNobodyLooksForSocketsThatNeverWere(t *testing.T) {
 	b := openBackend(t, testOptions(t))
 	mustSync(t, b, nil, snapshot(web("a", "10.96.0.1:80", "10.40.1.1:80")))
-	id := b.sockets.records[portOf("a", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:80", nil)).ID].master.Id
+	id := b.sockets.held.ports[portOf("a", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.1:80", nil)).ID].master.Id
 	gone := func() []terminate.Endpoint {
 		return []terminate.Endpoint{{Service: id, Protocol: dataplane.TCP, Addr: netip.MustParseAddrPort("10.40.1.1:80")}}
 	}
-	blind := &ender{connected: b.sockets.all[sockMapConnected]} // it would fall over a nil Terminator
+	blind := &ender{connected: b.sockets.programs.Maps[programs.SockMapConnected]} // it would fall over a nil Terminator
 	if n, err := blind.terminate(gone()); n != 0 || err != nil {
 		t.Errorf("ended %d sockets, %v", n, err)
 	}

@@ -1,6 +1,7 @@
-package ebpf
+package programs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,56 +16,31 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane"
 )
 
-// schema is in the path of everything pinned. It changes when a structure of
-// bpf/types.h does.
-const schema = "v2"
-
-// dirs are where maps and links are pinned.
-type dirs struct{ root, maps, links string }
-
-func makeDirs(pinDir string) dirs {
-	root := filepath.Join(pinDir, schema)
-	return dirs{root: root, maps: filepath.Join(root, "maps"), links: filepath.Join(root, "links")}
-}
-
-// tables are the maps that Sync writes.
-type tables struct {
-	frontends, services, slots, addresses, settings *ebpf.Map
-}
-
-// ruled are the names of the maps that Sync writes. They are reused all or none:
-// they refer to each other.
-func ruled() []string {
-	return []string{sockMapFrontends, sockMapServices, sockMapSlots, sockMapNodeAddresses, sockMapSettings}
-}
-
 // setSizes puts the options into the maps' specifications. The maps of Services
 // are twice as large as what the options allow, as a Sync adds before it deletes.
 // None of them allocates ahead.
 func setSizes(specs map[string]*ebpf.MapSpec, o Options) {
 	for name, n := range map[string]int{
-		sockMapFrontends:  2 * o.MaxFrontends,
-		sockMapServices:   2 * o.MaxFrontends,
-		sockMapSlots:      2 * o.MaxEndpoints,
-		sockMapAffinity:   o.MaxAffinity,
-		sockMapUdpFlows:   o.MaxAffinity,
-		sockMapUdpAnswers: o.MaxAffinity,
+		SockMapFrontends:  2 * o.MaxFrontends,
+		SockMapServices:   2 * o.MaxFrontends,
+		SockMapSlots:      2 * o.MaxEndpoints,
+		SockMapAffinity:   o.MaxAffinity,
+		SockMapUdpFlows:   o.MaxAffinity,
+		SockMapUdpAnswers: o.MaxAffinity,
 	} {
-		if s := specs[name]; s != nil {
-			s.MaxEntries = uint32(n)
-		}
+		specs[name].MaxEntries = uint32(n)
 	}
 }
 
 // openMaps opens the pinned maps that fit their specifications and makes the
-// others anew. New ones get pinned when all programs are loaded (pinMaps), or
+// others again. New ones get pinned when all programs are loaded (Pin), or
 // where others are in their place when the programs that use those are replaced
 // (adoptMaps).
-func (b *sockets) openMaps(specs map[string]*ebpf.MapSpec) error {
+func (p *Programs) openMaps(specs map[string]*ebpf.MapSpec) error {
 	fits := true
 	pinned := map[string]*ebpf.Map{}
 	for name, spec := range specs {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, name), nil)
+		m, err := ebpf.LoadPinnedMap(filepath.Join(p.Dirs.Maps, name), nil)
 		if errors.Is(err, os.ErrNotExist) {
 			fits = fits && !slices.Contains(ruled(), name)
 			continue
@@ -80,39 +56,39 @@ func (b *sockets) openMaps(specs map[string]*ebpf.MapSpec) error {
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
 		spec, old := specs[name], pinned[name]
 		if old != nil && spec.Compatible(old) == nil && (fits || !slices.Contains(ruled(), name)) {
-			b.all[name] = old
+			p.Maps[name] = old
 			continue
 		}
-		m, err := b.older.note(name, spec)
+		m, err := p.older.note(name, spec)
 		if m == nil && err == nil {
 			m, err = ebpf.NewMap(spec)
 		}
 		if err != nil {
 			return fmt.Errorf("making the %s map: %w", name, err)
 		}
-		b.all[name] = m
+		p.Maps[name] = m
 		if old != nil {
-			b.cfg.Log.Info("a pinned map has another shape than is wanted now; a new one takes its place", "map", name)
-			b.toAdopt[name] = old
+			p.log.Info("a pinned map has another shape than is wanted now; a new one takes its place", "map", name)
+			p.toAdopt[name] = old
 			if slices.Contains(ruled(), name) {
 				moveEntries(old, m, always)
 			}
 			continue
 		}
-		b.toPin = append(b.toPin, name)
+		p.toPin = append(p.toPin, name)
 	}
 	return nil
 }
 
-// pinMaps pins the new maps where nothing is in their place.
-func (b *sockets) pinMaps() error {
-	for _, d := range []string{b.dirs.maps, b.dirs.links} {
+// Pin pins the new maps where nothing is in their place.
+func (p *Programs) Pin() error {
+	for _, d := range []string{p.Dirs.Maps, p.Dirs.Links} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("making the directory of pins: %w", err)
 		}
 	}
-	for _, name := range b.toPin {
-		if err := b.all[name].Pin(filepath.Join(b.dirs.maps, name)); err != nil {
+	for _, name := range p.toPin {
+		if err := p.Maps[name].Pin(filepath.Join(p.Dirs.Maps, name)); err != nil {
 			return fmt.Errorf("pinning the %s map: %w", name, err)
 		}
 	}
@@ -121,43 +97,43 @@ func (b *sockets) pinMaps() error {
 
 // keepPins pins the maps again whose pins somebody has removed or replaced,
 // directories and all. An agent that starts later finds them by their pins.
-func (b *sockets) keepPins() error {
-	for _, d := range []string{b.dirs.maps, b.dirs.links} {
+func (p *Programs) keepPins() error {
+	for _, d := range []string{p.Dirs.Maps, p.Dirs.Links} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("making the directory of pins: %w", err)
 		}
 	}
-	for name := range b.all {
-		if b.toAdopt[name] != nil || b.checkPin(name) == nil {
+	for name := range p.Maps {
+		if p.toAdopt[name] != nil || p.checkPin(name) == nil {
 			continue
 		}
-		if err := b.pinAgain(name); err != nil {
+		if err := p.pinAgain(name); err != nil {
 			return fmt.Errorf("pinning the %s map again: %w", name, err)
 		}
 	}
 	return nil
 }
 
-func (b *sockets) pinAgain(name string) error {
-	again, err := b.all[name].Clone() // the map counts as pinned there, so that it would not do it again
+func (p *Programs) pinAgain(name string) error {
+	again, err := p.Maps[name].Clone() // the map counts as pinned there, so that it would not do it again
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(b.dirs.maps, name)
+	path := filepath.Join(p.Dirs.Maps, name)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return errors.Join(err, again.Close())
 	}
 	return errors.Join(again.Pin(path), again.Close())
 }
 
-// checkPin is an error where our map of a name is not pinned.
-func (b *sockets) checkPin(name string) error {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(b.dirs.maps, name), nil)
+// checkPin returns an error if our map of a name is not pinned.
+func (p *Programs) checkPin(name string) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(p.Dirs.Maps, name), nil)
 	if err != nil {
 		return fmt.Errorf("the %s map is not pinned: %w", name, err)
 	}
 	have, err := mapID(m)
-	want, wantErr := mapID(b.all[name])
+	want, wantErr := mapID(p.Maps[name])
 	if err = errors.Join(err, wantErr, m.Close()); err != nil {
 		return fmt.Errorf("asking for the %s map: %w", name, err)
 	}
@@ -203,17 +179,19 @@ func always([]byte, []byte) bool { return true }
 // newerNote compares two notes of one key. Those whose time is noted begin with it;
 // of the others one is as good as the other.
 func newerNote(name string) func(moved, there []byte) bool {
-	timed := slices.Contains([]string{sockMapAffinity, sockMapUdpFlows, sockMapUdpAnswers}, name)
-	return func(moved, there []byte) bool { return timed && nativeUint64(moved) > nativeUint64(there) }
+	timed := slices.Contains([]string{SockMapAffinity, SockMapUdpFlows, SockMapUdpAnswers}, name)
+	return func(moved, there []byte) bool {
+		return timed && binary.NativeEndian.Uint64(moved) > binary.NativeEndian.Uint64(there)
+	}
 }
 
 // moveNotes copies what the programs noted themselves (affinity, flows) to the
 // maps that take over. It may be done again: hooks that run the new programs
 // already note in the new maps, the others in the old ones.
-func (b *sockets) moveNotes() {
-	for name, old := range b.toAdopt {
+func (p *Programs) moveNotes() {
+	for name, old := range p.toAdopt {
 		if !slices.Contains(ruled(), name) {
-			moveEntries(old, b.all[name], newerNote(name))
+			moveEntries(old, p.Maps[name], newerNote(name))
 		}
 	}
 }
@@ -221,59 +199,31 @@ func (b *sockets) moveNotes() {
 // adoptMaps pins the maps that replace others, now that no program of ours uses
 // those, and takes along what was noted last. A crash in between leaves the
 // kernel forwarding and makes the next start do this again.
-func (b *sockets) adoptMaps() error {
-	b.moveNotes()
-	for name, old := range b.toAdopt {
-		path := filepath.Join(b.dirs.maps, name)
+func (p *Programs) adoptMaps() error {
+	p.moveNotes()
+	for name, old := range p.toAdopt {
+		path := filepath.Join(p.Dirs.Maps, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("unpinning the old %s map: %w", name, err)
 		}
-		if err := b.all[name].Pin(path); err != nil {
+		if err := p.Maps[name].Pin(path); err != nil {
 			return fmt.Errorf("pinning the %s map: %w", name, err)
 		}
 		_ = old.Close()
-		delete(b.toAdopt, name)
+		delete(p.toAdopt, name)
 	}
 	return nil
 }
 
-// load makes the programs of a specification, on the maps of b.all.
-func (b *sockets) load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	replace := map[string]*ebpf.Map{}
-	for name := range spec.Maps {
-		if m := b.all[name]; m != nil {
-			replace[name] = m
-		}
-	}
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
-	var refused *ebpf.VerifierError
-	if errors.As(err, &refused) {
-		return nil, fmt.Errorf("this kernel's verifier refuses a program: %w: %w", err, dataplane.ErrUnsupported)
-	}
-	return c, err
-}
-
-// ownMaps are the maps of a specification that are not the compiler's.
+// ownMaps returns the maps of a specification that are not the compiler's.
 func ownMaps(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 	own := maps.Clone(spec.Maps)
 	maps.DeleteFunc(own, func(name string, _ *ebpf.MapSpec) bool { return strings.HasPrefix(name, ".") })
 	return own
 }
 
-// setVariable sets a constant of the programs, where they have it.
-func setVariable(spec *ebpf.CollectionSpec, name string, value any) error {
-	v := spec.Variables[name]
-	if v == nil {
-		return nil
-	}
-	if err := v.Set(value); err != nil {
-		return fmt.Errorf("setting %s: %w", name, err)
-	}
-	return nil
-}
-
-// checkBPFFS sees that things can be pinned in a directory.
-func checkBPFFS(dir string) error {
+// CheckBPFFS sees that things can be pinned in a directory.
+func CheckBPFFS(dir string) error {
 	for {
 		var st unix.Statfs_t
 		err := unix.Statfs(dir, &st)
