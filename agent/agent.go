@@ -118,7 +118,7 @@ func Run(ctx context.Context, o *config.Options, version string) error {
 	}
 	a := New(Parts{Flags: o, Config: c, Version: version, Backends: Backends{catalog.Drivers, catalog.Layers}})
 	for _, w := range c.Warnings {
-		a.log.Warn(w)
+		a.log.Warn("a part of the configuration does not count", "reason", w)
 	}
 	for _, d := range c.Deprecated() {
 		a.log.Warn("a setting of an older version", "setting", d)

@@ -11,7 +11,8 @@ import (
 // and did all for a number of others: a *FamilyError, or another error if there
 // were no others; nil: none failed.
 func NewFamilyError(failed []FamilyFailure, well int) error {
-	e := &FamilyError{Failed: slices.SortedFunc(slices.Values(failed), func(a, b FamilyFailure) int { return cmp.Compare(a.Family, b.Family) })}
+	byFamily := func(a, b FamilyFailure) int { return cmp.Compare(a.Family, b.Family) }
+	e := &FamilyError{Failed: slices.SortedFunc(slices.Values(failed), byFamily)}
 	switch {
 	case len(failed) == 0:
 		return nil

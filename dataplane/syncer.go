@@ -153,7 +153,11 @@ func NewSyncer(b Backend, cfg SyncerConfig) *Syncer {
 	if cfg.AuditInterval == 0 {
 		cfg.AuditInterval = time.Minute
 	}
-	return &Syncer{backend: b, traits: TraitsOf(b), cfg: cfg, poke: make(chan struct{}, 1), looks: make(chan look, 1), asks: make(chan func(context.Context)), refused: refusals{ports: map[PortID]refusal{}}, faults: faults{}}
+	return &Syncer{
+		backend: b, traits: TraitsOf(b), cfg: cfg,
+		poke: make(chan struct{}, 1), looks: make(chan look, 1), asks: make(chan func(context.Context)),
+		refused: refusals{ports: map[PortID]refusal{}}, faults: faults{},
+	}
 }
 
 // Submit makes s the wanted state. It never blocks; the newest wins.
@@ -431,7 +435,8 @@ func (s *Syncer) settle(target *Snapshot, held []PortID, err error, now time.Tim
 	if err != nil && !ok {
 		s.inForce = nil
 		s.failures++
-		s.cfg.Log.Error("programming the kernel failed; what it forwarded stays, and the next try repairs it", "error", err, "failures", s.failures)
+		s.cfg.Log.Error("programming the kernel failed; what it forwarded stays, and the next try repairs it",
+			"error", err, "failures", s.failures)
 		return nil, err
 	}
 	if partial != nil {

@@ -54,7 +54,8 @@ func (s *Syncer) Verify(ctx context.Context, repair bool) (Verification, error) 
 		if err != nil || !repair || len(v.Differences) == 0 {
 			return err
 		}
-		s.cfg.Log.Warn("the kernel is not as wanted; repairing it on request", "differences", len(v.Differences), "first", firstFew(v.Differences))
+		s.cfg.Log.Warn("the kernel is not as wanted; repairing it on request",
+			"differences", len(v.Differences), "first", firstFew(v.Differences))
 		s.inForce = nil
 		if err := s.syncOnce(ctx); s.inForce == nil { // not even in part
 			return err

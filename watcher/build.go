@@ -147,7 +147,8 @@ func (w *Watcher) rebuild() (put []*dataplane.ServicePort, remove []dataplane.Po
 }
 
 func equalNode(a, b *dataplane.Node) bool {
-	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) && slices.Equal(a.Bound, b.Bound) && slices.Equal(a.Everywhere, b.Everywhere) &&
+	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.NodePorts, b.NodePorts) &&
+		slices.Equal(a.Bound, b.Bound) && slices.Equal(a.Everywhere, b.Everywhere) &&
 		slices.Equal(a.LocalPods.CIDRs, b.LocalPods.CIDRs) && a.LocalPods.Interface == b.LocalPods.Interface &&
 		a.LocalPods.InterfacePrefix == b.LocalPods.InterfacePrefix
 }

@@ -47,7 +47,8 @@ func (w *Watcher) Explain(match func(facts.Name) bool) []policy.Explained {
 
 func (w *Watcher) explain(s *service, port int, family dataplane.Family) policy.Explained {
 	x := policy.Explain(s.facts, s.facts.Ports[port], family, s.slices, w.env)
-	if i, ok := slices.BinarySearchFunc(s.ports, x.ID, func(p *dataplane.ServicePort, id dataplane.PortID) int { return p.ID.Compare(id) }); ok {
+	byID := func(p *dataplane.ServicePort, id dataplane.PortID) int { return p.ID.Compare(id) }
+	if i, ok := slices.BinarySearchFunc(s.ports, x.ID, byID); ok {
 		x.Built = s.ports[i]
 	}
 	return x

@@ -56,7 +56,10 @@ func (l *losses) write(lost []Loss) {
 		names = append(names, one.loser.name())
 	}
 	first := lost[0]
-	args := []any{"address", first.address.addr.String(), "protocol", first.address.protocol.String(), "holder", first.holder.name(), "without", names}
+	args := []any{
+		"address", first.address.addr.String(), "protocol", first.address.protocol.String(),
+		"holder", first.holder.name(), "without", names,
+	}
 	if more := len(lost) - len(names); more > 0 {
 		args = append(args, "more", more)
 	}

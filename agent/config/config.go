@@ -1,9 +1,14 @@
-// Package config is KubeProxyConfiguration or flags in, the agent's settings out.
+// Package config turns flags and kube-proxy's configuration into the agent's
+// settings.
 //
 // It reads kube-proxy's configuration (kubeproxy.config.k8s.io/v1alpha1) as
-// kube-proxy does, beside a document of our own for what only Switchyard has.
-// Flags fill the same two documents, so that there is one way from what an
-// operator says to what the agent does.
+// kube-proxy does, and a document of our own for what only Switchyard has. Flags
+// fill the same two documents, so that there is one way from what an operator
+// sets to what the agent does.
+//
+// A setting is a row in table.go: its flag, its path in a document, its value,
+// default, rule and help. Flags, defaults, validation and messages about
+// settings that mean nothing all read the rows.
 package config
 
 import (

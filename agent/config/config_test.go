@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -134,7 +135,7 @@ func TestEveryField(t *testing.T) {
 		t.Fatal(err)
 	}
 	said := differing(&Default().KubeProxy, &c.KubeProxy)
-	for _, path := range leaves(t) {
+	for _, path := range leaves(reflect.TypeFor[kubeproxy.KubeProxyConfiguration]()) {
 		if !slices.ContainsFunc(said, func(s string) bool { return s == path || strings.HasPrefix(s, path+".") }) {
 			t.Errorf("testdata/every-field.yaml does not set %s", path)
 		}
@@ -195,6 +196,12 @@ func TestFlagsBesideFiles(t *testing.T) {
 			return c.Switchyard.VerifyInterval.Duration == 10*time.Second && c.KubeProxy.ClusterCIDR == "10.2.0.0/16" && len(c.Warnings) == 0
 		}},
 		{"our file and our flag", "--switchyard-config " + ours + " --backend auto", func(c *Config) bool { return c.Backend() == "auto" }},
+		{"our file and a server that is off", "--switchyard-config " + ours + " --healthz-bind-address= --metrics-port=0", func(c *Config) bool {
+			return c.KubeProxy.HealthzBindAddress == "" && c.KubeProxy.MetricsBindAddress == ""
+		}},
+		{"a list", "--config " + theirs + " --apiserver 192.0.2.1:6443,192.0.2.2:6443", func(c *Config) bool {
+			return slices.Equal(c.Switchyard.APIServers, []string{"192.0.2.1:6443", "192.0.2.2:6443"})
+		}},
 		{"flags alone", "--proxy-mode iptables --nodeport-addresses primary,10.0.0.0/8", func(c *Config) bool {
 			return c.Backend() == "iptables" && len(c.KubeProxy.NodePortAddresses) == 2
 		}},

@@ -40,7 +40,7 @@ func (f *Follower) Run(ctx context.Context, now *Config) error {
 	}
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
-		f.Log.Warn("no notice of changes to the configuration, looking now and then", "every", look, "error", err)
+		f.Log.Warn("no notice of changes to the configuration; looking now and then", "every", look, "error", err)
 		notify = &fsnotify.Watcher{}
 	} else {
 		defer func() { _ = notify.Close() }()
@@ -83,9 +83,10 @@ func (f *Follower) changed(now *Config) (*Config, error) {
 		f.Log.Error("the configuration changed and is wrong; what is in force stays", "files", files, "error", err)
 		return now, nil
 	}
-	live, anew := now.Changes(next)
-	if len(anew) > 0 {
-		return now, fmt.Errorf("the configuration in %s changed (%s); ending so that the agent is started anew with it", files, strings.Join(anew, ", "))
+	live, restart := now.Changes(next)
+	if len(restart) > 0 {
+		return now, fmt.Errorf("the configuration in %s changed (%s); ending so that the agent is started again with it",
+			files, strings.Join(restart, ", "))
 	}
 	if len(live) > 0 {
 		f.Log.Info("the configuration changed and is taken up", "files", files, "fields", live)

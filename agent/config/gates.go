@@ -47,7 +47,8 @@ func (c *Config) checkGates() []error {
 		case !ok:
 			errs = append(errs, fmt.Errorf("%s: unrecognized feature gate: %s", c.name("featureGates"), name))
 		case g.locked != nil && *g.locked != value:
-			errs = append(errs, fmt.Errorf("%s: cannot set feature gate %s to %t, feature is locked to %t", c.name("featureGates"), name, value, *g.locked))
+			errs = append(errs, fmt.Errorf("%s: cannot set feature gate %s to %t, feature is locked to %t",
+				c.name("featureGates"), name, value, *g.locked))
 		}
 	}
 	return errs

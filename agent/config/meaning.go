@@ -8,47 +8,37 @@ import (
 	"strings"
 )
 
-// meaningless is every field of a KubeProxyConfiguration that says nothing to
-// this agent, and why. A name stands for all below it.
-func meaningless() map[string]string {
-	return map[string]string{
-		"winkernel":                   "this agent is for Linux",
-		"windowsRunAsService":         "this agent is for Linux",
-		"portRange":                   "kube-proxy does not use it either",
-		"configSyncPeriod":            "nothing is refreshed by the clock; watches tell of every change",
-		"showHiddenMetricsForVersion": "no metric is hidden",
-		"logging.flushFrequency":      "each line is written at once",
-		"logging.vmodule":             "the log has one level for all files",
-		"logging.options":             "the log is one stream to stderr, without a buffer",
-	}
-}
-
-// Unheeded lists what was said that has no meaning here, in plain words.
+// Unheeded lists what was set and has no meaning here, in plain words.
 func (c *Config) Unheeded() []string {
 	var out []string
-	why := meaningless()
-	unsaid := Default()
-	for _, path := range differing(&unsaid.KubeProxy, &c.KubeProxy) {
+	unset, rows := Default(), c.settings(nil)
+	for _, path := range differing(&unset.KubeProxy, &c.KubeProxy) {
 		if gate, ok := strings.CutPrefix(path, "featureGates."); ok {
-			if !slices.Contains([]string{gateExternalIPs, gateIPVS, GateFlagz, GateStatusz}, gate) {
+			if _, heeded := HeededGates()[gate]; !heeded {
 				out = append(out, path+": nothing here depends on it")
 			}
 			continue
 		}
-		for field := path; ; {
-			if reason, ok := why[field]; ok {
-				out = append(out, path+": "+reason)
-				break
+		for _, s := range rows {
+			if s.idle != "" && s.covers(path) {
+				out = append(out, path+": "+s.idle)
 			}
-			i := strings.LastIndexByte(field, '.')
-			if i < 0 {
-				break
-			}
-			field = field[:i]
 		}
 	}
 	if mode := c.KubeProxy.Mode; mode != "" && c.Switchyard.Backend != "" && string(mode) != c.Switchyard.Backend {
 		out = append(out, fmt.Sprintf("mode: %s is %q", c.name(ownKind+".backend"), c.Switchyard.Backend))
+	}
+	return out
+}
+
+// Deprecated lists the settings of older versions that were given, and what
+// becomes of them.
+func (c *Config) Deprecated() []string {
+	var out []string
+	for _, s := range c.settings(nil) {
+		if s.deprecated != "" && !s.field().IsZero() {
+			out = append(out, c.name(s.path)+": "+s.deprecated)
+		}
 	}
 	return out
 }
@@ -96,23 +86,19 @@ func flatten(doc any) map[string]string {
 	return out
 }
 
-// changeable is the fields that a running agent takes up.
-func changeable() []string {
-	return []string{"logging.verbosity", "conntrack", "oomScoreAdj"}
-}
-
-// Changes is the fields in which next differs: those that a running agent takes
-// up, and those for which it must be started anew.
-func (c *Config) Changes(next *Config) (live, anew []string) {
+// Changes returns the fields in which next differs: those that a running agent
+// takes up, and those for which it must be started again.
+func (c *Config) Changes(next *Config) (live, restart []string) {
+	rows := c.settings(nil)
 	for _, path := range differing(&c.KubeProxy, &next.KubeProxy) {
-		if slices.ContainsFunc(changeable(), func(f string) bool { return path == f || strings.HasPrefix(path, f+".") }) {
+		if slices.ContainsFunc(rows, func(s setting) bool { return s.live && s.covers(path) }) {
 			live = append(live, path)
 		} else {
-			anew = append(anew, path)
+			restart = append(restart, path)
 		}
 	}
 	for _, path := range differing(&c.Switchyard, &next.Switchyard) {
-		anew = append(anew, ownKind+"."+path)
+		restart = append(restart, ownKind+"."+path)
 	}
-	return live, anew
+	return live, restart
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"os"
 	"reflect"
 	"regexp"
@@ -13,9 +14,8 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 )
 
-// leaves is the path of every field of upstream's type.
-func leaves(t *testing.T) []string {
-	t.Helper()
+// leaves returns the path of every field of a document.
+func leaves(document reflect.Type) []string {
 	var out []string
 	var walk func(path string, typ reflect.Type)
 	walk = func(path string, typ reflect.Type) {
@@ -37,59 +37,121 @@ func leaves(t *testing.T) []string {
 			}
 		}
 	}
-	walk("", reflect.TypeFor[kubeproxy.KubeProxyConfiguration]())
+	walk("", document)
 	return out
 }
 
-// row is a line of the table in docs.
-type row struct{ field, flags, here string }
+// fields returns the path of every field of both documents.
+func fields(t *testing.T) []string {
+	t.Helper()
+	all := leaves(reflect.TypeFor[kubeproxy.KubeProxyConfiguration]())
+	if len(all) < 50 {
+		t.Fatalf("found just %d fields", len(all))
+	}
+	for _, f := range leaves(reflect.TypeFor[Switchyard]()) {
+		all = append(all, ownKind+"."+f)
+	}
+	return all
+}
 
-func table(t *testing.T) []row {
+// TestEveryFieldIsASetting fails when upstream's type or ours gets a field that
+// has no row, and when a row is of no field.
+func TestEveryFieldIsASetting(t *testing.T) {
+	rows, all := Default().settings(nil), fields(t)
+	for _, f := range all {
+		covering := slices.DeleteFunc(slices.Clone(rows), func(s setting) bool { return !s.covers(f) })
+		if len(covering) != 1 {
+			t.Errorf("%s has %d rows in table.go", f, len(covering))
+		}
+	}
+	for _, s := range rows {
+		if s.path != "" && !slices.ContainsFunc(all, s.covers) {
+			t.Errorf("table.go has a row of %s, which is no field", s.path)
+		}
+	}
+}
+
+// line is a line of the table in docs.
+type line struct {
+	field, here string
+	flags       []string // without dashes
+	ours        bool     // it is marked with an asterisk
+}
+
+func table(t *testing.T) []line {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/kube-proxy.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var rows []row
+	_, text, _ = bytes.Cut(text, []byte("| field | flag | here |"))
+	text, _, _ = bytes.Cut(text, []byte("\n\n"))
+	var lines []line
 	for _, m := range regexp.MustCompile("(?m)^\\| (`[^|]*`|) \\| ([^|]*) \\| ([^|]*) \\|$").FindAllStringSubmatch(string(text), -1) {
-		rows = append(rows, row{strings.Trim(m[1], "`"), m[2], m[3]})
+		l := line{field: strings.Trim(m[1], "`"), here: m[3], ours: strings.HasSuffix(m[2], "*")}
+		for _, flag := range regexp.MustCompile("`--?([^`]+)`").FindAllStringSubmatch(m[2], -1) {
+			l.flags = append(l.flags, flag[1])
+		}
+		lines = append(lines, l)
 	}
-	return rows
+	return lines
 }
 
-// TestTheTableHasEveryField fails when upstream's type gets a field.
-func TestTheTableHasEveryField(t *testing.T) {
-	rows := table(t)
-	fields := leaves(t)
-	if len(fields) < 50 {
-		t.Fatalf("found just %d fields", len(fields))
+// means returns what docs must say of a setting; "": what it likes.
+func (s setting) means() string {
+	if s.idle != "" {
+		return "no meaning: " + s.idle
 	}
-	for _, f := range fields {
-		i := slices.IndexFunc(rows, func(r row) bool { return r.field == f })
-		if i < 0 {
-			t.Errorf("docs/kube-proxy.md lacks the field %s", f)
-			continue
+	return s.deprecated
+}
+
+// TestEverySettingIsDocumented compares the rows with the table in docs.
+func TestEverySettingIsDocumented(t *testing.T) {
+	lines := table(t)
+	for _, s := range Default().settings(nil) {
+		found := slices.DeleteFunc(slices.Clone(lines), func(l line) bool {
+			return !s.covers(l.field) && (s.flag == "" || !slices.Contains(l.flags, s.flag))
+		})
+		if len(found) == 0 {
+			t.Errorf("docs/kube-proxy.md lacks --%s, %s", s.flag, s.path)
 		}
-		reason := ""
-		for name, why := range meaningless() {
-			if f == name || strings.HasPrefix(f, name+".") {
-				reason = "no meaning: " + why
+		for _, l := range found {
+			if s.flag != "" && (l.field != s.path || !slices.Contains(l.flags, s.flag)) {
+				t.Errorf("docs/kube-proxy.md has %s, %q in a line; it is %s, --%s", l.field, l.flags, s.path, s.flag)
+			}
+			if means := strings.ReplaceAll(l.here, "`", ""); means != s.means() && (s.means() != "" || strings.HasPrefix(means, "no meaning")) {
+				t.Errorf("docs/kube-proxy.md says of %s %q; table.go says %q", l.field, l.here, s.means())
 			}
 		}
-		if strings.HasPrefix(rows[i].here, "no meaning") != (reason != "") || reason != "" && rows[i].here != reason {
-			t.Errorf("docs/kube-proxy.md says of %s %q; in the code it is %q", f, rows[i].here, reason)
+	}
+}
+
+// TestEveryDocumentedSettingExists looks the lines of docs up in the rows.
+func TestEveryDocumentedSettingExists(t *testing.T) {
+	rows := Default().settings(nil)
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	(&Options{}).AddFlags(fs)
+	fs.Bool("version", false, "cmd adds it")
+	documented := map[string]bool{}
+	for _, l := range table(t) {
+		if l.field != "" && !slices.ContainsFunc(rows, func(s setting) bool { return s.covers(l.field) }) {
+			t.Errorf("docs/kube-proxy.md has a field %s, and table.go has none", l.field)
+		}
+		for _, flag := range l.flags {
+			documented[flag] = true
+			if fs.Lookup(flag) == nil {
+				t.Errorf("docs/kube-proxy.md has a flag --%s, and there is none", flag)
+			}
+			if theirs := slices.Contains(strings.Fields(kubeProxyFlags), flag); theirs == l.ours {
+				t.Errorf("docs/kube-proxy.md: kube-proxy has --%s: %t; an asterisk says that it is ours: %t", flag, theirs, l.ours)
+			}
 		}
 	}
-	for _, r := range rows {
-		if r.field != "" && !strings.HasPrefix(r.field, ownKind+".") && !slices.Contains(fields, r.field) {
-			t.Errorf("docs/kube-proxy.md has a field %s, and upstream has none", r.field)
+	fs.VisitAll(func(f *pflag.Flag) {
+		if !documented[f.Name] {
+			t.Errorf("docs/kube-proxy.md lacks --%s", f.Name)
 		}
-	}
-	for name := range meaningless() {
-		if !slices.ContainsFunc(fields, func(f string) bool { return f == name || strings.HasPrefix(f, name+".") }) {
-			t.Errorf("%s is no field", name)
-		}
-	}
+	})
 }
 
 // kubeProxyFlags is every flag that kube-proxy v1.37.2 takes (KUBE-PROXY §2.2).
@@ -103,29 +165,14 @@ const kubeProxyFlags = `config write-config-to cleanup init-only feature-gates k
 	conntrack-max-per-core conntrack-min conntrack-tcp-timeout-established conntrack-tcp-timeout-close-wait
 	conntrack-tcp-be-liberal conntrack-udp-timeout conntrack-udp-timeout-stream config-sync-period
 	healthz-port metrics-port v vmodule logging-format log-flush-frequency log-text-split-stream
-	log-text-info-buffer-size log-json-split-stream log-json-info-buffer-size boot-id-file machine-id-file`
+	log-text-info-buffer-size log-json-split-stream log-json-info-buffer-size boot-id-file machine-id-file version`
 
-func TestTheTableHasEveryFlag(t *testing.T) {
-	rows := table(t)
+func TestKubeProxysFlagsAreTaken(t *testing.T) {
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	(&Options{}).AddFlags(fs)
-	documented := func(name string) bool {
-		return slices.ContainsFunc(rows, func(r row) bool { return strings.Contains(r.flags, "`--"+name+"`") })
-	}
 	for _, name := range strings.Fields(kubeProxyFlags) {
-		if fs.Lookup(name) == nil {
+		if name != "version" && fs.Lookup(name) == nil { // cmd adds --version
 			t.Errorf("kube-proxy's --%s is not taken", name)
 		}
 	}
-	fs.VisitAll(func(f *pflag.Flag) {
-		if !documented(f.Name) {
-			t.Errorf("docs/kube-proxy.md lacks --%s", f.Name)
-		}
-		if field := fieldOf(f.Name); field != "" {
-			i := slices.IndexFunc(rows, func(r row) bool { return strings.Contains(r.flags, "`--"+f.Name+"`") })
-			if i >= 0 && rows[i].field != field {
-				t.Errorf("docs/kube-proxy.md has --%s beside %s; it fills %s", f.Name, rows[i].field, field)
-			}
-		}
-	})
 }

@@ -80,7 +80,8 @@ func (c Client) unanswered(err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("socket %s is for root only: try sudo", c.Socket)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("no agent answers on socket %s: start `switchyard run` on this node, or give the --socket that it was started with", c.Socket)
+		return fmt.Errorf("no agent answers on socket %s: start `switchyard run` on this node, "+
+			"or give the --socket that it was started with", c.Socket)
 	}
 	return fmt.Errorf("asking the agent on socket %s: %w", c.Socket, err)
 }

@@ -179,140 +179,6 @@ func (i *Inspector) behind(from netip.Addr, pods dataplane.LocalPods) (bool, str
 	return false, fmt.Sprintf("it comes in through %s, which is no pod's device", device)
 }
 
-// answer is what becomes of a client's connections.
-func (i *Inspector) answer(q question, c client) ClientAnswer {
-	svc, f := q.found.Service, q.frontend
-	a := ClientAnswer{Is: c.is(), Because: c.because, Rules: []string{}}
-	if c.from.IsValid() {
-		a.From = c.from.String()
-	}
-	rule := func(format string, args ...any) { a.Rules = append(a.Rules, fmt.Sprintf(format, args...)) }
-
-	if f.Kind == dataplane.NodePort && q.to.Addr().IsLoopback() && !c.node {
-		a.Outcome = Dropped
-		rule("only the node itself reaches its loopback addresses")
-		return a
-	}
-	if len(f.Sources) > 0 {
-		allowed := describeFrontend(f).Sources
-		switch {
-		case !c.from.IsValid():
-			rule("loadBalancerSourceRanges: only %s; others are dropped", strings.Join(allowed, ", "))
-		case !slices.ContainsFunc(f.Sources, func(p netip.Prefix) bool { return p.Contains(c.from) }):
-			a.Outcome = Dropped
-			rule("loadBalancerSourceRanges have %s and not this client", strings.Join(allowed, ", "))
-			return a
-		default:
-			rule("loadBalancerSourceRanges let it in: %s", strings.Join(allowed, ", "))
-		}
-	}
-	pool, local := f.Pool, false
-	local, insideLocal := policy.LocalOnly(svc, f.Kind)
-	if c.pod || c.node {
-		local = insideLocal
-		if f.Inside != nil {
-			pool = f.Inside
-		}
-	}
-	rule("%s", trafficRule(svc, f.Kind, c))
-	a.sort(q.found.Endpoints, local)
-	for _, r := range setRules(q.found.Endpoints, local) {
-		rule("%s", r)
-	}
-	if len(pool.Endpoints) == 0 {
-		a.Outcome = Rejected
-		why := "no endpoint anywhere can answer"
-		if pool.IfEmpty == dataplane.Drop {
-			a.Outcome, why = Dropped, "there are endpoints, but none on this node"
-		}
-		rule("%s", why)
-		return a
-	}
-	a.Outcome = Balanced
-	if svc.Affinity > 0 {
-		rule("sessionAffinity ClientIP: a client stays with its endpoint for %d s after its last new connection", int(svc.Affinity.Seconds()))
-	}
-	a.Masqueraded, a.MasqueradeRule = i.masquerade(q, c)
-	atSocket, way := i.way(q, c)
-	if way != "" {
-		rule("%s", way)
-	}
-	for _, e := range pool.Endpoints {
-		if e.Addr.Addr() == c.from && !atSocket {
-			a.Itself = e.Addr.String()
-		}
-	}
-	return a
-}
-
-// sort lists the endpoints that may answer, and those that may not, and why.
-func (a *ClientAnswer) sort(all []policy.Judged, local bool) {
-	for _, e := range all {
-		d := describeEndpoint(e)
-		d.UsedBy = nil
-		if why := e.In(local); why == policy.Chosen {
-			a.Endpoints = append(a.Endpoints, d)
-		} else {
-			d.LeftOut = []LeftOut{{a.Is, why.String()}}
-			a.LeftOut = append(a.LeftOut, d)
-		}
-	}
-}
-
-// trafficRule is the traffic policy that counts for a client.
-func trafficRule(svc *facts.Service, kind dataplane.Kind, c client) string {
-	if kind == dataplane.ClusterIP {
-		return "internalTrafficPolicy: " + policyName(svc.InternalLocal)
-	}
-	if svc.ExternalLocal && (c.pod || c.node) {
-		return "externalTrafficPolicy: Local, which lets this node and its pods have the endpoints of all nodes"
-	}
-	return "externalTrafficPolicy: " + policyName(svc.ExternalLocal)
-}
-
-// setRules are the rules beside the traffic policy that made the set what it is.
-func setRules(all []policy.Judged, local bool) []string {
-	var rules []string
-	has := func(test func(policy.Judged) bool) bool { return slices.ContainsFunc(all, test) }
-	switch {
-	case local:
-	case has(func(e policy.Judged) bool { return e.Cluster == policy.OtherNode }):
-		rules = append(rules, "topology hints: every ready endpoint names nodes, and this node has some")
-	case has(func(e policy.Judged) bool { return e.Cluster == policy.OtherZone }):
-		rules = append(rules, "topology hints: every ready endpoint names zones, and this node's zone has some")
-	}
-	if has(func(e policy.Judged) bool { return e.In(local) == policy.Chosen && !e.Facts.Ready }) {
-		rules = append(rules, "none is ready: those that terminate and still serve")
-	}
-	return rules
-}
-
-// masquerade tells whether the endpoint sees the node in place of the client,
-// and why.
-func (i *Inspector) masquerade(q question, c client) (bool, string) {
-	if at, _ := i.way(q, c); at {
-		return false, "its connection is translated at the socket, before there is a packet"
-	}
-	switch q.frontend.SNAT {
-	case dataplane.SNATAll:
-		if q.frontend.Kind == dataplane.ClusterIP {
-			return true, "--masquerade-all"
-		}
-		return true, "externalTrafficPolicy: Cluster, so that answers come back through this node"
-	case dataplane.SNATNonPods:
-		if c.pod {
-			return false, "it is a pod"
-		}
-		return true, "it is no pod, and answers must come back through this node"
-	case dataplane.SNATNode:
-		if c.node && !c.pod {
-			return true, "the connection comes from the node itself"
-		}
-		return false, "externalTrafficPolicy: Local"
-	}
-	return false, "pods are not told from others, so nobody is masqueraded to a ClusterIP"
-}
-
 // kernel is what the kernel holds at the frontend.
 func (i *Inspector) kernel(ctx context.Context, q question) *Kernel {
 	have, want, err := i.Syncer.Observe(ctx)
@@ -351,7 +217,8 @@ func (i *Inspector) withoutService(q question) string {
 	case within(addr, snap.ServiceCIDRs) && !bound:
 		return "it is in the range of ClusterIPs, and no Service has it: dropped"
 	case isNodePort && (bound || addr.IsLoopback()):
-		return fmt.Sprintf("%d is the NodePort of %s, but this address takes no NodePorts (--nodeport-addresses): it goes to the node's own processes", q.to.Port(), x.ID)
+		return fmt.Sprintf("%d is the NodePort of %s, but this address takes no NodePorts (--nodeport-addresses): "+
+			"it goes to the node's own processes", q.to.Port(), x.ID)
 	case bound || addr.IsLoopback():
 		return "it is this node's own address, and no Service has this port: it goes to the node's own processes"
 	}

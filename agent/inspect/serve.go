@@ -53,7 +53,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		if said != err.Error() { // once, as it may stay so
 			said = err.Error()
-			s.Log.Error("`switchyard status` and the like will get no answer until this is mended; tries go on", "socket", s.Socket, "error", err)
+			s.Log.Error("cannot serve switchyard status and the like; trying again", "socket", s.Socket, "in", retryListen, "error", err)
 		}
 		select {
 		case <-ctx.Done():

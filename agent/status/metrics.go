@@ -54,8 +54,8 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 		reg.MustRegister(v)
 		return v
 	}
-	gauge := func(name, help string) *prometheus.GaugeVec {
-		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, perFamily)
+	gauge := func(ns, name, help string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Name: name, Help: help}, perFamily)
 		reg.MustRegister(v)
 		return v
 	}
@@ -68,15 +68,18 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	m.syncDuration = histogram("sync_proxy_rules_duration_seconds", "Time of one Sync of the kernel.")
 	m.fullDuration = histogram("sync_full_proxy_rules_duration_seconds", "Time of one Sync that read the kernel back.")
 	m.partialDuration = histogram("sync_partial_proxy_rules_duration_seconds", "Time of one Sync of just what changed.")
-	m.lastSync = gauge("sync_proxy_rules_last_timestamp_seconds", "When the kernel last agreed with what is wanted.")
-	m.lastQueued = gauge("sync_proxy_rules_last_queued_timestamp_seconds", "When something was last wanted anew.")
+	m.lastSync = gauge(namespace, "sync_proxy_rules_last_timestamp_seconds", "When the kernel last agreed with what is wanted.")
+	m.lastQueued = gauge(namespace, "sync_proxy_rules_last_queued_timestamp_seconds", "When something was last wanted anew.")
 	m.conntrackDuration = histogram("conntrack_reconciler_sync_duration_seconds", "Time of one pass over the conntrack table.")
-	m.conntrackDeleted = counter(namespace, "conntrack_reconciler_deleted_entries_total", "Conntrack entries deleted because their endpoint is gone.", "ip_family")
+	m.conntrackDeleted = counter(namespace, "conntrack_reconciler_deleted_entries_total",
+		"Conntrack entries deleted because their endpoint is gone.", "ip_family")
 	m.healthz = counter(namespace, "proxy_healthz_total", "Answers of /healthz.", "code")
 	m.livez = counter(namespace, "proxy_livez_total", "Answers of /livez.", "code")
-	m.syncErrors = counter(ownNamespace, "sync_errors_total", "Syncs that failed. Refused Service ports are no failure.", "backend", "ip_family")
-	m.failing = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "family_failing_since_timestamp_seconds", Help: "Since when a family is not programmed while others are; 0: it is."}, perFamily)
-	m.refused = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "refused_service_ports", Help: "Service ports that the backend cannot program."}, perFamily)
+	m.syncErrors = counter(ownNamespace, "sync_errors_total",
+		"Syncs that failed. Refused Service ports are no failure.", "backend", "ip_family")
+	m.failing = gauge(ownNamespace, "family_failing_since_timestamp_seconds",
+		"Since when a family is not programmed while others are; 0: it is.")
+	m.refused = gauge(ownNamespace, "refused_service_ports", "Service ports that the backend cannot program.")
 	for _, f := range families {
 		m.syncErrors.WithLabelValues(backend, f.String())
 		m.refused.WithLabelValues(f.String())
@@ -86,10 +89,12 @@ func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	for _, f := range families {
 		m.latency.histogram.WithLabelValues(f.String()) // dashboards find instances by it, before any change too
 	}
-	m.ownDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ownNamespace, Name: "sync_duration_seconds", Help: "Time of one Sync of the kernel, all families together.", Buckets: seconds}, []string{"backend", "audit"})
-	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info", Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
+	m.ownDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ownNamespace, Name: "sync_duration_seconds",
+		Help: "Time of one Sync of the kernel, all families together.", Buckets: seconds}, []string{"backend", "audit"})
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "build_info",
+		Help: "Always 1; the labels tell what runs."}, []string{"version", "backend"})
 	info.WithLabelValues(version, backend).Set(1)
-	reg.MustRegister(info, m.ownDuration, m.refused, m.failing, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
+	reg.MustRegister(info, m.ownDuration, buildInfo(version), m.latency.histogram, noLocalEndpoints{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -146,7 +151,8 @@ func (m *Metrics) CountChanges(seen func() (services, slices uint64)) {
 		m.registry.MustRegister(
 			prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: c.name + "_total", Help: "Changes of " + c.of + " seen."},
 				func() float64 { return float64(c.seen()) }),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: c.name + "_pending", Help: "Changes of " + c.of + " that are not in the kernel yet."},
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: c.name + "_pending",
+				Help: "Changes of " + c.of + " that are not in the kernel yet."},
 				func() float64 { return float64(c.seen() - min(c.seen(), c.inForce.Load())) }))
 	}
 }
@@ -154,7 +160,8 @@ func (m *Metrics) CountChanges(seen func() (services, slices uint64)) {
 // ShowPassedOver makes the metric of the backends that are preferred to the one
 // that runs and do not work here.
 func (m *Metrics) ShowPassedOver(backends []string) {
-	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "backend_passed_over", Help: "Always 1; the label names a backend that is preferred to the one that runs and does not work here."}, []string{"backend"})
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ownNamespace, Name: "backend_passed_over",
+		Help: "Always 1; the label names a backend that is preferred to the one that runs and does not work here."}, []string{"backend"})
 	for _, b := range backends {
 		v.WithLabelValues(b).Set(1)
 	}
@@ -183,7 +190,8 @@ func (m *Metrics) CountLeftovers(found func() map[string][]string) {
 type leftovers struct{ found func() map[string][]string }
 
 func (leftovers) desc() *prometheus.Desc {
-	return prometheus.NewDesc(ownNamespace+"_leftovers", "Always 1; the label names a backend that does not run, or kube-proxy, of which rules are in force.", []string{"of"}, nil)
+	return prometheus.NewDesc(ownNamespace+"_leftovers",
+		"Always 1; the label names a backend that does not run, or kube-proxy, of which rules are in force.", []string{"of"}, nil)
 }
 
 // Describe implements prometheus.Collector.
@@ -206,7 +214,8 @@ func (m *Metrics) CountContacts(last func() map[string]time.Time) {
 type contacts struct{ last func() map[string]time.Time }
 
 func (contacts) desc() *prometheus.Desc {
-	return prometheus.NewDesc(ownNamespace+"_source_last_contact_timestamp_seconds", "When the API server last answered about a resource.", []string{"resource"}, nil)
+	return prometheus.NewDesc(ownNamespace+"_source_last_contact_timestamp_seconds",
+		"When the API server last answered about a resource.", []string{"resource"}, nil)
 }
 
 // Describe implements prometheus.Collector.
@@ -230,7 +239,8 @@ type Gate struct {
 // ShowGates makes the metric of feature gates, with the name and the labels of
 // Kubernetes' components.
 func (m *Metrics) ShowGates(gates []Gate) {
-	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubernetes_feature_enabled", Help: "Feature gates that are heeded: 1 is on."}, []string{"name", "stage"})
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubernetes_feature_enabled",
+		Help: "Feature gates that are heeded: 1 is on."}, []string{"name", "stage"})
 	for _, g := range gates {
 		on := 0.0
 		if g.On {

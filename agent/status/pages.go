@@ -123,8 +123,10 @@ func (p Pages) verbosity(w http.ResponseWriter, r *http.Request) {
 
 func (p Pages) statusz(l *listing) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		text(fmt.Sprintf("\nstatus of switchyard\nFor people: its form may change.\n\nStarted: %s\nUp: %s\nGo version: %s\nBinary version: %s\nBackend: %s\nPaths: %s\n",
-			p.Started.Format(time.RFC3339), time.Since(p.Started).Round(time.Second), runtime.Version(), p.Version, p.Backend, strings.Join(l.paths, " ")))(w, r)
+		text(fmt.Sprintf("\nstatus of switchyard\nFor people: its form may change.\n\n"+
+			"Started: %s\nUp: %s\nGo version: %s\nBinary version: %s\nBackend: %s\nPaths: %s\n",
+			p.Started.Format(time.RFC3339), time.Since(p.Started).Round(time.Second), runtime.Version(), p.Version, p.Backend,
+			strings.Join(l.paths, " ")))(w, r)
 	})
 }
 

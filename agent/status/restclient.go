@@ -19,7 +19,8 @@ func (m *Metrics) CountAPIRequests() {
 	seconds := []float64{0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60}
 	bytes := []float64{64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216}
 	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
-		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "rest_client", Name: name, Help: help, Buckets: buckets}, []string{"verb", "host"})
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "rest_client", Name: name, Help: help, Buckets: buckets},
+			[]string{"verb", "host"})
 		m.registry.MustRegister(v)
 		return v
 	}
@@ -29,12 +30,13 @@ func (m *Metrics) CountAPIRequests() {
 		return v
 	}
 	clientmetrics.Register(clientmetrics.RegisterOpts{
-		RequestLatency:     latencyOf{histogram("request_duration_seconds", "Time of requests to the API server.", seconds)},
-		RateLimiterLatency: latencyOf{histogram("rate_limiter_duration_seconds", "Time that requests to the API server waited for their turn.", seconds)},
-		RequestSize:        sizeOf{histogram("request_size_bytes", "Size of requests to the API server.", bytes)},
-		ResponseSize:       sizeOf{histogram("response_size_bytes", "Size of the API server's answers.", bytes)},
-		RequestResult:      resultOf{counter("requests_total", "Requests to the API server, by HTTP status.", "code", "method", "host")},
-		RequestRetry:       retryOf{counter("request_retries_total", "Requests to the API server that were sent again.", "code", "verb", "host")},
+		RequestLatency: latencyOf{histogram("request_duration_seconds", "Time of requests to the API server.", seconds)},
+		RateLimiterLatency: latencyOf{histogram("rate_limiter_duration_seconds",
+			"Time that requests to the API server waited for their turn.", seconds)},
+		RequestSize:   sizeOf{histogram("request_size_bytes", "Size of requests to the API server.", bytes)},
+		ResponseSize:  sizeOf{histogram("response_size_bytes", "Size of the API server's answers.", bytes)},
+		RequestResult: resultOf{counter("requests_total", "Requests to the API server, by HTTP status.", "code", "method", "host")},
+		RequestRetry:  retryOf{counter("request_retries_total", "Requests to the API server that were sent again.", "code", "verb", "host")},
 	})
 }
 

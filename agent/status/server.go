@@ -65,7 +65,7 @@ func (s *Server) Run(ctx context.Context) error {
 		if err == nil || s.HardFail {
 			return err
 		}
-		s.Log.Error("an address cannot be served; the next try is in "+retryListen.String(), "server", s.Name, "address", s.Addr, "error", err)
+		s.Log.Error("cannot serve an address; trying again", "server", s.Name, "address", s.Addr, "in", retryListen, "error", err)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -1,4 +1,5 @@
-// Command switchyard-bench is `switchyard bench`: flags, signals, files. It is a binary of its own, so that the agent does not carry load generators and plots.
+// Command switchyard-bench is `switchyard bench`: flags, signals, files. It is a
+// binary of its own, so that the agent does not carry load generators and plots.
 package main
 
 import (
@@ -53,7 +54,8 @@ func command() *cobra.Command {
 	flags.SortFlags = false
 	flags.BoolVar(&o.Quick, "quick", false, "the most telling part, in 3 minutes")
 	flags.StringVar(&out, "out", "bench-results", "directory for the results")
-	flags.StringSliceVar(&o.Proxies, "proxies", nil, "what to compare, with flags of its own if they follow after a \"+\": switchyard-ebpf+socket-lb=off; default: all that works on this machine")
+	flags.StringSliceVar(&o.Proxies, "proxies", nil, "what to compare, with flags of its own if they follow after a \"+\": "+
+		"switchyard-ebpf+socket-lb=off; default: all that works on this machine")
 	flags.StringSliceVar(&o.Parts, "parts", nil, "what to measure: "+strings.Join(result.Parts(), ", ")+"; default: all")
 	flags.StringVar(&o.Agent, "agent", filepath.Join(filepath.Dir(self), "switchyard"), "path of switchyard")
 	flags.StringVar(&o.Kubernetes, "kubernetes", ".cache/e2e/bin", "directory of kube-apiserver and kube-proxy")

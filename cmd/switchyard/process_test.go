@@ -189,7 +189,7 @@ func TestStartsWithKubeProxysFile(t *testing.T) {
 			before := rules(t)
 			writeFile(t, file, strings.Replace(string(text), "10.244.0.0/16", "10.245.0.0/16", 1))
 			code, line := p.ended(t)
-			if code != 1 || !strings.Contains(line, "clusterCIDR") || !strings.Contains(line, "started anew") {
+			if code != 1 || !strings.Contains(line, "clusterCIDR") || !strings.Contains(line, "started again") {
 				t.Errorf("ended with %d: %s", code, line)
 			}
 			if rules(t) != before {

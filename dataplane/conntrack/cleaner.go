@@ -149,11 +149,11 @@ func (c *Cleaner) tell(p Pass) {
 	attrs := []any{"family", p.Family.String(), "deleted", p.Deleted, "took", p.Took}
 	switch {
 	case p.Err != nil:
-		c.log.Warn("Could not end all UDP flows whose endpoint is gone; trying again", append(attrs, "error", p.Err)...)
+		c.log.Warn("cannot end all UDP flows whose endpoint is gone; trying again", append(attrs, "error", p.Err)...)
 	case p.Deleted > 0:
-		c.log.Info("Ended UDP flows whose endpoint is gone", attrs...)
+		c.log.Info("ended UDP flows whose endpoint is gone", attrs...)
 	default:
-		c.log.Debug("Found no UDP flow whose endpoint is gone", attrs...)
+		c.log.Debug("found no UDP flow whose endpoint is gone", attrs...)
 	}
 	if c.Report != nil {
 		c.Report(p)

@@ -100,7 +100,7 @@ func (k kernel) tune(log *slog.Logger, s Settings) bool {
 	}
 	try := func(err error) {
 		if err != nil {
-			log.Warn("Could not set a conntrack setting; leaving it as it is", "error", err)
+			log.Warn("cannot set a conntrack setting; leaving it as it is", "error", err)
 		}
 	}
 	if size := s.tableSize(k.cpus()); size > 0 {

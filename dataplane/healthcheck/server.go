@@ -81,7 +81,7 @@ func (s *Server) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			if err := s.Close(); err != nil {
-				s.log.Warn("Could not close the health check listeners", "error", err)
+				s.log.Warn("cannot close the health check listeners", "error", err)
 			}
 			return
 		case <-tick.C:
@@ -211,7 +211,7 @@ func (s *Server) listen() {
 	for id, l := range s.listeners {
 		if l.check != wanted[id] {
 			if err := l.close(); err != nil {
-				s.log.Warn("Could not close a health check listener", "address", id.addr, "error", err)
+				s.log.Warn("cannot close a health check listener", "address", id.addr, "error", err)
 			}
 			delete(s.listeners, id)
 		}
@@ -239,7 +239,7 @@ func (s *Server) open(id listenerID, c *check) {
 		return // told already
 	}
 	s.failed[id] = err.Error()
-	s.log.Warn("Could not listen on a Service's healthCheckNodePort; trying again",
+	s.log.Warn("cannot listen on a Service's healthCheckNodePort; trying again",
 		"service", id.service.namespace+"/"+id.service.name, "address", id.addr, "error", err)
 	if s.OnFailure != nil {
 		s.OnFailure(Failure{Namespace: id.service.namespace, Service: id.service.name, Addr: id.addr, Err: err})

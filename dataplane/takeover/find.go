@@ -41,7 +41,8 @@ func findTables() ([]string, error) {
 		switch {
 		case err == nil:
 			out = append(out, "nftables table "+name+" "+nftTable)
-		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EPROTONOSUPPORT) && !errors.Is(err, unix.EINVAL):
+		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) &&
+			!errors.Is(err, unix.EPROTONOSUPPORT) && !errors.Is(err, unix.EINVAL):
 			return out, fmt.Errorf("looking for the nftables table %s %s: %w", name, nftTable, err)
 		}
 	}
@@ -83,7 +84,8 @@ func findSets() ([]string, error) {
 type RunningError struct{ PIDs []string }
 
 func (e *RunningError) Error() string {
-	return "kube-proxy runs in this network namespace (process " + strings.Join(e.PIDs, ", ") + ") and would put everything back: stop it first"
+	return "kube-proxy runs in this network namespace (process " + strings.Join(e.PIDs, ", ") +
+		") and would put everything back: stop it first"
 }
 
 // checkStopped fails while a kube-proxy runs in this network namespace, as far as

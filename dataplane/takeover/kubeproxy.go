@@ -121,7 +121,8 @@ func removeDevice(log *slog.Logger) error {
 	}
 	if err == nil {
 		log.Info("removing a device", "device", device)
-		log.Warn("the IPVS services of kube-proxy stay, as nothing tells them from others'; if this host has no others, `ipvsadm --clear` removes them")
+		log.Warn("the IPVS services of kube-proxy stay, as nothing tells them from others'",
+			"remedy", "ipvsadm --clear, if this host has no others")
 		err = netlink.LinkDel(link)
 	}
 	if err != nil {

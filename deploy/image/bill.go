@@ -79,7 +79,8 @@ func bill(p part, binary []byte, version string) ([]byte, error) {
 	root := makeComponent("switchyard", version, "Apache-2.0", "pkg:golang/"+info.Main.Path+"@"+version)
 	root.SPDXID, root.Checksums = rootID, []checksum{{"SHA256", hex.EncodeToString(sum[:])}}
 	d.Packages = append(d.Packages, root)
-	d.contains(makeComponent("go", strings.TrimPrefix(info.GoVersion, "go"), "BSD-3-Clause", "pkg:golang/stdlib@"+strings.TrimPrefix(info.GoVersion, "go")))
+	goVersion := strings.TrimPrefix(info.GoVersion, "go")
+	d.contains(makeComponent("go", goVersion, "BSD-3-Clause", "pkg:golang/stdlib@"+goVersion))
 	for _, m := range info.Deps {
 		if m.Replace != nil {
 			m = m.Replace

@@ -122,7 +122,8 @@ func fetch(ctx context.Context, cache, arch string, packages []debian) ([]string
 		return nil, err
 	}
 	if _, err := a.run(ctx, dir, "apt-get", append([]string{"download"}, missing...)...); err != nil {
-		return nil, fmt.Errorf("%w (the package sources must have Debian 12; where a version is gone from them, make image-pin takes the newest)", err)
+		return nil, fmt.Errorf("%w (the package sources must have Debian 12; "+
+			"where a version is gone from them, make image-pin takes the newest)", err)
 	}
 	for i, d := range packages {
 		if err := check(files[i], d); err != nil {

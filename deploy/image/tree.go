@@ -87,7 +87,8 @@ func (t tree) pack(to io.Writer) error {
 	w := tar.NewWriter(to)
 	for _, name := range t.paths() {
 		n := t.at(name)
-		h := &tar.Header{Name: name, Mode: n.mode, Size: int64(len(n.data)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}
+		h := &tar.Header{Name: name, Mode: n.mode, Size: int64(len(n.data)), Typeflag: tar.TypeReg,
+			ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}
 		switch {
 		case n.dir:
 			h.Name, h.Typeflag = name+"/", tar.TypeDir

@@ -28,7 +28,8 @@ func (c *count) widths() []int {
 }
 
 func (c *count) header() {
-	c.out.line("   Who answered, in the %.1f s that follow %.1f s after each change. Failures of all the time.", netlab.Patient(window).Seconds(), netlab.Patient(settle).Seconds())
+	c.out.line("   Who answered, in the %.1f s that follow %.1f s after each change. Failures of all the time.",
+		netlab.Patient(window).Seconds(), netlab.Patient(settle).Seconds())
 	c.out.cells(c.widths(), append(append([]string{""}, c.pods...), "failed")...)
 }
 

@@ -90,7 +90,8 @@ func (d *demo) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking the agent for its backend: %w", err)
 	}
-	d.out.line("On each node runs the agent, with backend %s. Both were ready after %.1f s.", bytes.TrimSpace(backend), time.Since(start).Seconds())
+	d.out.line("On each node runs the agent, with backend %s. Both were ready after %.1f s.",
+		bytes.TrimSpace(backend), time.Since(start).Seconds())
 	return nil
 }
 

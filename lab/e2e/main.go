@@ -56,7 +56,8 @@ func command() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.agent.Name, "agent", cluster.Switchyard, "what makes Services work: switchyard or kube-proxy")
 	flags.StringVar(&o.agent.Backend, "backend", "iptables", "switchyard's --backend, or kube-proxy's --proxy-mode")
-	flags.StringArrayVar(&o.agent.Flags, "agent-flag", nil, "another flag for the agent, for instance --agent-flag=--iptables-mode=legacy; may be repeated")
+	flags.StringArrayVar(&o.agent.Flags, "agent-flag", nil,
+		"another flag for the agent, for instance --agent-flag=--iptables-mode=legacy; may be repeated")
 	flags.BoolVar(&o.agent.Process, "process", false, "run switchyard as a program on each node, not as a DaemonSet by the manifests")
 	flags.StringVar(&o.dir, "dir", os.Getenv("SWITCHYARD_E2E_DIR"), "folder of the lab's state (default .cache/e2e of the checkout)")
 
@@ -125,14 +126,14 @@ func (o *options) open() (*cluster.Lab, error) {
 func checkout() (string, error) {
 	here, err := os.Getwd()
 	if err != nil {
-		return "", fmt.Errorf("find the checkout: %w", err)
+		return "", fmt.Errorf("finding the checkout: %w", err)
 	}
 	for dir := here; ; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "cmd", "switchyard")); err == nil {
 			return dir, nil
 		}
 		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("find the checkout: %s is not in one", here)
+			return "", fmt.Errorf("finding the checkout: %s is not in one", here)
 		}
 	}
 }
@@ -290,7 +291,7 @@ func replace(line, env []string) error {
 		return err
 	}
 	if err := syscall.Exec(path, line, env); err != nil {
-		return fmt.Errorf("run %s: %w", line[0], err)
+		return fmt.Errorf("running %s: %w", line[0], err)
 	}
 	return nil
 }

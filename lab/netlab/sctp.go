@@ -126,7 +126,8 @@ func serveSCTP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, 
 			}
 			heard.Add(1)
 			source, _ := netip.AddrFromSlice(from.IP)
-			ack := sctpPacket{from: p.to, to: p.from, tag: p.initTag, kind: chunkInitAck, initTag: 1, cookie: greeting(name, netip.AddrPortFrom(source.Unmap(), p.from))}
+			ack := sctpPacket{from: p.to, to: p.from, tag: p.initTag, kind: chunkInitAck, initTag: 1,
+				cookie: greeting(name, netip.AddrPortFrom(source.Unmap(), p.from))}
 			_, _ = c.WriteToIP(ack.marshal(), from) // the client counts what is lost
 		}
 	}()

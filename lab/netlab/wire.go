@@ -307,7 +307,8 @@ func (h *Host) addNeighbours(device string, peer *Host, peerDevice string, addrs
 		return fmt.Errorf("finding %s of %s: %w", peerDevice, peer.Name, err)
 	}
 	for _, a := range addrs {
-		n := &netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: other.Attrs().HardwareAddr}
+		n := &netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
+			IP: a.AsSlice(), HardwareAddr: other.Attrs().HardwareAddr}
 		if err := h.link.NeighSet(n); err != nil {
 			return fmt.Errorf("telling %s the hardware address of %s: %w", h.Name, a, err)
 		}

@@ -50,7 +50,8 @@ func openApt(ctx context.Context, suite, cache string) (*apt, error) {
 	}
 	a := &apt{}
 	for _, o := range []string{
-		"Dir::Etc::SourceList=" + dir + "/debian.sources", "Dir::Etc::SourceParts=/dev/null", "Dir::Etc::Preferences=/dev/null", "Dir::Etc::PreferencesParts=/dev/null",
+		"Dir::Etc::SourceList=" + dir + "/debian.sources", "Dir::Etc::SourceParts=/dev/null",
+		"Dir::Etc::Preferences=/dev/null", "Dir::Etc::PreferencesParts=/dev/null",
 		"Dir::State=" + dir, "Dir::State::Lists=" + dir + "/lists", "Dir::State::status=" + dir + "/status", "Dir::Cache=" + dir + "/cache",
 		"Acquire::Languages=none",
 	} {

@@ -23,7 +23,8 @@ type machine struct {
 // Nothing protects the emulated processor from what only real ones have, and
 // its clock is the host's, so that the kernel need not doubt it: both cost time.
 // The watchdog would take a slow emulation for a hang.
-const commandLine = "console=ttyS0 loglevel=5 oops=panic panic=-1 mitigations=off tsc=reliable clocksource=tsc no_timer_check nowatchdog rdinit=/init"
+const commandLine = "console=ttyS0 loglevel=5 oops=panic panic=-1 mitigations=off " +
+	"tsc=reliable clocksource=tsc no_timer_check nowatchdog rdinit=/init"
 
 // consoleLines is how much of the kernel's console a failure shows.
 const consoleLines = 60

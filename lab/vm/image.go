@@ -63,7 +63,10 @@ func buildImage(ctx context.Context, c imageConfig) (string, error) {
 
 // folders makes those that the machine needs, with /usr merged as on Debian.
 func folders(root string) error {
-	for _, d := range []string{"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "busybox", "proc", "sys", "dev", "tmp", "run", "root", "etc", "tests", "src", "var/lib", "var/run"} {
+	for _, d := range []string{
+		"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "busybox", "proc", "sys", "dev", "tmp", "run", "root", "etc",
+		"tests", "src", "var/lib", "var/run",
+	} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return fmt.Errorf("making a folder of the image: %w", err)
 		}

@@ -45,13 +45,15 @@ type part struct {
 // for; the rest runs on this machine's own kernel. "PKG=… RUN=. LIMIT=2h" runs all.
 func matrix(backend string) []part {
 	policy := []string{
-		"internal Cluster, external Local; pods told by ClusterCIDR", "without endpoints every frontend rejects", "an undefined port of a ClusterIP",
+		"internal Cluster, external Local; pods told by ClusterCIDR", "without endpoints every frontend rejects",
+		"an undefined port of a ClusterIP",
 		"a client stays with its endpoint", "hairpin: an endpoint reaches itself", "survive SIGKILL of the agent and a new start",
 	}
 	ours := []string{"repairs what another program broke", "another program's rules stay"}
 	parts := []part{
 		{dir: "dataplane/ebpf/internal/terminate"},
-		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "TestHoldPodSockets", "TestModeNode", "TestConnectedUDPIsLeftToPackets", "TestBoundUDPSocketsAreLeftToPackets", "TestOlderSchemaIsTakenOver"}},
+		{dir: "dataplane/ebpf", run: []string{"TestSocketConnect", "TestHoldPodSockets", "TestModeNode",
+			"TestConnectedUDPIsLeftToPackets", "TestBoundUDPSocketsAreLeftToPackets", "TestOlderSchemaIsTakenOver"}},
 		{dir: "dataplane/nftables"},
 		{dir: "dataplane/iptables", run: []string{"TestProbe", "TestReadBack", "TestVariantChoice", "TestLocalnet"}},
 		{dir: "dataplane/ipvs"},
@@ -61,7 +63,8 @@ func matrix(backend string) []part {
 	}
 	return append(parts,
 		// The agent itself, from manifests to packets: on this machine with the others.
-		part{dir: "cmd/switchyard", backend: "ipvs", run: []string{"TestGetServicesCountsConnections", "TestCleanupDrains"}, on: []string{"6.12"}},
+		part{dir: "cmd/switchyard", backend: "ipvs", run: []string{"TestGetServicesCountsConnections", "TestCleanupDrains"},
+			on: []string{"6.12"}},
 		part{dir: conformance, backend: "ipvs", run: slices.Concat(policy, ours), on: []string{"6.12"}},
 		part{dir: conformance, backend: "nftables", run: slices.Concat(policy, ours), on: []string{"6.1", newest}},
 		part{dir: conformance, backend: "iptables-nft", run: policy[:3], on: []string{newest}},

@@ -61,7 +61,8 @@ func parse(args []string, out io.Writer) (options, error) {
 		_, _ = fmt.Fprintln(out, "usage: vm [flags] [PACKAGE ...]; without packages: those of the kernel matrix")
 		f.PrintDefaults()
 	}
-	f.StringVar(&o.kernel, "kernel", "all", "the kernel: "+strings.Join(seriesNames(), ", ")+", or a number that the newest has; all: those that each change is tested on, side by side")
+	f.StringVar(&o.kernel, "kernel", "all", "the kernel: "+strings.Join(seriesNames(), ", ")+", or a number that the newest has; "+
+		"all: those that each change is tested on, side by side")
 	f.StringVar(&o.run, "run", "", "just the tests that match, as go test -run has it")
 	f.StringVar(&o.backend, "backend", "", "of the conformance table, just this backend or column")
 	f.BoolVar(&o.verbose, "v", false, "say each test, as go test -v does")

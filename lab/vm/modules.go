@@ -12,7 +12,8 @@ import (
 func moduleFolders() []string {
 	return []string{
 		"net/netfilter/", "net/ipv4/", "net/ipv6/", "net/bridge/", "net/8021q/", "net/sched/", "net/sctp/", "net/xfrm/",
-		"drivers/net/veth.ko", "drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/macvlan.ko", "drivers/net/geneve.ko", "drivers/net/vxlan/", "drivers/net/netkit.ko", "drivers/net/tun.ko",
+		"drivers/net/veth.ko", "drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/macvlan.ko",
+		"drivers/net/geneve.ko", "drivers/net/vxlan/", "drivers/net/netkit.ko", "drivers/net/tun.ko",
 		"crypto/crc32c", "crypto/hmac", "crypto/sha", // what the kernel finds by what it does, not by name
 	}
 }

@@ -20,7 +20,8 @@ func tools() []string {
 			}
 		}
 	}
-	return append(all, "sh", "sleep", "ip", "tc", "bridge", "ss", "ethtool", "nft", "ipset", "ipvsadm", "conntrack", "modprobe", "insmod", "rmmod", "lsmod", "nsenter", "unshare", "flock", "tcpdump", "strace")
+	return append(all, "sh", "sleep", "ip", "tc", "bridge", "ss", "ethtool", "nft", "ipset",
+		"ipvsadm", "conntrack", "modprobe", "insmod", "rmmod", "lsmod", "nsenter", "unshare", "flock", "tcpdump", "strace")
 }
 
 // searched are where programs are looked for, as files of this machine.

@@ -47,7 +47,7 @@ func Follow(ctx context.Context, log *slog.Logger, report func([]netip.Prefix)) 
 	}
 	for {
 		if err := followUntil(ctx, log, see); ctx.Err() == nil {
-			log.Warn("cannot follow the node's addresses, trying again", "in", retry, "error", err)
+			log.Warn("cannot follow the node's addresses; trying again", "in", retry, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -142,7 +142,8 @@ func list(h *netlink.Handle) ([]netip.Prefix, error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
 		err := h.RouteListFilteredIter(family, local, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-			if p, ok := destination(r); ok && r.Type == unix.RTN_LOCAL && r.Protocol != dataplane.RouteProtocol && (ignored == 0 || r.LinkIndex != ignored) {
+			if p, ok := destination(r); ok && r.Type == unix.RTN_LOCAL && r.Protocol != dataplane.RouteProtocol &&
+				(ignored == 0 || r.LinkIndex != ignored) {
 				out = append(out, p)
 			}
 			return true

@@ -360,7 +360,8 @@ func (p *problems) scheduler(s *corev1.Service) string {
 		return ""
 	}
 	if !slices.Contains(dataplane.Schedulers(), name) {
-		p.add("metadata.annotations[%s]: %q is not one of %s; the default is in force", SchedulerAnnotation, name, strings.Join(dataplane.Schedulers(), ", "))
+		p.add("metadata.annotations[%s]: %q is not one of %s; the default is in force",
+			SchedulerAnnotation, name, strings.Join(dataplane.Schedulers(), ", "))
 		return ""
 	}
 	return name

@@ -153,11 +153,11 @@ func (f *follower[O, F]) warn(object string, problem error) {
 	if !ok {
 		return
 	}
-	args := []any{"object", object, "err", problem}
+	args := []any{"kind", f.luck.what, "object", object, "error", problem}
 	if others > 0 {
 		args = append(args, "others", others)
 	}
-	f.log.Warn("an object of "+f.luck.what+" has a part that makes no sense and is left out", args...)
+	f.log.Warn("a part of an object makes no sense and is left out", args...)
 }
 
 func nameOf(obj any) string {
@@ -209,7 +209,7 @@ func (l *luck) note(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 	case err == nil:
 		if l.failing != nil {
-			l.log.Info("the API server answers for "+l.what+" again", "after", time.Since(l.since).Round(time.Millisecond))
+			l.log.Info("the API server answers again", "kind", l.what, "after", time.Since(l.since).Round(time.Millisecond))
 		}
 		l.failing = nil
 	case apierrors.IsResourceExpired(err) || apierrors.IsGone(err): // an old watch, to be begun anew
@@ -233,9 +233,9 @@ func (l *luck) note(ctx context.Context, err error) {
 
 func (l *luck) tell(err error) {
 	if l.optional && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err)) {
-		l.log.Debug("the API server does not give "+l.what+"; going on without", "err", err)
+		l.log.Debug("the API server does not have a kind of objects; going on without", "kind", l.what, "error", err)
 		return
 	}
-	l.log.Warn("the API server does not give "+l.what+"; what is known stays in force, trying again",
-		"failing", time.Since(l.since).Round(time.Second), "err", err)
+	l.log.Warn("cannot list or watch objects; keeping the last known state and trying again",
+		"kind", l.what, "failing", time.Since(l.since).Round(time.Second), "error", err)
 }

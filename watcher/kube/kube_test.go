@@ -587,11 +587,11 @@ func TestAnUnreachableAPIServerIsTriedAgain(t *testing.T) {
 	}
 	h := serveOn(t, listener, api)
 	within(t, "two endpoints", func() bool { return a.endpoints() == 2 })
-	within(t, "the end of the failure in the log", func() bool { return a.log.count("answers for Services again") == 1 })
+	within(t, "the end of the failure in the log", func() bool { return a.log.count("answers again\" kind=Services") == 1 })
 
 	// It goes away: nothing is taken back. It comes again: what changed meanwhile is there.
 	h.Close()
-	within(t, "the failure in the log again", func() bool { return a.log.count("does not give Services") > 1 })
+	within(t, "the failure in the log again", func() bool { return a.log.count("trying again\" kind=Services") > 1 })
 	if n := a.endpoints(); n != 2 {
 		t.Errorf("%d endpoints after the API server went away", n)
 	}

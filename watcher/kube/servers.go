@@ -50,7 +50,8 @@ func newServers(addrs []string, node string, log *slog.Logger) *servers {
 
 // dial has the shape of net.Dialer.DialContext.
 func (s *servers) dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: dialTime, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: probes}}
+	alive := net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: probes}
+	dialer := net.Dialer{Timeout: dialTime, KeepAliveConfig: alive}
 	first := s.first()
 	var errs []error
 	for i := range s.addrs {

@@ -81,7 +81,7 @@ func (s *Source) Err() error {
 func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
-		s.log.Warn("no notice of changes to manifests, looking now and then", "every", poll, "err", err)
+		s.log.Warn("no notice of changes to manifests; looking now and then", "every", poll, "error", err)
 		notify = &fsnotify.Watcher{}
 	} else {
 		defer func() { _ = notify.Close() }()
@@ -112,7 +112,7 @@ func (s *Source) wait(ctx context.Context, notify *fsnotify.Watcher) error {
 		case <-look.C:
 			return nil
 		case err := <-notify.Errors: // an overflow, say: look
-			s.log.Debug("notices of changes to manifests were lost, looking", "err", err)
+			s.log.Debug("notices of changes to manifests were lost; looking", "error", err)
 			return nil
 		case _, ok := <-notify.Events:
 			if !ok {
@@ -139,7 +139,7 @@ func (s *Source) tell(apply func(facts.Change)) map[string]stamp {
 	s.mu.Unlock()
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
-		s.log.Error("manifests have faults, the last good state stays in force", "directory", s.dir, "err", err)
+		s.log.Error("manifests have faults; the last good state stays in force", "directory", s.dir, "error", err)
 	case err == nil:
 		s.log.Info("manifests read", "directory", s.dir, "files", len(stamps),
 			"services", len(change.Services.Put), "endpointSlices", len(change.Slices.Put))

@@ -54,7 +54,9 @@ func Ports(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env En
 }
 
 // servicePort builds one port in one family; all of frontends are of it.
-func servicePort(svc *facts.Service, frontends []Frontend, endpoints *gathered, env Env, health *dataplane.HealthCheck) *dataplane.ServicePort {
+func servicePort(
+	svc *facts.Service, frontends []Frontend, endpoints *gathered, env Env, health *dataplane.HealthCheck,
+) *dataplane.ServicePort {
 	port, family := svc.Ports[frontends[0].port], frontends[0].family
 	known := endpoints.of(port)
 	sp := &dataplane.ServicePort{

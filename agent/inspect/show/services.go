@@ -186,9 +186,13 @@ func (p *Printer) Explanation(x inspect.Explanation) error {
 }
 
 func (p *Printer) clientAnswer(c inspect.ClientAnswer) {
-	who := map[string]string{inspect.Pod: "Pods of this node", inspect.OnNode: "The node itself", inspect.Outside: "Clients from outside"}[c.Is]
+	who := map[string]string{
+		inspect.Pod: "Pods of this node", inspect.OnNode: "The node itself", inspect.Outside: "Clients from outside",
+	}[c.Is]
 	if c.From != "" {
-		as := map[string]string{inspect.Pod: "a pod of this node", inspect.OnNode: "this node itself", inspect.Outside: "a client from outside"}[c.Is]
+		as := map[string]string{
+			inspect.Pod: "a pod of this node", inspect.OnNode: "this node itself", inspect.Outside: "a client from outside",
+		}[c.Is]
 		who = join(": ", fmt.Sprintf("%s counts as %s", c.From, as), c.Because)
 	}
 	colour := red

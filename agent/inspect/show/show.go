@@ -99,7 +99,8 @@ func (p *Printer) Status(s inspect.Status) error {
 		rows = append(rows, [2]string{"", p.paint(red, "the last Sync: "+s.Sync.Error)})
 	}
 	rows = append(rows,
-		[2]string{"Wanted", fmt.Sprintf("%s, %s, %s, %s in use", plural(s.Counts.Services, "Service"), plural(s.Counts.ServicePorts, "Service port"),
+		[2]string{"Wanted", fmt.Sprintf("%s, %s, %s, %s in use",
+			plural(s.Counts.Services, "Service"), plural(s.Counts.ServicePorts, "Service port"),
 			plural(s.Counts.Frontends, "frontend"), plural(s.Counts.Endpoints, "endpoint"))},
 		[2]string{"NodePorts", "on " + orNone(strings.Join(s.Node.NodePorts, ", "))},
 		[2]string{"Pods", s.Node.LocalPods},
@@ -240,7 +241,8 @@ func (p *Printer) Verification(v inspect.Verification) error {
 		p.line("%s (revision %d, read back in %s)", p.paint(green, "The kernel is as wanted"), v.Revision, took)
 		return p.err
 	}
-	p.line("%s (revision %d, read back in %s):", p.paint(red, "The kernel differs from what is wanted in "+plural(len(v.Differences), "place")), v.Revision, took)
+	differs := "The kernel differs from what is wanted in " + plural(len(v.Differences), "place")
+	p.line("%s (revision %d, read back in %s):", p.paint(red, differs), v.Revision, took)
 	for _, d := range v.Differences {
 		p.line("  %s", d)
 	}

@@ -57,7 +57,7 @@ func (b Builder) Kubernetes(ctx context.Context) error {
 		return nil
 	}
 	if err := os.MkdirAll(b.Bin, 0o755); err != nil {
-		return fmt.Errorf("build Kubernetes: %w", err)
+		return fmt.Errorf("building Kubernetes: %w", err)
 	}
 	_, _ = fmt.Fprintf(b.Out, "  building Kubernetes %s: about ten minutes the first time\n", mod.version)
 	for _, pkg := range mod.programs {
@@ -80,7 +80,7 @@ func (b Builder) Image(ctx context.Context, dir, name string) error {
 	cmd := exec.CommandContext(ctx, "go", "run", "./deploy/image", "-arch="+runtime.GOARCH, "-name="+name, "-version=lab", "-out="+dir)
 	cmd.Dir = b.Repo
 	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the agent's image: %w\n%s", err, output)
+		return fmt.Errorf("building the agent's image: %w\n%s", err, output)
 	}
 	_, _ = fmt.Fprintf(b.Out, "  %5.1fs  built the agent's image\n", time.Since(began).Seconds())
 	return nil
@@ -99,7 +99,7 @@ func (b Builder) compile(ctx context.Context, dir, pkg string, flags []string) e
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", pkg, err, output)
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, output)
 	}
 	_, _ = fmt.Fprintf(b.Out, "  %5.1fs  built %s\n", time.Since(began).Seconds(), path.Base(pkg))
 	return nil
@@ -116,7 +116,7 @@ func readModule(ctx context.Context, dir string) (module, error) {
 	cmd.Dir = dir
 	data, err := cmd.Output()
 	if err != nil {
-		return module{}, fmt.Errorf("read %s/go.mod: %w", dir, err)
+		return module{}, fmt.Errorf("reading %s/go.mod: %w", dir, err)
 	}
 	return parseModule(data)
 }
@@ -127,7 +127,7 @@ func parseModule(data []byte) (module, error) {
 		Tool    []struct{ Path string }
 	}
 	if err := json.Unmarshal(data, &file); err != nil {
-		return module{}, fmt.Errorf("read Kubernetes' go.mod: %w", err)
+		return module{}, fmt.Errorf("reading Kubernetes' go.mod: %w", err)
 	}
 	var m module
 	for _, r := range file.Require {
@@ -139,7 +139,7 @@ func parseModule(data []byte) (module, error) {
 		m.programs = append(m.programs, t.Path)
 	}
 	if m.version == "" || m.programs == nil {
-		return module{}, fmt.Errorf("read Kubernetes' go.mod: version %q and %d programs", m.version, len(m.programs))
+		return module{}, fmt.Errorf("reading Kubernetes' go.mod: version %q and %d programs", m.version, len(m.programs))
 	}
 	return m, nil
 }
@@ -150,12 +150,12 @@ func stamp(ctx context.Context, dir string, flags []string) (string, error) {
 	cmd.Dir = dir
 	sum, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("ask for the version of Go: %w", err)
+		return "", fmt.Errorf("asking for the version of Go: %w", err)
 	}
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
-			return "", fmt.Errorf("build Kubernetes: %w", err)
+			return "", fmt.Errorf("building Kubernetes: %w", err)
 		}
 		sum = append(sum, data...)
 	}

@@ -31,7 +31,7 @@ type Tree struct {
 func Find() (Tree, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return Tree{}, fmt.Errorf("find the cgroup mounts: %w", err)
+		return Tree{}, fmt.Errorf("finding the cgroup mounts: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	return parse(f)
@@ -57,10 +57,10 @@ func parse(mountinfo io.Reader) (Tree, error) {
 		}
 	}
 	if err := scan.Err(); err != nil {
-		return Tree{}, fmt.Errorf("find the cgroup mounts: %w", err)
+		return Tree{}, fmt.Errorf("finding the cgroup mounts: %w", err)
 	}
 	if t.V2 == "" {
-		return Tree{}, errors.New("find the cgroup mounts: cgroup v2 is not mounted")
+		return Tree{}, errors.New("finding the cgroup mounts: cgroup v2 is not mounted")
 	}
 	return t, nil
 }
@@ -74,18 +74,18 @@ func (t Tree) Create(group string) error {
 	for _, mount := range t.V1 {
 		dir := filepath.Join(mount, group)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("create cgroup %s: %w", group, err)
+			return fmt.Errorf("creating cgroup %s: %w", group, err)
 		}
 		// A new v1 cpuset is empty, and nothing can run in it.
 		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if err := inherit(dir, name); err != nil {
-				return fmt.Errorf("create cgroup %s: %w", group, err)
+				return fmt.Errorf("creating cgroup %s: %w", group, err)
 			}
 		}
 	}
 	dir := t.Path(group)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("create cgroup %s: %w", group, err)
+		return fmt.Errorf("creating cgroup %s: %w", group, err)
 	}
 	if len(t.V1) > 0 {
 		return nil // the controllers are v1's; v2 only tells the nodes apart
@@ -109,11 +109,11 @@ func inherit(dir, name string) error {
 func delegate(dir string) error {
 	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return fmt.Errorf("delegate the controllers of %s: %w", dir, err)
+		return fmt.Errorf("delegating the controllers of %s: %w", dir, err)
 	}
 	for _, name := range strings.Fields(string(have)) {
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+name), 0o644); err != nil {
-			return fmt.Errorf("delegate controller %s of %s: %w", name, dir, err)
+			return fmt.Errorf("delegating controller %s of %s: %w", name, dir, err)
 		}
 	}
 	return nil
@@ -150,8 +150,9 @@ func (t Tree) V1Paths(group string) []string {
 // if the process has ended.
 func Join(pid int, folders ...string) error {
 	for _, dir := range folders {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("put process %d into cgroup %s: %w", pid, dir, err)
+		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
+		if err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("putting process %d into cgroup %s: %w", pid, dir, err)
 		}
 	}
 	return nil
@@ -179,7 +180,7 @@ func (t Tree) PIDs(group string) ([]int, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list the processes of cgroup %s: %w", group, err)
+		return nil, fmt.Errorf("listing the processes of cgroup %s: %w", group, err)
 	}
 	return pids, nil
 }
@@ -209,7 +210,7 @@ func (t Tree) Remove(group string) error {
 		errs = append(errs, removeAll(filepath.Join(mount, group)))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove cgroup %s: %w", group, err)
+		return fmt.Errorf("removing cgroup %s: %w", group, err)
 	}
 	return nil
 }

@@ -88,14 +88,14 @@ func (s *suite) findPlaces(ctx context.Context) error {
 		}
 	}
 	if len(s.pods) != len(s.nodes) {
-		return fmt.Errorf("find the clients: %d Pods on %d nodes", len(s.pods), len(s.nodes))
+		return fmt.Errorf("finding the clients: %d Pods on %d nodes", len(s.pods), len(s.nodes))
 	}
 	solo, err := s.lab.Pods(ctx, namespace, "app=solo")
 	if err != nil {
 		return err
 	}
 	if len(solo) != 1 {
-		return fmt.Errorf("find Service solo's Pod: %d Pods", len(solo))
+		return fmt.Errorf("finding Service solo's Pod: %d Pods", len(solo))
 	}
 	s.self, err = s.lab.PodPlace(solo[0])
 	return err

@@ -126,7 +126,7 @@ func (s *suite) healthChecks(ctx context.Context) ([]load.Report, error) {
 	}
 	at, err := netip.ParseAddrPort("192.0.2.1:" + string(out))
 	if err != nil {
-		return nil, fmt.Errorf("read the health check node port: %w", err)
+		return nil, fmt.Errorf("reading the health check node port: %w", err)
 	}
 	var streams []stream
 	for _, n := range s.lab.Topology.Nodes {
@@ -230,7 +230,8 @@ func (s *suite) externalIPs(ctx context.Context) ([]load.Report, error) {
 // externalName wants no agent to have complained of it or ended for it. The API
 // server warns of Services, too. Agents report under the name of kube-proxy.
 func (s *suite) externalName(ctx context.Context) ([]load.Report, error) {
-	out, err := s.lab.Kubectl(ctx, nil, "get", "events", "-n", namespace, "--field-selector=type=Warning,involvedObject.kind=Service,reportingComponent=kube-proxy",
+	out, err := s.lab.Kubectl(ctx, nil, "get", "events", "-n", namespace,
+		"--field-selector=type=Warning,involvedObject.kind=Service,reportingComponent=kube-proxy",
 		"-o", "jsonpath={range .items[*]}{.involvedObject.name}: {.message}{'\\n'}{end}")
 	if err != nil {
 		return nil, err

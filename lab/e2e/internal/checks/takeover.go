@@ -18,8 +18,10 @@ func walk() []cluster.Agent {
 	kubeProxy := func(mode string) cluster.Agent { return cluster.Agent{Name: cluster.KubeProxy, Backend: mode} }
 	own := func(backend string) cluster.Agent { return cluster.Agent{Name: cluster.Switchyard, Backend: backend} }
 	return []cluster.Agent{
-		kubeProxy("iptables"), own("nftables"), own("nftables"), own("ebpf"), own("ebpf"), own("nftables"), own("iptables"), own("nftables"), kubeProxy("nftables"),
-		own("nftables"), kubeProxy("iptables"), own("ebpf"), kubeProxy("nftables"), own("ebpf"), own("iptables"), own("iptables"), kubeProxy("iptables"),
+		kubeProxy("iptables"), own("nftables"), own("nftables"), own("ebpf"), own("ebpf"), own("nftables"),
+		own("iptables"), own("nftables"), kubeProxy("nftables"),
+		own("nftables"), kubeProxy("iptables"), own("ebpf"), kubeProxy("nftables"), own("ebpf"),
+		own("iptables"), own("iptables"), kubeProxy("iptables"),
 	}
 }
 
@@ -46,7 +48,8 @@ func Takeover(ctx context.Context, lab *cluster.Lab, first, count int, out io.Wr
 	if err := s.answering(ctx, "what the load asks for", once); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(out, "| from | to | new TCP failed | new UDP failed | TCP held, broken | UDP held, datagrams lost | left over |\n|---|---|---|---|---|---|---|\n")
+	_, _ = fmt.Fprint(out, "| from | to | new TCP failed | new UDP failed | TCP held, broken | UDP held, datagrams lost | left over |\n"+
+		"|---|---|---|---|---|---|---|\n")
 	var errs []error
 	for i := first; i < len(agents) && i < first+count; i++ {
 		errs = append(errs, s.step(ctx, lab.Agent, agents[i], out))
@@ -65,7 +68,9 @@ func (s *suite) step(ctx context.Context, from, to cluster.Agent, out io.Writer)
 	}
 	var newTCP, newUDP, heldTCP, heldUDP tally
 	for _, r := range reports {
-		t := map[[2]bool]*tally{{false, false}: &newTCP, {false, true}: &newUDP, {true, false}: &heldTCP, {true, true}: &heldUDP}[[2]bool{r.Target.Held, r.Target.UDP}]
+		t := map[[2]bool]*tally{
+			{false, false}: &newTCP, {false, true}: &newUDP, {true, false}: &heldTCP, {true, true}: &heldUDP,
+		}[[2]bool{r.Target.Held, r.Target.UDP}]
 		t.add(r)
 	}
 	heldTCP.perStream = true
@@ -82,7 +87,8 @@ func (s *suite) step(ctx context.Context, from, to cluster.Agent, out io.Writer)
 // for connections under way may stay longer.
 func (s *suite) gone(ctx context.Context, from, to cluster.Agent) (string, error) {
 	same := from.Name == to.Name && from.Backend == to.Backend
-	below := from.Name == cluster.Switchyard && from.Backend == "nftables" && to.Name == cluster.Switchyard && to.Backend == "ebpf" // its packet backend
+	below := from.Name == cluster.Switchyard && from.Backend == "nftables" &&
+		to.Name == cluster.Switchyard && to.Backend == "ebpf" // its packet backend
 	if same || below {
 		return "-", nil
 	}
@@ -121,7 +127,8 @@ func (t *tally) add(r load.Report) {
 	t.requests, t.failed, t.streams = t.requests+r.Requests, t.failed+r.Failed, t.streams+1
 	if r.Failed > 0 {
 		t.broken++
-		t.why = append(t.why, fmt.Sprintf("%s: %d of %d, the first at %s: %s", r.Target.Name, r.Failed, r.Requests, r.FirstErrorAt.UTC().Format("15:04:05.000"), r.FirstError))
+		t.why = append(t.why, fmt.Sprintf("%s: %d of %d, the first at %s: %s", r.Target.Name, r.Failed, r.Requests,
+			r.FirstErrorAt.UTC().Format("15:04:05.000"), r.FirstError))
 	}
 }
 

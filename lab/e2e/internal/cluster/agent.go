@@ -92,7 +92,7 @@ func (l *Lab) KillAgent(ctx context.Context, n Node) error {
 		return l.killPod(ctx, n)
 	}
 	if !l.programs.Alive(agentOn(n)) {
-		return errors.New("kill the agent on " + n.Name + ": it does not run")
+		return errors.New("killing the agent on " + n.Name + ": it does not run")
 	}
 	return l.programs.Kill(agentOn(n))
 }

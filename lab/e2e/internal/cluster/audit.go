@@ -28,11 +28,11 @@ func (l *Lab) starts() string { return l.path("log", "apiserver-starts.json") }
 func (l *Lab) recordStart(s start) error {
 	line, err := json.Marshal(s)
 	if err != nil {
-		return fmt.Errorf("record when the API server was ready: %w", err)
+		return fmt.Errorf("recording when the API server was ready: %w", err)
 	}
 	f, err := os.OpenFile(l.starts(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("record when the API server was ready: %w", err)
+		return fmt.Errorf("recording when the API server was ready: %w", err)
 	}
 	_, err = f.Write(append(line, '\n'))
 	return errors.Join(err, f.Close())
@@ -43,7 +43,7 @@ func parseStarts(data []byte) ([]start, error) {
 	for line := range bytes.Lines(data) {
 		var s start
 		if err := json.Unmarshal(line, &s); err != nil {
-			return nil, fmt.Errorf("read when the API server was ready: %w", err)
+			return nil, fmt.Errorf("reading when the API server was ready: %w", err)
 		}
 		all = append(all, s)
 	}
@@ -56,7 +56,7 @@ func parseStarts(data []byte) ([]start, error) {
 func (l *Lab) Rights(ctx context.Context) ([]string, error) {
 	log, err := os.ReadFile(l.auditLog())
 	if err != nil {
-		return nil, fmt.Errorf("read the audit log: %w", err)
+		return nil, fmt.Errorf("reading the audit log: %w", err)
 	}
 	role, err := l.Kubectl(ctx, nil, "get", "clusterrole", "switchyard", "-o", "json")
 	if err != nil {
@@ -64,7 +64,7 @@ func (l *Lab) Rights(ctx context.Context) ([]string, error) {
 	}
 	lines, err := os.ReadFile(l.starts())
 	if err != nil {
-		return nil, fmt.Errorf("read when the API server was ready: %w", err)
+		return nil, fmt.Errorf("reading when the API server was ready: %w", err)
 	}
 	starts, err := parseStarts(lines)
 	if err != nil {
@@ -112,7 +112,7 @@ func parseRole(data []byte) (map[string]bool, error) {
 		Rules []struct{ APIGroups, Resources, Verbs []string }
 	}
 	if err := json.Unmarshal(data, &role); err != nil {
-		return nil, fmt.Errorf("read the agent's ClusterRole: %w", err)
+		return nil, fmt.Errorf("reading the agent's ClusterRole: %w", err)
 	}
 	all := map[string]bool{}
 	for _, r := range role.Rules {
@@ -125,7 +125,7 @@ func parseRole(data []byte) (map[string]bool, error) {
 		}
 	}
 	if len(all) == 0 {
-		return nil, errors.New("read the agent's ClusterRole: it grants nothing")
+		return nil, errors.New("reading the agent's ClusterRole: it grants nothing")
 	}
 	return all, nil
 }

@@ -138,7 +138,7 @@ func (l *Lab) Left(ctx context.Context, of Agent) (string, error) {
 		}
 		out, err := exec.CommandContext(ctx, line[0], line[1:]...).Output()
 		if err != nil {
-			return "", fmt.Errorf("run %q on %s: %w", show, n.Name, withStderr(err))
+			return "", fmt.Errorf("running %q on %s: %w", show, n.Name, withStderr(err))
 		}
 		for text := range strings.Lines(string(out)) {
 			if strings.Contains(text, mark) {

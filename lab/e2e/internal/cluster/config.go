@@ -26,11 +26,11 @@ var kubeconfigTemplate string
 func render(name, text string, data any) ([]byte, error) {
 	t, err := template.New(name).Option("missingkey=error").Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("render %s: %w", name, err)
+		return nil, fmt.Errorf("rendering %s: %w", name, err)
 	}
 	var out bytes.Buffer
 	if err := t.Execute(&out, data); err != nil {
-		return nil, fmt.Errorf("render %s: %w", name, err)
+		return nil, fmt.Errorf("rendering %s: %w", name, err)
 	}
 	return out.Bytes(), nil
 }

@@ -58,7 +58,7 @@ func (l *Lab) identities() error {
 			return err
 		}
 		if err := os.WriteFile(l.kubeconfig(file), data, 0o600); err != nil {
-			return fmt.Errorf("write the kubeconfig of %s: %w", u.Name, err)
+			return fmt.Errorf("writing the kubeconfig of %s: %w", u.Name, err)
 		}
 	}
 	return errors.Join(os.WriteFile(l.tokens(), tokenFile(all), 0o600), os.WriteFile(l.path("pki", "audit.yaml"), auditPolicy, 0o600))
@@ -149,7 +149,7 @@ func (l *Lab) StopAPIServer() error {
 func (l *Lab) apiClient() (*http.Client, error) {
 	ca, err := os.ReadFile(pki.Paths(l.path("pki")).CA)
 	if err != nil {
-		return nil, fmt.Errorf("read the API server's authority: %w", err)
+		return nil, fmt.Errorf("reading the API server's authority: %w", err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)

@@ -41,7 +41,7 @@ func (l *Lab) IsDaemonSet() bool { return l.Agent.Name == Switchyard && !l.Agent
 func (l *Lab) kustomize() (string, error) {
 	dir := l.path("run", "kustomize")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("write the agent's manifests: %w", err)
+		return "", fmt.Errorf("writing the agent's manifests: %w", err)
 	}
 	name, flags := l.Agent.Backend, l.Agent.Flags
 	if l.Agent.TakeOver {
@@ -49,7 +49,7 @@ func (l *Lab) kustomize() (string, error) {
 	}
 	overlay, err := relative(dir, filepath.Join(l.Agent.Manifests, "overlays", name))
 	if err != nil {
-		return "", fmt.Errorf("write the agent's manifests: %w", err)
+		return "", fmt.Errorf("writing the agent's manifests: %w", err)
 	}
 	data := map[string]any{
 		"Overlay": overlay, "Image": AgentImage, "Tag": agentTag, "Flags": flags, "Label": "",
@@ -140,14 +140,14 @@ func (l *Lab) killPod(ctx context.Context, n Node) error {
 		}
 		return syscall.Kill(pid, syscall.SIGKILL)
 	}
-	return errors.New("kill the agent on " + n.Name + ": it has no pod")
+	return errors.New("killing the agent on " + n.Name + ": it has no pod")
 }
 
 // processOf is a process of p by its program's name.
 func processOf(p Pod, program string) (int, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
-		return 0, fmt.Errorf("find pod %s: %w", p.Name, err)
+		return 0, fmt.Errorf("finding pod %s: %w", p.Name, err)
 	}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
@@ -160,7 +160,7 @@ func processOf(p Pod, program string) (int, error) {
 			return strconv.Atoi(filepath.Base(dir))
 		}
 	}
-	return 0, fmt.Errorf("find %s of pod %s: it does not run", program, p.Name)
+	return 0, fmt.Errorf("finding %s of pod %s: it does not run", program, p.Name)
 }
 
 // agentReady waits until the agent on n says that the node is programmed.

@@ -133,14 +133,14 @@ func Wait(ctx context.Context, what string, limit time.Duration, probe func(cont
 			return nil
 		}
 		if errors.Is(err, errEnded) {
-			return fmt.Errorf("wait for %s: %w", what, err)
+			return fmt.Errorf("waiting for %s: %w", what, err)
 		}
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s (at most %v): %w", what, limit, last)
+			return fmt.Errorf("waiting for %s (at most %v): %w", what, limit, last)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -155,7 +155,7 @@ func inControl(args ...string) []string {
 func (l *Lab) onNode(n Node, args ...string) ([]string, error) {
 	r, alive := l.programs.Find(containerdOn(n))
 	if !alive {
-		return nil, fmt.Errorf("enter %s: its containerd does not run", n.Name)
+		return nil, fmt.Errorf("entering %s: its containerd does not run", n.Name)
 	}
 	enter := []string{
 		"nsenter", "--net=" + network.Path(n.Namespace()), fmt.Sprintf("--mount=/proc/%d/ns/mnt", r.PID), "--",
@@ -183,7 +183,7 @@ func (l *Lab) Enter(place string, args []string) ([]string, []string, error) {
 			return enter, env, err
 		}
 	}
-	return nil, nil, fmt.Errorf("enter %q: no such place; there are control, ext and the nodes", place)
+	return nil, nil, fmt.Errorf("entering %q: no such place; there are control, ext and the nodes", place)
 }
 
 // Kubectl runs kubectl as the cluster's administrator and gives its output.

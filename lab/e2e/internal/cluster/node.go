@@ -34,7 +34,7 @@ func agentOn(n Node) string      { return n.Name + "-agent" }
 func (l *Lab) startContainerd(ctx context.Context, n Node) error {
 	files := func(parts ...string) string { return l.path(append([]string{"nodes", n.Name}, parts...)...) }
 	if err := os.MkdirAll(files("cni"), 0o755); err != nil {
-		return fmt.Errorf("prepare %s: %w", n.Name, err)
+		return fmt.Errorf("preparing %s: %w", n.Name, err)
 	}
 	config, err := render("containerd.toml", containerdTemplate, map[string]string{
 		"Root": files("containerd"), "Image": Image, "CNIPlugins": CNIPlugins, "CNIConfig": files("cni"),
@@ -44,7 +44,7 @@ func (l *Lab) startContainerd(ctx context.Context, n Node) error {
 	}
 	cni, err := cniConfig(n)
 	if err != nil {
-		return fmt.Errorf("prepare %s: %w", n.Name, err)
+		return fmt.Errorf("preparing %s: %w", n.Name, err)
 	}
 	kubelet, err := render("kubelet.yaml", kubeletTemplate, map[string]string{
 		"Resolv": files("resolv.conf"), "Cgroup": n.group(),
@@ -57,7 +57,7 @@ func (l *Lab) startContainerd(ctx context.Context, n Node) error {
 		"cni/10-lab.conflist": cni, "resolv.conf": nil,
 	} {
 		if err := os.WriteFile(files(name), data, 0o644); err != nil {
-			return fmt.Errorf("prepare %s: %w", n.Name, err)
+			return fmt.Errorf("preparing %s: %w", n.Name, err)
 		}
 	}
 	err = l.start(n.system(), containerdOn(n), []string{
@@ -110,7 +110,7 @@ func (l *Lab) run(ctx context.Context, n Node, args ...string) error {
 		return err
 	}
 	if _, err := exec.CommandContext(ctx, line[0], line[1:]...).Output(); err != nil {
-		return fmt.Errorf("run %s on %s: %w", args[0], n.Name, withStderr(err))
+		return fmt.Errorf("running %s on %s: %w", args[0], n.Name, withStderr(err))
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func (l *Lab) PodPlace(p Pod) (load.Place, error) {
 	// A process's cgroups name the pod that it belongs to.
 	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
-		return load.Place{}, fmt.Errorf("find pod %s: %w", p.Name, err)
+		return load.Place{}, fmt.Errorf("finding pod %s: %w", p.Name, err)
 	}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
@@ -47,7 +47,7 @@ func (l *Lab) PodPlace(p Pod) (load.Place, error) {
 		place.Cgroup = l.cgroups.Path(unified(string(data)))
 		return place, nil
 	}
-	return load.Place{}, fmt.Errorf("find pod %s: no process runs in its cgroup", p.Name)
+	return load.Place{}, fmt.Errorf("finding pod %s: no process runs in its cgroup", p.Name)
 }
 
 // unified is the cgroup v2 path in a process's list of cgroups.
@@ -93,7 +93,7 @@ func parsePods(list []byte) ([]Pod, error) {
 		}
 	}
 	if err := json.Unmarshal(list, &parsed); err != nil {
-		return nil, fmt.Errorf("read the list of Pods: %w", err)
+		return nil, fmt.Errorf("reading the list of Pods: %w", err)
 	}
 	var pods []Pod
 	for _, item := range parsed.Items {
@@ -120,7 +120,7 @@ func (l *Lab) ClusterIPs(ctx context.Context, namespace, service string) (v4, v6
 	for _, word := range strings.Fields(string(out)) {
 		addr, err := netip.ParseAddr(word)
 		if err != nil {
-			return v4, v6, fmt.Errorf("read the addresses of Service %s/%s: %w", namespace, service, err)
+			return v4, v6, fmt.Errorf("reading the addresses of Service %s/%s: %w", namespace, service, err)
 		}
 		if addr.Is4() {
 			v4 = addr

@@ -67,11 +67,11 @@ func (l *Lab) Up(ctx context.Context) error {
 // preflight finds what would fail later with a worse message.
 func (l *Lab) preflight() error {
 	if os.Geteuid() != 0 {
-		return errors.New("start the lab: it has to run as root")
+		return errors.New("starting the lab: it has to run as root")
 	}
 	for _, ns := range l.namespaces() {
 		if _, err := os.Stat(network.Path(ns)); err == nil {
-			return fmt.Errorf("start the lab: namespace %s exists: %w", ns, ErrUp)
+			return fmt.Errorf("starting the lab: namespace %s exists: %w", ns, ErrUp)
 		}
 	}
 	var missing []string
@@ -86,7 +86,7 @@ func (l *Lab) preflight() error {
 		}
 	}
 	if missing != nil {
-		return fmt.Errorf("start the lab: not installed: %s (see lab/e2e/packages.txt)", strings.Join(missing, ", "))
+		return fmt.Errorf("starting the lab: not installed: %s (see lab/e2e/packages.txt)", strings.Join(missing, ", "))
 	}
 	needed := []string{l.bin("kube-apiserver"), ImageFile(l.dir)}
 	if l.IsDaemonSet() {
@@ -96,7 +96,7 @@ func (l *Lab) preflight() error {
 	}
 	for _, program := range needed {
 		if _, err := os.Stat(program); err != nil {
-			return fmt.Errorf("start the lab: %w (run the verb build first)", err)
+			return fmt.Errorf("starting the lab: %w (run the verb build first)", err)
 		}
 	}
 	return nil
@@ -117,7 +117,7 @@ func (l *Lab) prepare() error {
 	}
 	for _, dir := range []string{"run", "log"} {
 		if err := os.MkdirAll(l.path(dir), 0o755); err != nil {
-			return fmt.Errorf("prepare the lab: %w", err)
+			return fmt.Errorf("preparing the lab: %w", err)
 		}
 	}
 	if err := l.makeMountPoints(); err != nil {
@@ -159,11 +159,11 @@ func (l *Lab) makeMountPoints() error {
 		}
 	}
 	if err := os.WriteFile(l.made(), []byte(strings.Join(made, "\n")), 0o644); err != nil {
-		return fmt.Errorf("prepare the lab: %w", err)
+		return fmt.Errorf("preparing the lab: %w", err)
 	}
 	for _, dir := range made {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("prepare the lab: %w", err)
+			return fmt.Errorf("preparing the lab: %w", err)
 		}
 	}
 	return nil
@@ -173,11 +173,11 @@ func (l *Lab) makeMountPoints() error {
 func (l *Lab) removeMountPoints() error {
 	made, err := os.ReadFile(l.made())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the nodes' mount points: %w", err)
+		return fmt.Errorf("removing the nodes' mount points: %w", err)
 	}
 	for _, dir := range strings.Fields(string(made)) {
 		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove the nodes' mount points: %w", err)
+			return fmt.Errorf("removing the nodes' mount points: %w", err)
 		}
 	}
 	return nil
@@ -203,7 +203,7 @@ func (l *Lab) Down() error {
 	}
 	errs = append(errs, l.removeMountPoints())
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("take the lab down: %w", err)
+		return fmt.Errorf("taking the lab down: %w", err)
 	}
 	return l.forget("run", "etcd", "nodes", "pki")
 }
@@ -213,14 +213,14 @@ func (l *Lab) Down() error {
 func (l *Lab) forget(names ...string) error {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return fmt.Errorf("remove the lab's state: %w", err)
+		return fmt.Errorf("removing the lab's state: %w", err)
 	}
 	for _, name := range names {
 		if dir := l.path(name); strings.Contains(string(mounts), " "+dir+"/") {
-			return fmt.Errorf("remove the lab's state: something is mounted below %s", dir)
+			return fmt.Errorf("removing the lab's state: something is mounted below %s", dir)
 		}
 		if err := os.RemoveAll(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove the lab's state: %w", err)
+			return fmt.Errorf("removing the lab's state: %w", err)
 		}
 	}
 	return nil

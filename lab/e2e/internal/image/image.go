@@ -51,7 +51,7 @@ type manifest struct {
 // Write packs spec into the file at to.
 func Write(to string, spec Spec) error {
 	if err := write(to, spec); err != nil {
-		return fmt.Errorf("pack image %s: %w", spec.Name, err)
+		return fmt.Errorf("packing image %s: %w", spec.Name, err)
 	}
 	return nil
 }

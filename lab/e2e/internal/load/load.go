@@ -265,12 +265,12 @@ func exchange(conn net.Conn, in *bufio.Reader, t Target, url, header string) (st
 	}
 	resp, err := http.ReadResponse(in, nil)
 	if err != nil {
-		return "", fmt.Errorf("read the answer: %w", err)
+		return "", fmt.Errorf("reading the answer: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, longest))
 	if err != nil {
-		return "", fmt.Errorf("read the answer: %w", err)
+		return "", fmt.Errorf("reading the answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return "", errors.New("answered " + resp.Status)

@@ -41,7 +41,7 @@ type Client struct {
 func Start(place Place, targets []Target) (*Client, error) {
 	group, err := os.Open(place.Cgroup)
 	if err != nil {
-		return nil, fmt.Errorf("start a client %s: %w", place.Name, err)
+		return nil, fmt.Errorf("starting a client %s: %w", place.Name, err)
 	}
 	defer func() { _ = group.Close() }()
 	cmd := exec.Command("/proc/self/exe", Verb)
@@ -51,16 +51,16 @@ func Start(place Place, targets []Target) (*Client, error) {
 	c := &Client{place: place, cmd: cmd}
 	cmd.Stdout = &c.out
 	if c.stdin, err = cmd.StdinPipe(); err != nil {
-		return nil, fmt.Errorf("start a client %s: %w", place.Name, err)
+		return nil, fmt.Errorf("starting a client %s: %w", place.Name, err)
 	}
 	if err := network.Do(place.Namespace, cmd.Start); err != nil {
-		return nil, fmt.Errorf("start a client %s: %w", place.Name, err)
+		return nil, fmt.Errorf("starting a client %s: %w", place.Name, err)
 	}
 	err = errors.Join(cgroup.Join(cmd.Process.Pid, place.Cgroups1...), json.NewEncoder(c.stdin).Encode(targets))
 	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		return nil, fmt.Errorf("start a client %s: %w", place.Name, err)
+		return nil, fmt.Errorf("starting a client %s: %w", place.Name, err)
 	}
 	return c, nil
 }
@@ -93,7 +93,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	input := json.NewDecoder(in)
 	var targets []Target
 	if err := input.Decode(&targets); err != nil {
-		return fmt.Errorf("read the targets: %w", err)
+		return fmt.Errorf("reading the targets: %w", err)
 	}
 	go func() {
 		_, _ = io.Copy(io.Discard, io.MultiReader(input.Buffered(), in))
@@ -106,7 +106,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	all.Wait()
 	if err := json.NewEncoder(out).Encode(reports); err != nil {
-		return fmt.Errorf("write the reports: %w", err)
+		return fmt.Errorf("writing the reports: %w", err)
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func CreateHub(h Hub) error {
 	err := Do(Path(h.Namespace), func() error {
 		link := &netlink.Bridge{LinkAttrs: attrs(bridgeName)}
 		if err := netlink.LinkAdd(link); err != nil {
-			return fmt.Errorf("add bridge %s: %w", bridgeName, err)
+			return fmt.Errorf("adding bridge %s: %w", bridgeName, err)
 		}
 		if err := settle(true); err != nil {
 			return err
@@ -70,7 +70,7 @@ func CreateHub(h Hub) error {
 		return configure(bridgeName, h.Addrs, h.Routes)
 	})
 	if err != nil {
-		return fmt.Errorf("create namespace %s: %w", h.Namespace, err)
+		return fmt.Errorf("creating namespace %s: %w", h.Namespace, err)
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func CreateLeaf(hub string, l Leaf) error {
 		return err
 	}
 	if err := plug(hub, l); err != nil {
-		return fmt.Errorf("create namespace %s: %w", l.Namespace, err)
+		return fmt.Errorf("creating namespace %s: %w", l.Namespace, err)
 	}
 	return nil
 }
@@ -98,14 +98,14 @@ func plug(hub string, l Leaf) error {
 			PeerNamespace: netlink.NsFd(far), PeerMTU: mtu,
 		}
 		if err := netlink.LinkAdd(veth); err != nil {
-			return fmt.Errorf("add link %s: %w", l.Port, err)
+			return fmt.Errorf("adding link %s: %w", l.Port, err)
 		}
 		bridge, err := netlink.LinkByName(bridgeName)
 		if err != nil {
-			return fmt.Errorf("find bridge %s: %w", bridgeName, err)
+			return fmt.Errorf("finding bridge %s: %w", bridgeName, err)
 		}
 		if err := netlink.LinkSetMaster(veth, bridge); err != nil {
-			return fmt.Errorf("plug link %s into %s: %w", l.Port, bridgeName, err)
+			return fmt.Errorf("plugging link %s into %s: %w", l.Port, bridgeName, err)
 		}
 		return netlink.LinkSetUp(veth)
 	})
@@ -130,10 +130,10 @@ func attrs(name string) netlink.LinkAttrs {
 func settle(forward bool) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return fmt.Errorf("find the loopback interface: %w", err)
+		return fmt.Errorf("finding the loopback interface: %w", err)
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set the loopback interface up: %w", err)
+		return fmt.Errorf("setting the loopback interface up: %w", err)
 	}
 	set := map[string]string{
 		// Duplicate address detection keeps a new IPv6 address useless for a second.
@@ -146,7 +146,7 @@ func settle(forward bool) error {
 	}
 	for name, value := range set {
 		if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644); err != nil {
-			return fmt.Errorf("set sysctl %s to %s: %w", strings.ReplaceAll(name, "/", "."), value, err)
+			return fmt.Errorf("setting sysctl %s to %s: %w", strings.ReplaceAll(name, "/", "."), value, err)
 		}
 	}
 	return nil
@@ -155,7 +155,7 @@ func settle(forward bool) error {
 func configure(name string, addrs []netip.Prefix, routes []Route) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
+		return fmt.Errorf("finding link %s: %w", name, err)
 	}
 	for _, p := range addrs {
 		addr := &netlink.Addr{IPNet: ipNet(p)}
@@ -163,16 +163,16 @@ func configure(name string, addrs []netip.Prefix, routes []Route) error {
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
-			return fmt.Errorf("add address %s to %s: %w", p, name, err)
+			return fmt.Errorf("adding address %s to %s: %w", p, name, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set link %s up: %w", name, err)
+		return fmt.Errorf("setting link %s up: %w", name, err)
 	}
 	for _, r := range routes {
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.To), Gw: r.Via.AsSlice()}
 		if err := netlink.RouteAdd(route); err != nil {
-			return fmt.Errorf("add route to %s via %s: %w", r.To, r.Via, err)
+			return fmt.Errorf("adding route to %s via %s: %w", r.To, r.Via, err)
 		}
 	}
 	return nil
@@ -185,20 +185,20 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // create makes a named namespace and leaves this thread where it was.
 func create(name string) error {
 	if _, err := os.Stat(Path(name)); err == nil {
-		return fmt.Errorf("create namespace %s: %w", name, fs.ErrExist)
+		return fmt.Errorf("creating namespace %s: %w", name, fs.ErrExist)
 	}
 	home, err := netns.Get()
 	if err != nil {
-		return fmt.Errorf("create namespace %s: %w", name, err)
+		return fmt.Errorf("creating namespace %s: %w", name, err)
 	}
 	defer func() { _ = home.Close() }()
 	if err := netlab.ShareNames(); err != nil {
-		return fmt.Errorf("create namespace %s: %w", name, err)
+		return fmt.Errorf("creating namespace %s: %w", name, err)
 	}
 	return onThread(home, func() error {
 		ns, err := netns.NewNamed(name) // moves the thread into it
 		if err != nil {
-			return fmt.Errorf("create namespace %s: %w", name, err)
+			return fmt.Errorf("creating namespace %s: %w", name, err)
 		}
 		return ns.Close()
 	})
@@ -211,7 +211,7 @@ func Delete(name string) error {
 		return nil
 	}
 	if err := netns.DeleteNamed(name); err != nil {
-		return fmt.Errorf("delete namespace %s: %w", name, err)
+		return fmt.Errorf("deleting namespace %s: %w", name, err)
 	}
 	return nil
 }
@@ -222,7 +222,7 @@ func Delete(name string) error {
 func Do(path string, do func() error) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
-		return fmt.Errorf("enter namespace %s: %w", path, err)
+		return fmt.Errorf("entering namespace %s: %w", path, err)
 	}
 	defer func() { _ = ns.Close() }()
 	return onThread(ns, do)
@@ -235,7 +235,7 @@ func onThread(ns netns.NsHandle, do func() error) error {
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("enter namespace: %w", err)
+			done <- fmt.Errorf("entering namespace: %w", err)
 			return
 		}
 		done <- do()

@@ -47,10 +47,10 @@ const validity = 7 * 24 * time.Hour
 func Create(dir string, names []string, addrs []netip.Addr) (Files, error) {
 	f := Paths(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return Files{}, fmt.Errorf("create certificates: %w", err)
+		return Files{}, fmt.Errorf("creating certificates: %w", err)
 	}
 	if err := f.create(names, addrs); err != nil {
-		return Files{}, fmt.Errorf("create certificates: %w", err)
+		return Files{}, fmt.Errorf("creating certificates: %w", err)
 	}
 	return f, nil
 }

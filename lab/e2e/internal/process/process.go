@@ -50,16 +50,16 @@ type Set struct {
 // and records it.
 func (s Set) Start(spec Spec) error {
 	if s.Alive(spec.Name) {
-		return fmt.Errorf("start %s: it is already running", spec.Name)
+		return fmt.Errorf("starting %s: it is already running", spec.Name)
 	}
 	log, err := os.OpenFile(filepath.Join(s.Logs, spec.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", spec.Name, err)
+		return fmt.Errorf("starting %s: %w", spec.Name, err)
 	}
 	defer func() { _ = log.Close() }()
 	group, err := os.Open(spec.Cgroup)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", spec.Name, err)
+		return fmt.Errorf("starting %s: %w", spec.Name, err)
 	}
 	defer func() { _ = group.Close() }()
 
@@ -68,14 +68,14 @@ func (s Set) Start(spec Spec) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", spec.Name, err)
+		return fmt.Errorf("starting %s: %w", spec.Name, err)
 	}
 	// The process outlives this program, but while this program lives it has to
 	// collect its exit status.
 	go func() { _ = cmd.Wait() }()
 	if err := s.record(spec.Name, cmd.Process.Pid); err != nil {
 		_ = cmd.Process.Kill()
-		return fmt.Errorf("start %s: %w", spec.Name, err)
+		return fmt.Errorf("starting %s: %w", spec.Name, err)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (s Set) Alive(name string) bool {
 func (s Set) List() ([]Record, error) {
 	files, err := filepath.Glob(filepath.Join(s.Records, "*.json"))
 	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
+		return nil, fmt.Errorf("listing processes: %w", err)
 	}
 	sort.Strings(files)
 	var all []Record
@@ -152,17 +152,17 @@ func (s Set) end(name string, sig syscall.Signal, within time.Duration) error {
 	r, alive := s.Find(name)
 	if alive {
 		if err := syscall.Kill(r.PID, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("stop %s: %w", name, err)
+			return fmt.Errorf("stopping %s: %w", name, err)
 		}
 		for deadline := time.Now().Add(within); r.alive(); {
 			if time.Now().After(deadline) {
-				return fmt.Errorf("stop %s: process %d still runs %v after %v", name, r.PID, within, sig)
+				return fmt.Errorf("stopping %s: process %d still runs %v after %v", name, r.PID, within, sig)
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	if err := os.Remove(s.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("stop %s: %w", name, err)
+		return fmt.Errorf("stopping %s: %w", name, err)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (c *Config) Backend() string {
 	return catalog.Auto
 }
 
-// block is what kube-proxy has once for each mode.
+// block holds what kube-proxy has once for each mode.
 type block struct {
 	name                      string
 	masqueradeAll             bool
@@ -39,16 +39,16 @@ type block struct {
 	minSyncDefault            time.Duration
 }
 
-// block is the one that counts: as in kube-proxy that of the mode, and of
-// iptables where the mode has none.
+// block returns the one that counts: as in kube-proxy that of the mode, and
+// that of iptables where the mode has none.
 func (c *Config) block() block {
-	k := &c.KubeProxy
-	b := block{string(modeIPTables), k.IPTables.MasqueradeAll, *k.IPTables.MasqueradeBit, k.IPTables.SyncPeriod.Duration, k.IPTables.MinSyncPeriod.Duration, time.Second}
-	switch k.Mode {
+	t, n, v := &c.KubeProxy.IPTables, &c.KubeProxy.NFTables, &c.KubeProxy.IPVS
+	b := block{string(modeIPTables), t.MasqueradeAll, *t.MasqueradeBit, t.SyncPeriod.Duration, t.MinSyncPeriod.Duration, time.Second}
+	switch c.KubeProxy.Mode {
 	case modeNFTables:
-		b = block{string(modeNFTables), k.NFTables.MasqueradeAll, *k.NFTables.MasqueradeBit, k.NFTables.SyncPeriod.Duration, k.NFTables.MinSyncPeriod.Duration, time.Second}
+		b = block{string(modeNFTables), n.MasqueradeAll, *n.MasqueradeBit, n.SyncPeriod.Duration, n.MinSyncPeriod.Duration, time.Second}
 	case modeIPVS: // its masquerading is in the block of iptables
-		b.name, b.syncPeriod, b.minSyncPeriod, b.minSyncDefault = string(modeIPVS), k.IPVS.SyncPeriod.Duration, k.IPVS.MinSyncPeriod.Duration, 0
+		b.name, b.syncPeriod, b.minSyncPeriod, b.minSyncDefault = string(modeIPVS), v.SyncPeriod.Duration, v.MinSyncPeriod.Duration, 0
 	}
 	return b
 }
@@ -90,27 +90,6 @@ func (c *Config) socketLB() catalog.SocketLB {
 		return catalog.SocketLBOff
 	}
 	return catalog.SocketLB(c.Switchyard.SocketLB)
-}
-
-// Deprecated lists the settings of older versions that were given, and what
-// becomes of them.
-func (c *Config) Deprecated() []string {
-	e := &c.Switchyard.EBPF
-	var out []string
-	for _, d := range []struct {
-		given bool
-		field string
-		now   string
-	}{
-		{e.SocketLB != nil, "socketLB", "it is deprecated: --socket-lb=auto stands for true, --socket-lb=off for false"},
-		{e.MaxSourceRanges != 0, "maxSourceRanges", "it has no meaning any more: the packet backend serves Services with source ranges"},
-		{e.MaxConnections != 0, "maxConnections", "it has no meaning any more: the kernel's conntrack has the connections, and its own limit"},
-	} {
-		if d.given {
-			out = append(out, c.name(ownKind+".ebpf."+d.field)+": "+d.now)
-		}
-	}
-	return out
 }
 
 // ipvs is what the IPVS backend is told.
@@ -192,7 +171,7 @@ func (c *Config) Watcher(log *slog.Logger, families []dataplane.Family) (watcher
 	case watcher.InterfaceNamePrefix:
 		o.DetectLocal.Interface = k.DetectLocal.InterfaceNamePrefix
 	}
-	o.DetectLocal.ClusterCIDRs, _ = c.clusterCIDRs() // validated
+	o.DetectLocal.ClusterCIDRs, _ = parseClusterCIDR(k.ClusterCIDR) // validated
 	return o, nil
 }
 
