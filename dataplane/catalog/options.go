@@ -6,12 +6,15 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/ipvs"
 )
 
-// Names of what single backends are told, for those who read settings: they import no
-// backend.
+// The names of what single backends are told are for those who read settings, so that
+// they import no backend.
 type (
-	EBPFOptions     = ebpf.Options
+	// EBPFOptions are the sockets'.
+	EBPFOptions = ebpf.Options
+	// IPTablesOptions are those of backend iptables.
 	IPTablesOptions = iptables.Options
-	IPVSOptions     = ipvs.Options
+	// IPVSOptions are those of backend ipvs.
+	IPVSOptions = ipvs.Options
 	// SocketLB says whose sockets are translated; see SocketLBs.
 	SocketLB = ebpf.SocketLB
 )
