@@ -27,8 +27,8 @@ func TestHostFirewall(t *testing.T) {
 			}
 		}
 		s.writeChecked(s.node.Pods[0])
-		s.eventually("the NodePort of web", s.asks(netlab.Request{Protocol: netlab.TCP, To: s.webNodePort()}), true)
-		s.eventually("its health check", s.connects(31999), true)
+		eventually(t, "the NodePort of web", s.asks(netlab.Request{Protocol: netlab.TCP, To: s.webNodePort()}))
+		eventually(t, "its health check", s.connects(31999))
 		if answered := s.connects(podPort)(); answered {
 			t.Error("a server of the node answers, that nobody let through")
 		}
@@ -63,13 +63,13 @@ func TestHostFirewallReload(t *testing.T) {
 			s := newSite(t, "nftables", []any{serviceCIDR()})
 			s.writeWeb(s.node.Pods[0])
 			answers := s.asks(netlab.Request{Protocol: netlab.TCP, To: s.webNodePort(), Timeout: time.Second})
-			s.eventually("the NodePort of web", answers, true)
+			eventually(t, "the NodePort of web", answers)
 			for range 2 {
 				if out, err := s.shell(c.rules); err != nil {
 					t.Fatalf("%v: %s", err, out)
 				}
 				begin := time.Now()
-				s.eventually("the NodePort of web after the reload", answers, true)
+				eventually(t, "the NodePort of web after the reload", answers)
 				if took := time.Since(begin); took > netlab.Patient(8*time.Second) {
 					t.Errorf("no answer for %v", took)
 				}
@@ -106,15 +106,5 @@ func (s *site) connects(port int) func() bool {
 	return func() bool {
 		_, err := s.lab.Clients[0].Run(s.t.Context(), "timeout", "1", "bash", "-c", fmt.Sprintf("</dev/tcp/%s/%d", s.node.Addrs[0], port))
 		return err == nil
-	}
-}
-
-// eventually waits until what is so.
-func (s *site) eventually(name string, what func() bool, want bool) {
-	s.t.Helper()
-	for deadline := time.Now().Add(netlab.Patient(40 * time.Second)); what() != want; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("%s: answered should be %t", name, want)
-		}
 	}
 }
