@@ -53,7 +53,8 @@ type Agent struct {
 	inForce   atomic.Pointer[config.Config] // what of it can change is taken up
 	log       *slog.Logger
 	verbosity slog.LevelVar
-	families  []dataplane.Family
+	asked     []dataplane.Family // address families to program
+	families  []dataplane.Family // those that are, less than asked where the machine lacks something
 	backend   string
 	backends  Backends
 	choice    catalog.Choice
@@ -94,11 +95,11 @@ type Parts struct {
 // New makes an agent.
 func New(p Parts) *Agent {
 	a := &Agent{
-		options: p.Flags, config: p.Config, version: p.Version, backends: p.Backends, families: p.Families, log: p.Log,
+		options: p.Flags, config: p.Config, version: p.Version, backends: p.Backends, asked: p.Families, log: p.Log,
 		leftovers: leftovers{again: make(chan struct{}, 1)},
 	}
-	if a.families == nil {
-		a.families = dataplane.HostFamilies()
+	if a.asked == nil {
+		a.asked = dataplane.HostFamilies()
 	}
 	if a.log == nil {
 		a.log = p.Config.Logger(os.Stderr, &a.verbosity)
@@ -134,6 +135,7 @@ func Run(ctx context.Context, o *config.Options, version string) error {
 
 // once runs all parts with the first backend that is not known to be unfit.
 func (a *Agent) once(ctx context.Context) error {
+	a.families = a.asked
 	node, err := a.newWatcher()
 	if err != nil {
 		return err
@@ -171,7 +173,7 @@ func (a *Agent) once(ctx context.Context) error {
 	if closeErr := backend.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing backend %s: %w", a.backend, closeErr)
 	}
-	if err == nil || !errors.As(err, new(*unfitError)) {
+	if err == nil || !startsAgain(err) {
 		a.log.Info("stopped; forwarding stays in place")
 	}
 	return err
@@ -292,6 +294,7 @@ func (a *Agent) wire(backend dataplane.Backend) {
 		a.metrics.ShowFirewall(a.firewall.State)
 	}
 	a.metrics.ShowPassedOver(a.choice.NamesPassedOver())
+	a.metrics.ShowMissing(a.missing(), a.started)
 	a.metrics.CountChanges(func() (services, slices uint64) {
 		s := a.watcher.Stats()
 		return s.ServiceChanges, s.SliceChanges
@@ -401,6 +404,7 @@ func (a *Agent) serve(ctx context.Context, tuned bool) error {
 	g.Go(func() error { a.takeOver(ctx); return nil })
 	g.Go(func() error { a.watchLeftovers(ctx); return nil })
 	g.Go(func() error { return a.fallThrough(ctx) })
+	g.Go(func() error { return a.awaitFamilies(ctx) })
 	follower := &config.Follower{Log: a.log, Load: func() (*config.Config, error) { return Load(a.options) }, Apply: a.retune}
 	g.Go(func() error { return follower.Run(ctx, a.config) })
 	return g.Wait()

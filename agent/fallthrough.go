@@ -117,10 +117,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.programmed, a.served = false, false
 		a.forwarding, a.faults, a.started = make(chan struct{}), make(chan *unfitError, 1), time.Now()
 		err := a.once(ctx)
-		var fault *unfitError
-		if !errors.As(err, &fault) {
+		if !startsAgain(err) {
 			return err
 		}
-		a.passOver(fault)
+		if fault := (*unfitError)(nil); errors.As(err, &fault) {
+			a.passOver(fault)
+		}
 	}
 }

@@ -25,7 +25,7 @@ func (a *Agent) serveInspector(ctx context.Context, g *errgroup.Group) {
 	s := &inspect.Server{
 		Socket: a.config.Switchyard.Socket, HardFail: a.config.KubeProxy.BindAddressHardFail, Log: a.log,
 		Inspector: inspect.Inspector{
-			Version: a.version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families,
+			Version: a.version, Started: a.started, NodeName: a.watcher.NodeName(), Backend: backend, Families: a.families, Lacking: a.choice.Lacking,
 			Watcher: a.watcher, Syncer: a.syncer, Health: a.healthNow, Contacts: a.contacts(), Leftovers: a.leftovers.get,
 			VerifyInterval: a.config.Switchyard.VerifyInterval.Duration,
 			Flows:          a.flows, Counted: a.counted(), Sockets: a.sockets(), Device: deviceTo,

@@ -34,9 +34,11 @@ type Firewall struct {
 
 // Node is what is known of the node.
 type Node struct {
-	Name      string   `json:"name"`
-	Zone      string   `json:"zone,omitempty"`
-	Families  []string `json:"families"`
+	Name     string   `json:"name"`
+	Zone     string   `json:"zone,omitempty"`
+	Families []string `json:"families"`
+	// Lacking says why no other address family is programmed, if the host has one.
+	Lacking   string   `json:"lacking,omitempty"`
 	NodePorts []string `json:"nodePortAddresses"` // where NodePorts answer
 	LocalPods string   `json:"localPods"`         // how packets of this node's pods are told from others
 }

@@ -20,9 +20,11 @@ type Inspector struct {
 	NodeName string
 	Backend  Backend
 	Families []dataplane.Family
-	Watcher  *watcher.Watcher
-	Syncer   *dataplane.Syncer
-	Health   func() Health
+	// Lacking says why not all address families are programmed. Nil means that all are.
+	Lacking error
+	Watcher *watcher.Watcher
+	Syncer  *dataplane.Syncer
+	Health  func() Health
 	// Contacts returns how the API server last answered; nil: nobody asks one.
 	Contacts func() []Contact
 	// Leftovers returns what other backends and kube-proxy left in the kernel, by
@@ -92,6 +94,9 @@ func (i *Inspector) Status() Status {
 	}
 	for _, f := range i.Families {
 		s.Node.Families = append(s.Node.Families, f.String())
+	}
+	if i.Lacking != nil {
+		s.Node.Lacking = i.Lacking.Error()
 	}
 	for _, c := range watch.Conflicts {
 		s.Conflicts = append(s.Conflicts, c.String())

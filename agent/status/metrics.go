@@ -267,6 +267,13 @@ func (m *Metrics) CountDrift(drift func() dataplane.Drift) {
 	}
 }
 
+// ShowMissing notes address families that the backend cannot program here.
+func (m *Metrics) ShowMissing(families []dataplane.Family, since time.Time) {
+	for _, f := range families {
+		m.failing.WithLabelValues(f.String()).Set(float64(since.Unix()))
+	}
+}
+
 // Synced notes a Sync by a backend. The backend programs the families at the
 // same time, so each is given the whole of it.
 func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {

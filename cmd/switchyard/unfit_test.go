@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -77,6 +78,16 @@ func (m *machine) has(list *[]string, name string) bool {
 // runOn starts an agent on a machine with three backends until the test ends.
 func (m *machine) runOn(t *testing.T, backend string) (socket string, log *lockedBuffer) {
 	t.Helper()
+	return m.runDrivers(t, backend, []dataplane.Family{dataplane.IPv4}, func() []dataplane.Driver {
+		return []dataplane.Driver{m.driver("first"), m.driver("second"), m.driver("third")}
+	})
+}
+
+// runDrivers starts an agent that has these backends until the test ends.
+func (m *machine) runDrivers(t *testing.T, backend string, families []dataplane.Family, drivers func() []dataplane.Driver) (
+	socket string, log *lockedBuffer,
+) {
+	t.Helper()
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "shop.yaml"), shop)
 	socket, log = filepath.Join(t.TempDir(), "agent.sock"), &lockedBuffer{}
@@ -100,11 +111,10 @@ func (m *machine) runOn(t *testing.T, backend string) (socket string, log *locke
 		t.Fatal(err)
 	}
 	list := func(o catalog.Options) []dataplane.Driver {
-		drivers := []dataplane.Driver{m.driver("first"), m.driver("second"), m.driver("third")}
-		return o.Fit(drivers)
+		return o.Fit(drivers())
 	}
 	a := agent.New(agent.Parts{
-		Flags: o, Config: c, Backends: agent.Backends{Drivers: list, Layers: list}, Families: []dataplane.Family{dataplane.IPv4}, Log: slog.New(slog.NewTextHandler(log, nil)),
+		Flags: o, Config: c, Backends: agent.Backends{Drivers: list, Layers: list}, Families: families, Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -200,6 +210,45 @@ func TestABackendThatServedStays(t *testing.T) {
 	if s, _, err := client.Status(t.Context()); err != nil || s.Backend.Name != "first" {
 		t.Errorf("backend %s, %v; want the one that served", s.Backend.Name, err)
 	}
+}
+
+// oneFamily is a backend that programs IPv4 alone.
+type oneFamily struct{ pretended }
+
+func (oneFamily) Families() []dataplane.Family { return []dataplane.Family{dataplane.IPv4} }
+
+// TestAFamilyComesBack has a machine that cannot program IPv6 when the agent starts,
+// and can a little later. The agent reports it meanwhile.
+func TestAFamilyComesBack(t *testing.T) {
+	if !ownNetns(t) {
+		return
+	}
+	m := &machine{}
+	var mended atomic.Bool
+	d := m.driver("first")
+	d.Probe = nil
+	d.Open = func(_ context.Context, cfg dataplane.Config) (dataplane.Backend, error) {
+		switch {
+		case mended.Load() || !slices.Contains(cfg.Families, dataplane.IPv6):
+			return pretended{m, "first"}, nil
+		case cfg.SomeFamilies:
+			return oneFamily{pretended{m, "first"}}, nil
+		}
+		return nil, errors.New("ip6tables is busy")
+	}
+	socket, _ := m.runDrivers(t, "auto", []dataplane.Family{dataplane.IPv4, dataplane.IPv6}, func() []dataplane.Driver { return []dataplane.Driver{d} })
+	client := inspect.Client{Socket: socket}
+	status := func(ok func(inspect.Status) bool) func() bool {
+		return func() bool {
+			s, _, err := client.Status(t.Context())
+			return err == nil && s.Health.Ready && ok(s)
+		}
+	}
+	eventually(t, "IPv4 alone, and why", status(func(s inspect.Status) bool {
+		return slices.Equal(s.Node.Families, []string{"IPv4"}) && strings.Contains(s.Node.Lacking, "ip6tables is busy")
+	}))
+	mended.Store(true)
+	eventually(t, "both families", status(func(s inspect.Status) bool { return len(s.Node.Families) == 2 && s.Node.Lacking == "" }))
 }
 
 // TestLayerAtFault names the layer that an error of a layered backend is of.

@@ -20,6 +20,7 @@ type Choice struct {
 	Asked      string // the name that was asked for
 	PassedOver []PassedOver
 	Layers     []string // what the backend consists of, by name; see Layers
+	Lacking    error    // why not all address families are programmed; nil: all are
 }
 
 // PassedOver is a backend that is preferred to the one chosen, and why it does
@@ -43,7 +44,7 @@ func (c Choice) NamesPassedOver() []string {
 func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) (Choice, error) {
 	choice := Choice{Asked: name}
 	var err error
-	choice.Driver, choice.PassedOver, err = first(name, drivers, cfg, func(d dataplane.Driver, cfg dataplane.Config) (err error) {
+	choice.Driver, choice.PassedOver, choice.Lacking, err = first(name, drivers, cfg, func(d dataplane.Driver, cfg dataplane.Config) (err error) {
 		choice.Backend, err = d.Open(ctx, cfg)
 		return err
 	})
@@ -62,23 +63,25 @@ func Choose(ctx context.Context, name string, drivers []dataplane.Driver, cfg da
 // Check returns nil if Choose would find a backend of a name that works here, or
 // why not. It changes nothing.
 func Check(ctx context.Context, name string, drivers []dataplane.Driver, cfg dataplane.Config) error {
-	_, _, err := first(name, drivers, cfg, func(d dataplane.Driver, cfg dataplane.Config) error { return d.Works(ctx, cfg) })
+	_, _, _, err := first(name, drivers, cfg, func(d dataplane.Driver, cfg dataplane.Config) error { return d.Works(ctx, cfg) })
 	return err
 }
 
 // first returns the first of the drivers of a name for which try succeeds, and those
 // before it. Only if none does so for all address families, it returns one that does
-// for some.
-func first(name string, drivers []dataplane.Driver, cfg dataplane.Config, try func(dataplane.Driver, dataplane.Config) error) (dataplane.Driver, []PassedOver, error) {
-	d, passed, err := walk(name, drivers, cfg, try)
+// for some, and why none does for all.
+func first(name string, drivers []dataplane.Driver, cfg dataplane.Config, try func(dataplane.Driver, dataplane.Config) error) (
+	d dataplane.Driver, passed []PassedOver, lacking, err error,
+) {
+	d, passed, err = walk(name, drivers, cfg, try)
 	if err == nil || len(cfg.Families) < 2 {
-		return d, passed, err
+		return d, passed, nil, err
 	}
 	cfg.SomeFamilies = true
 	if d, passed, failed := walk(name, drivers, cfg, try); failed == nil {
-		return d, passed, nil
+		return d, passed, err, nil
 	}
-	return dataplane.Driver{}, nil, err
+	return dataplane.Driver{}, nil, nil, err
 }
 
 func walk(name string, drivers []dataplane.Driver, cfg dataplane.Config, try func(dataplane.Driver, dataplane.Config) error) (dataplane.Driver, []PassedOver, error) {

@@ -79,11 +79,14 @@ func (p *Printer) facts(rows [][2]string) {
 
 // Status prints how all stands.
 func (p *Printer) Status(s inspect.Status) error {
-	rows := [][2]string{
-		{"Node", join(", ", s.Node.Name, prefixed("zone ", s.Node.Zone), strings.Join(s.Node.Families, " and "))},
+	rows := [][2]string{{"Node", join(", ", s.Node.Name, prefixed("zone ", s.Node.Zone), strings.Join(s.Node.Families, " and "))}}
+	if s.Node.Lacking != "" {
+		rows = append(rows, [2]string{"", p.paint(red, "no other address family is programmed: "+s.Node.Lacking)})
+	}
+	rows = append(rows, [][2]string{
 		{"Agent", fmt.Sprintf("%s, started %s", s.Version, p.ago(s.Started))},
 		{"Backend", fmt.Sprintf("%s (--backend=%s)", s.Backend.Name, s.Backend.Asked)},
-	}
+	}...)
 	for _, o := range s.Backend.PassedOver {
 		rows = append(rows, [2]string{"", fmt.Sprintf("passed over %s: %s", o.Name, o.Reason)})
 	}
