@@ -23,8 +23,7 @@ type backend struct {
 	counts   nft.Counts
 	watch    *nft.Watch
 	counter  *counter
-	// refused are ServicePorts that the kernel did not take, and why. They are tried
-	// again when they change.
+	// refused are the ServicePorts that the kernel did not take in the last Sync, and why.
 	refused map[*dataplane.ServicePort]error
 	// accepted is what the kernel held after the last Sync that succeeded; nil: there was none.
 	accepted *dataplane.Snapshot
@@ -64,6 +63,7 @@ func (b *backend) Traits() dataplane.Traits { return dataplane.Traits{ObservesAl
 // Sync makes the kernel forward exactly what want describes.
 func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) error {
 	none := func(*familyBackend) bool { return false }
+	b.retryRefused(want)
 	accepted, failed := b.refuse(prev, want)
 	err := b.program(ctx, prev, accepted, none)
 	if isRefusal(err) && b.findRefused(prev, accepted) {

@@ -108,6 +108,31 @@ func TestRefused(t *testing.T) {
 	served(good, other, &mended)
 }
 
+// TestRefusedAgain: a ServicePort that the kernel refused is served as soon as it is
+// offered again and the kernel takes it, though it is the same one.
+func TestRefusedAgain(t *testing.T) {
+	good := port("good", frontend(dataplane.ClusterIP, "10.96.0.1:80", pool("10.244.1.5:80"), dataplane.SNATNone))
+	for _, tc := range []struct {
+		name string
+		prev *dataplane.Snapshot // of the Sync that tries again
+	}{{"a change", snapshot(good)}, {"a repair", nil}} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := opened(t, dataplane.IPv4)
+			late := port("late", frontend(dataplane.LoadBalancer, "10.97.0.1:80", pool("10.244.1.6:80"), dataplane.SNATNone))
+			late.Frontends[0].Sources = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")} // no key of IPv4 has room for it
+			var partial *dataplane.PartialError
+			for _, prev := range []*dataplane.Snapshot{nil, tc.prev} {
+				if err := b.Sync(t.Context(), prev, snapshot(good, late)); !errors.As(err, &partial) || len(partial.Failed) != 1 || partial.Failed[0].ID != late.ID {
+					t.Fatalf("Sync returned %v; want an error that names %s", err, late.ID)
+				}
+			}
+			late.Frontends[0].Sources = nil // stands for a kernel that has become able
+			backendtest.MustSync(t, b, tc.prev, snapshot(good, late))
+			backendtest.MustHold(t, b, snapshot(good, late))
+		})
+	}
+}
+
 // TestFamilyAlone: a table that the kernel does not take leaves the other family's
 // alone, and is written when it does.
 func TestFamilyAlone(t *testing.T) {

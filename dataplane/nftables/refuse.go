@@ -57,6 +57,22 @@ func isRefusal(err error) bool {
 	return false
 }
 
+// retryRefused asks the kernel again for the refused ServicePorts that want has: it
+// may have room by now, or what it lacked. Who does not try one leaves it out of
+// want. All others are forgotten.
+func (b *backend) retryRefused(want *dataplane.Snapshot) {
+	again := map[dataplane.Family][]*dataplane.ServicePort{}
+	for port := range b.refused {
+		if want.Ports.Get(port.ID) == port {
+			again[port.ID.Family] = append(again[port.ID.Family], port)
+		}
+	}
+	clear(b.refused)
+	for f, ports := range again {
+		b.refuseAmong(f, ports)
+	}
+}
+
 // findRefused finds the ServicePorts of want that are not in prev and that the
 // kernel does not take, so that the others need not wait for them. It reports
 // whether it found one.
@@ -64,11 +80,6 @@ func (b *backend) findRefused(prev, want *dataplane.Snapshot) bool {
 	var before dataplane.Ports
 	if prev != nil {
 		before = prev.Ports
-	}
-	for port := range b.refused {
-		if want.Ports.Get(port.ID) != port {
-			delete(b.refused, port)
-		}
 	}
 	known := len(b.refused)
 	for _, f := range b.cfg.Families {
