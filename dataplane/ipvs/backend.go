@@ -127,7 +127,7 @@ func (f *familyBackend) sync(ctx context.Context, prev, want *dataplane.Snapshot
 	if known && next.samePlans(&f.node) && !next.rebinds(&f.node, want.Ports) {
 		err = f.change(ctx, &next, prev, want)
 	} else {
-		err = f.backend.watch.tables.Paused(func() error { return f.full(ctx, &next, want, common) })
+		err = f.backend.watch.tables.Paused(f.table, func() error { return f.full(ctx, &next, want, common) })
 	}
 	if err != nil {
 		f.noted.Store(nil)

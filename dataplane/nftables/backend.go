@@ -113,7 +113,7 @@ func (f *familyBackend) sync(ctx context.Context, prev, want *dataplane.Snapshot
 	if known {
 		err = f.change(prev, want)
 	} else {
-		err = f.watch.Paused(func() error { return f.full(ctx, want) })
+		err = f.watch.Paused(f.table, func() error { return f.full(ctx, want) })
 	}
 	if err != nil {
 		f.noted.Store(nil)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -12,6 +13,25 @@ import (
 // messageType returns the type of a netlink message of nftables.
 func messageType(message int) netlink.HeaderType {
 	return netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | message)
+}
+
+// commits counts the transactions that the kernel has made for some tables. Each
+// moves the generation by one.
+type commits struct {
+	mu   sync.Mutex // held while one is under way
+	made uint32
+}
+
+// count sends a transaction and counts it. One that failed may have been made all
+// the same: as it is not counted, it passes for somebody else's.
+func (c *commits) count(send func() error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := send()
+	if err == nil {
+		c.made++
+	}
+	return err
 }
 
 // generation returns a number that each transaction of anybody changes.

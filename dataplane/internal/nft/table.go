@@ -56,21 +56,22 @@ type Counts struct {
 
 // Table is one table of one address family. It is used by one goroutine at a time.
 type Table struct {
-	Family dataplane.Family
-	spec   Spec
-	nft    *nftables.Table
-	sets   map[string]*nftables.Set
-	kinds  map[string]Set
-	counts *Counts
-	conn   *nftables.Conn // nil: not open
-	socket *netlink.Conn  // of conn
-	portID atomic.Uint32  // of socket
+	Family  dataplane.Family
+	spec    Spec
+	nft     *nftables.Table
+	sets    map[string]*nftables.Set
+	kinds   map[string]Set
+	counts  *Counts
+	commits *commits       // shared with the other tables of a Watch
+	conn    *nftables.Conn // nil: not open
+	socket  *netlink.Conn  // of conn
+	portID  atomic.Uint32  // of socket
 }
 
 // NewTable readies a table; nothing is asked of the kernel yet.
 func NewTable(f dataplane.Family, spec Spec, c *Counts) *Table {
 	t := &Table{
-		Family: f, spec: spec, nft: &nftables.Table{Family: TableFamily(f), Name: spec.Name}, counts: c,
+		Family: f, spec: spec, nft: &nftables.Table{Family: TableFamily(f), Name: spec.Name}, counts: c, commits: &commits{},
 		sets: map[string]*nftables.Set{}, kinds: map[string]Set{},
 	}
 	for i, s := range spec.Sets {
@@ -197,7 +198,7 @@ func (t *Table) find() (*nftables.Table, error) {
 // flush sends what is pending as one transaction.
 func (t *Table) flush() error {
 	t.counts.Transactions++
-	if err := t.conn.Flush(); err != nil {
+	if err := t.commits.count(t.conn.Flush); err != nil {
 		_ = t.Close() // answers to the rest of a failed write may be under way
 		return fmt.Errorf("writing the %s: %w", t, err)
 	}

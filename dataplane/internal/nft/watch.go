@@ -14,19 +14,23 @@ type Watch struct {
 	log       *slog.Logger
 	follower  *Follower
 	tables    []*Table
+	commits   *commits      // of all tables
 	disturbed chan struct{} // one slot
 	unsure    atomic.Bool   // somebody may have changed our tables since they were last read
 	closing   atomic.Bool
 	done      sync.WaitGroup
 }
 
-// StartWatch watches tables of one name, at least one.
+// StartWatch watches tables of one name, at least one, which nobody uses yet.
 func StartWatch(log *slog.Logger, tables []*Table) (*Watch, error) {
 	f, err := Follow()
 	if err != nil {
 		return nil, err
 	}
-	w := &Watch{log: log, follower: f, tables: tables, disturbed: make(chan struct{}, 1)}
+	w := &Watch{log: log, follower: f, tables: tables, commits: &commits{}, disturbed: make(chan struct{}, 1)}
+	for _, t := range tables {
+		t.commits = w.commits
+	}
 	w.unsure.Store(true)
 	w.done.Go(w.run)
 	return w, nil
@@ -63,15 +67,35 @@ func (w *Watch) foreign(n Notice) bool {
 // Seen says that the tables are about to be read.
 func (w *Watch) Seen() { w.unsure.Store(false) }
 
-// Paused does what writes so much that the kernel shall not tell us of it. Who
-// else changes our tables meanwhile is found when they are next read.
-func (w *Watch) Paused(do func() error) error {
+// Paused does what writes so much to a table of the watch that the kernel shall not
+// tell us of it. It asks by t, as do may. If somebody else may have changed anything
+// of nftables meanwhile, it calls Disturb.
+func (w *Watch) Paused(t *Table, do func() error) error {
+	before, errBefore := w.foreignCommits(t) // while the kernel still tells us
 	if err := w.follower.Pause(); err != nil {
 		return fmt.Errorf("pausing the watch on nftables: %w", err)
 	}
-	defer w.unsure.Store(true) // whatever was read meanwhile
 	w.unsure.Store(true)
-	return errors.Join(do(), w.follower.Resume())
+	err := errors.Join(do(), w.follower.Resume())
+	w.unsure.Store(true)                   // whatever was read meanwhile
+	after, errAfter := w.foreignCommits(t) // when it tells us again
+	if unknown := errors.Join(errBefore, errAfter); unknown != nil || before != after {
+		w.log.Debug("somebody else may have changed our nftables tables while we wrote them", "error", unknown)
+		w.Disturb()
+	}
+	return err
+}
+
+// foreignCommits returns a number that moves by one for each transaction that is
+// none of our tables'.
+func (w *Watch) foreignCommits(t *Table) (uint32, error) {
+	w.commits.mu.Lock() // so that each of ours is either counted or not made yet
+	defer w.commits.mu.Unlock()
+	if err := t.open(); err != nil {
+		return 0, err
+	}
+	generation, err := t.generation()
+	return generation - w.commits.made, err
 }
 
 // Disturbed receives after somebody else changed the tables, or may have.
