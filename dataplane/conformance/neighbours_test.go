@@ -20,17 +20,17 @@ type neighbour struct {
 	setUp func(*run, *netlab.Node)
 	// holds returns what must be so alongside the program. Nil means all of wide.
 	holds func(*run) []probe
-	// untracks says that the program keeps packets from conntrack and takes them for itself:
-	// a backend with connections of its own serves them all the same.
-	untracks bool
+	// unlessOwn is why a backend with connections of its own is not meant to let the
+	// program have its way. "": it is.
+	unlessOwn string
 }
 
 // testCase checks that everything holds where the program comes second, and
 // again where a new agent comes second.
 func (n neighbour) testCase() testCase {
 	return testCase{"neighbour", n.name, func(r *run) {
-		if n.untracks && r.col.ownsConnections() {
-			r.notMeant("it has connections of its own and serves tracked and untracked packets, as in kube-proxy's mode")
+		if n.unlessOwn != "" && r.col.ownsConnections() {
+			r.notMeant(n.unlessOwn)
 			return
 		}
 		holds := wide
@@ -50,6 +50,10 @@ func (n neighbour) testCase() testCase {
 		r.check(holds()...)
 	}}
 }
+
+// ownUntracked is the reason where the program keeps packets from conntrack and takes
+// them for itself.
+const ownUntracked = "it has connections of its own and serves tracked and untracked packets, as in kube-proxy's mode"
 
 // wideWorld has a Service for each way of a packet and each verdict.
 func wideWorld() world {
@@ -132,7 +136,7 @@ func firewalls() []neighbour {
 		shellNeighbour("iptables' policies DROP, with pods accepted, change no answer",
 			dropPolicies("-A", "DROP"), dropPolicies("-D", "ACCEPT")).with(func(*run) []probe { return wideAnswers() }),
 		shellNeighbour("rules that accept a bit of the mark's upper half, and clear others of it, change nothing (Calico)", calicoMarks("-I"), calicoMarks("-D")),
-		preRoutingDrops(), serviceDrops(), untracked(), masquerades(), nativeChains(), nativeRules(), otherProxy(), nodeCache(),
+		preRoutingDrops(), serviceDrops(), untracked(), masquerades(), nativeChains(), nativeRules(), otherProxy(), transparentProxy(), nodeCache(),
 	}
 }
 
@@ -242,7 +246,7 @@ func untracked() neighbour {
 				from("outside").toNodePort("here", "node-a").reaches("a1").seenAs("node-a"), from("outside").toNodePort("kept", "node-a").reaches("a1").seenAs("outside"),
 			))
 		},
-		untracks: true,
+		unlessOwn: ownUntracked,
 	}
 }
 
@@ -330,6 +334,45 @@ func otherProxy() neighbour {
 	}
 }
 
+// transparentProxy takes TCP connections for itself as they come in (TPROXY), by a
+// mark that routes them to the node: to an address of the range that is no ClusterIP,
+// and to a port of a ClusterIP of ours that we do not define.
+func transparentProxy() neighbour {
+	return neighbour{
+		name: "another program takes packets by TPROXY: an unallocated ClusterIP, and a port of ours that is not defined", setUp: func(r *run, n *netlab.Node) {
+			const port = 9999
+			route := "ip %[1]s rule %[2]s fwmark 0x10 lookup 717; ip %[1]s route %[2]s local default dev lo table 717; "
+			routes := func(do string) string { return fmt.Sprintf(route, "-4", do) + fmt.Sprintf(route, "-6", do) }
+			r.Cleanup(func() { r.shell(n, routes("del")) })
+			r.shell(n, "set -e; "+routes("add"))
+			server, err := n.ServeTaken(port)
+			r.must(err)
+			r.Cleanup(func() { _ = server.Stop() })
+			for _, family := range families {
+				table := map[dataplane.Family]string{dataplane.IPv4: "ip", dataplane.IPv6: "ip6"}[family]
+				var rules strings.Builder
+				for _, at := range []netip.AddrPort{r.unallocated(family), r.otherPort("here")(family)} {
+					fmt.Fprintf(&rules, "%s daddr %s tcp dport %d tproxy to :%d meta mark set 0x10 accept; ", table, at.Addr(), at.Port(), port)
+				}
+				r.nft(n.Host, table, "chain pre { type filter hook prerouting priority -150; "+rules.String()+"}")
+			}
+		},
+		holds: func(r *run) []probe {
+			var probes []probe
+			for client, node := range map[string]string{"a3": "node-a", "outside": "node-a", "b3": "node-b"} {
+				unallocated := from(client).toAddr("an unallocated address", r.unallocated)
+				undefined := from(client).toAddr("another port of here", r.otherPort("here"))
+				for _, taken := range []probe{unallocated, undefined} {
+					probes = append(probes, taken.in(dataplane.TCP).reaches(node).seenAs(client))
+				}
+				probes = append(probes, unallocated.in(dataplane.UDP, dataplane.SCTP).dropped(), undefined.in(dataplane.UDP, dataplane.SCTP).rejected())
+			}
+			return once(append(probes, from("a3").to(clusterIP, "here").reaches("a1"), from("outside").toNodePort("there", "node-a").reaches("b1")))
+		},
+		unlessOwn: "its ClusterIPs are the node's own, so that it judges what comes in for the node itself, as in kube-proxy's mode",
+	}
+}
+
 // nodeCache is a server on the node that has a ClusterIP for its own, whose
 // packets are not tracked, as NodeLocal DNSCache does it (kubernetes/dns#682).
 func nodeCache() neighbour {
@@ -356,7 +399,7 @@ func nodeCache() neighbour {
 				from("a3").to(clusterIP, "here").reaches("a1"),
 			))
 		},
-		untracks: true,
+		unlessOwn: ownUntracked,
 	}
 }
 

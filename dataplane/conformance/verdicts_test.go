@@ -114,12 +114,9 @@ func verdictCases() []testCase {
 		}},
 		{"§1.7", "an address of the ServiceCIDRs that is no ClusterIP drops", func(r *run) {
 			r.sync(world{services: []service{{name: "web", frontends: []frontend{{kind: clusterIP, pool: on("a1")}}}}})
-			unallocated := func(family dataplane.Family) netip.AddrPort {
-				return netip.AddrPortFrom(r.vip(clusterIP, family, r.serviceNumber("nobody")), frontendPort)
-			}
 			var probes []probe
 			for _, client := range []string{"a3", "node-a", "outside", "b3"} {
-				probes = append(probes, from(client).toAddr("an unallocated address", unallocated).dropped())
+				probes = append(probes, from(client).toAddr("an unallocated address", r.unallocated).dropped())
 			}
 			r.check(probes...)
 		}},
@@ -146,6 +143,11 @@ func (r *run) unheard(host string, probes ...probe) {
 	if after != before {
 		r.Errorf("%d of the requests reached %s", after-before, host)
 	}
+}
+
+// unallocated is a port of an address of the ServiceCIDRs that is no ClusterIP.
+func (r *run) unallocated(family dataplane.Family) netip.AddrPort {
+	return netip.AddrPortFrom(r.vip(clusterIP, family, r.serviceNumber("nobody")), frontendPort)
 }
 
 // otherPort is a port of a service's ClusterIP that it does not define.

@@ -54,17 +54,16 @@ func on(node bool, set string) string {
 
 // Chains. The first group are base chains.
 const (
-	chainPrerouting     = "prerouting"
-	chainOutput         = "output"
-	chainAgain          = "again-prerouting"
-	chainAgainOut       = "again-output"
-	chainPostrouting    = "postrouting"
-	chainLastPrerouting = "last-prerouting"
-	chainLastOutput     = "last-output"
-	chainForward        = "forward"
-	chainInput          = "input"
-	chainLearn          = "learn-prerouting" // while a ServicePort has affinity
-	chainLearnOut       = "learn-output"     // the same
+	chainPrerouting  = "prerouting"
+	chainOutput      = "output"
+	chainAgain       = "again-prerouting"
+	chainAgainOut    = "again-output"
+	chainPostrouting = "postrouting"
+	chainLastOutput  = "last-output"
+	chainForward     = "forward"
+	chainInput       = "input"
+	chainLearn       = "learn-prerouting" // while a ServicePort has affinity
+	chainLearnOut    = "learn-output"     // the same
 
 	chainServices    = "services"
 	chainFound       = "frontend"
@@ -92,9 +91,14 @@ const (
 // affinityClients is how many clients a family remembers the endpoint of.
 const affinityClients = 1 << 18
 
-// last is the priority of the chains that judge what nobody translated: among
-// the chains of type nat at one hook they come after all others.
+// last is the priority of the chain that judges what the node itself sends and
+// nobody translated: it comes after all others of type nat at its hook.
 const last = nftables.ChainPriority(math.MaxInt32)
+
+// early is the priority of the chain that judges what the node forwards, where nobody
+// can translate any more. It comes before the firewalls of others: what these drop
+// would not be rejected.
+const early = nftables.ChainPriority(-110)
 
 // again is the priority of the chains that look a second time. A packet on its
 // way through the rules may meet two states of the table: it reads a number in
@@ -154,17 +158,16 @@ func hooks() map[string]nft.Hook {
 	nat, filter := nftables.ChainTypeNAT, nftables.ChainTypeFilter
 	second := nftables.ChainPriorityRef(again)
 	return map[string]nft.Hook{
-		chainPrerouting:     {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nat},
-		chainOutput:         {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nat},
-		chainAgain:          {Hook: nftables.ChainHookPrerouting, Priority: second, Type: nat},
-		chainAgainOut:       {Hook: nftables.ChainHookOutput, Priority: second, Type: nat},
-		chainPostrouting:    {Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Type: nat},
-		chainLastPrerouting: {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(last), Type: nat},
-		chainLastOutput:     {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(last), Type: nat},
-		chainForward:        {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Type: filter},
-		chainInput:          {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: filter},
-		chainLearn:          {Hook: nftables.ChainHookPrerouting, Priority: second, Type: filter},
-		chainLearnOut:       {Hook: nftables.ChainHookOutput, Priority: second, Type: filter},
+		chainPrerouting:  {Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Type: nat},
+		chainOutput:      {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Type: nat},
+		chainAgain:       {Hook: nftables.ChainHookPrerouting, Priority: second, Type: nat},
+		chainAgainOut:    {Hook: nftables.ChainHookOutput, Priority: second, Type: nat},
+		chainPostrouting: {Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Type: nat},
+		chainLastOutput:  {Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(last), Type: nat},
+		chainForward:     {Hook: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(early), Type: filter},
+		chainInput:       {Hook: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Type: filter},
+		chainLearn:       {Hook: nftables.ChainHookPrerouting, Priority: second, Type: filter},
+		chainLearnOut:    {Hook: nftables.ChainHookOutput, Priority: second, Type: filter},
 	}
 }
 

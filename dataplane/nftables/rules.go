@@ -27,15 +27,14 @@ func rulesFor(n *node) *rules { return &rules{Words: nft.Words{Family: n.family}
 // constants returns the chains that no ServicePort changes.
 func (r *rules) constants() map[string][]nft.Rule {
 	chains := map[string][]nft.Rule{
-		chainPrerouting:     {{nft.Jump(chainServices)}},
-		chainOutput:         {{nft.Jump(chainServices)}},
-		chainAgain:          {{nft.Jump(chainServices)}},
-		chainAgainOut:       {{nft.Jump(chainServices)}},
-		chainPostrouting:    r.postrouting(),
-		chainLastPrerouting: {{nft.Jump(chainUnserved)}},
-		chainLastOutput:     {{nft.Jump(chainUnserved)}},
-		chainForward:        r.forward(),
-		chainInput:          nil,
+		chainPrerouting:  {{nft.Jump(chainServices)}},
+		chainOutput:      {{nft.Jump(chainServices)}},
+		chainAgain:       {{nft.Jump(chainServices)}},
+		chainAgainOut:    {{nft.Jump(chainServices)}},
+		chainPostrouting: r.postrouting(),
+		chainLastOutput:  {{nft.Jump(chainUnserved)}},
+		chainForward:     append(r.invalid(), untranslated().Then(nft.Goto(chainUnserved))),
+		chainInput:       nil,
 
 		chainServices:    r.services(),
 		chainFound:       r.found(false),
@@ -268,8 +267,14 @@ func (r *rules) postrouting() []nft.Rule {
 	return append(out, nft.Mark().AnyBit(r.node.mark).Then(nft.SetMark(r.node.mark, 0)...).Then(nft.Masquerade()))
 }
 
+// untranslated goes on for new connections that nobody has translated.
+func untranslated() nft.Rule {
+	return nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).BitsAre(nft.StatusDNAT, 0)
+}
+
 // unserved judges what goes to addresses of Services and was translated by
-// nobody. An address that the node has is the node's (a DNS cache binds one).
+// nobody. An address that the node has is the node's (a DNS cache binds one), and
+// what a program took by TPROXY is not forwarded.
 func (r *rules) unserved() []nft.Rule {
 	var out []nft.Rule
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
@@ -281,10 +286,10 @@ func (r *rules) unserved() []nft.Rule {
 	return out
 }
 
-// forward drops what conntrack takes for invalid and this node's endpoints
+// invalid drops what conntrack takes for invalid and this node's endpoints
 // sent: its source would not be translated back, and the client would answer
 // with a reset (KUBE-PROXY §1.14).
-func (r *rules) forward() []nft.Rule {
+func (r *rules) invalid() []nft.Rule {
 	if r.node.liberal {
 		return nil
 	}

@@ -70,7 +70,7 @@ func serve(name string, args ServeArgs, heard *atomic.Int64) (io.Closer, error) 
 		var err error
 		switch at := netip.AddrPortFrom(a, args.Port); args.Protocol {
 		case TCP:
-			one, err = serveTCP(name, at, heard)
+			one, err = serveTCP(name, at, args.Transparent, heard)
 		case UDP:
 			one, err = serveUDP(name, at, heard)
 		case SCTP:
@@ -93,10 +93,15 @@ type tcpServer struct {
 	conns    map[net.Conn]struct{} // nil: closed
 }
 
-func serveTCP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, error) {
+func serveTCP(name string, at netip.AddrPort, transparent bool, heard *atomic.Int64) (io.Closer, error) {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
+	}
+	if transparent {
+		if err := setTransparent(l); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
 	}
 	s := &tcpServer{listener: l, conns: map[net.Conn]struct{}{}}
 	go func() {
@@ -112,6 +117,15 @@ func serveTCP(name string, at netip.AddrPort, heard *atomic.Int64) (io.Closer, e
 		}
 	}()
 	return s, nil
+}
+
+// setTransparent has a listener take what TPROXY gives to it.
+func setTransparent(l *net.TCPListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(raw, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1) })
 }
 
 // Close implements io.Closer.

@@ -18,9 +18,10 @@ type (
 	}
 	// ServeArgs is a server to start.
 	ServeArgs struct {
-		Protocol string
-		Port     uint16
-		Addrs    []netip.Addr
+		Protocol    string
+		Port        uint16
+		Addrs       []netip.Addr
+		Transparent bool // takes what TPROXY gives to it; TCP alone
 	}
 	// AskManyArgs are requests to do.
 	AskManyArgs struct {

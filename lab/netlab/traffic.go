@@ -97,9 +97,19 @@ func (h *Host) Serve(protocol string, port uint16, addrs ...netip.Addr) (*Server
 	if len(addrs) == 0 {
 		addrs = h.Addrs
 	}
+	return h.serve(ServeArgs{Protocol: protocol, Port: port, Addrs: addrs})
+}
+
+// ServeTaken starts a server that answers, as those of Serve do, the TCP connections
+// that rules give to it by TPROXY, whatever their address.
+func (h *Host) ServeTaken(port uint16) (*Server, error) {
+	return h.serve(ServeArgs{Protocol: TCP, Port: port, Addrs: []netip.Addr{netip.IPv6Unspecified()}, Transparent: true})
+}
+
+func (h *Host) serve(args ServeArgs) (*Server, error) {
 	s := &Server{host: h}
-	if err := h.process.Call("Host.Serve", ServeArgs{protocol, port, addrs}, &s.id); err != nil {
-		return nil, fmt.Errorf("serving %s port %d on %s: %w", protocol, port, h.Name, err)
+	if err := h.process.Call("Host.Serve", args, &s.id); err != nil {
+		return nil, fmt.Errorf("serving %s port %d on %s: %w", args.Protocol, args.Port, h.Name, err)
 	}
 	return s, nil
 }
