@@ -138,10 +138,14 @@ func TestANewRefusalHasPausesOfItsOwn(t *testing.T) {
 			for last := k.count(); old > 0 && k.count() == last; {
 				pass(time.Second) // right after a try
 			}
-			k.refuse["new"] = true
+			bad := []string{"new"}
+			for i := range old {
+				bad = append(bad, fmt.Sprintf("bad-%d", i))
+			}
+			k.meet(nil, bad...)
 			s.Submit(of(2, service("new")))
 			pass(100 * time.Millisecond)
-			delete(k.refuse, "new")
+			k.meet(nil, bad[1:]...)
 			pass(10 * time.Second)
 			if got := len(s.Status().Refused); got != old {
 				t.Errorf("%d old refusals: %d Service ports are refused ten seconds after the new one's cause was over", old, got)

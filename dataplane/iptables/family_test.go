@@ -104,8 +104,8 @@ func in(f dataplane.Family, p *dataplane.ServicePort) *dataplane.ServicePort {
 // kernel learn of them, health checks among them.
 func TestSyncerWithoutIP6Tables(t *testing.T) {
 	eachVariant(t, func(t *testing.T, k *kernel) {
+		b := k.open() // else it would not be opened for IPv6
 		k.breaks("ip6tables", "-restore", true)
-		b := k.open()
 		reports := make(chan dataplane.SyncReport, 100)
 		s := dataplane.NewSyncer(b, dataplane.SyncerConfig{Log: config(t).Log, Report: func(r dataplane.SyncReport) { reports <- r }})
 		ctx, cancel := context.WithCancel(t.Context())
