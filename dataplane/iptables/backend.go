@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/localnet"
@@ -25,8 +24,6 @@ type backend struct {
 	// prev does not: which of the refused ServicePorts are absent, and, where prev is
 	// nil, what they fall back to.
 	accepted *dataplane.Snapshot
-
-	otherMost time.Duration // see the constant
 }
 
 var errFamily = errors.New("this address family is not programmed")
@@ -98,16 +95,6 @@ func (b *backend) refusal(p *dataplane.ServicePort) error {
 	return errFamily
 }
 
-const (
-	// otherMost and otherTimes bound how long a family may take after the other one
-	// is done: a command that hangs must not stop both. It is less than the time
-	// after which the agent counts as stuck.
-	otherMost  = 45 * time.Second
-	otherTimes = 10
-)
-
-var errHangs = errors.New("it is not done long after the other family")
-
 // result is what became of one family's Sync.
 type result struct {
 	family  *familyBackend
@@ -115,35 +102,22 @@ type result struct {
 	err     error
 }
 
-// syncFamilies syncs the families alongside each other, but for those that rest.
+// syncFamilies syncs the families alongside each other, but for those that rest. It
+// waits for all of them: a family takes as long as it makes progress, and a command
+// that hangs is stopped (restore.Commands). So a family whose program hangs holds the
+// other one up for restore's idleMost at each try, of which the Syncer makes few.
 func (b *backend) syncFamilies(ctx context.Context, known bool, want *dataplane.Snapshot) []*result {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var out []*result
 	var wg sync.WaitGroup
-	var once sync.Once
-	var timer *time.Timer
-	start := time.Now()
 	for _, f := range b.families {
 		if b.Rests(f.family) {
 			continue
 		}
 		r := &result{family: f}
 		out = append(out, r)
-		wg.Go(func() {
-			if r.refused, r.err = f.sync(ctx, known, want, b.accepted); r.err == nil {
-				once.Do(func() {
-					timer = time.AfterFunc(max(b.otherMost, otherTimes*time.Since(start)), func() { cancel(errHangs) })
-				})
-			} else if errors.Is(context.Cause(ctx), errHangs) {
-				r.err = fmt.Errorf("%w: %w", errHangs, r.err)
-			}
-		})
+		wg.Go(func() { r.refused, r.err = f.sync(ctx, known, want, b.accepted) })
 	}
 	wg.Wait()
-	if timer != nil {
-		timer.Stop()
-	}
 	return out
 }
 

@@ -72,7 +72,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{accepted: &dataplane.Snapshot{}, otherMost: otherMost}
+	b := &backend{accepted: &dataplane.Snapshot{}}
 	if b.lock, err = restore.OpenLock(o.LockDir); err != nil {
 		return nil, err
 	}

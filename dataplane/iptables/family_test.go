@@ -146,25 +146,82 @@ func TestSyncerWithoutIP6Tables(t *testing.T) {
 	})
 }
 
+// becomes makes one of the wrapped programs run another script. "$well" in it is the
+// program as it was.
+func (k *kernel) becomes(base, what, script string) {
+	k.t.Helper()
+	path := filepath.Join(k.dir, base+"-"+string(k.variant)+what)
+	if _, err := os.Stat(path + ".well"); err != nil {
+		k.breaks(base, what, true)
+	}
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nwell="+path+".well\n"+script+"\n"), 0o755); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// hangsAfter has a command that uses no processor time be stopped so soon.
+func hangsAfter(b *backend, idle time.Duration) {
+	for _, f := range b.families {
+		f.commands.Idle = idle
+	}
+}
+
 // TestAFamilyThatHangs: a program of one family that never ends keeps the other
 // family from nothing.
 func TestAFamilyThatHangs(t *testing.T) {
-	eachVariant(t, func(t *testing.T, k *kernel) {
-		b := k.open()
-		b.otherMost = time.Second
-		k.breaks("ip6tables", "-restore", true)
-		path := filepath.Join(k.dir, "ip6tables-"+string(k.variant)+"-restore")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 60\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		want := mixed()
-		start := time.Now()
-		err := b.Sync(t.Context(), nil, want)
-		var failed *dataplane.FamilyError
-		if !errors.As(err, &failed) || len(failed.Failed) != 1 || !failed.Has(dataplane.IPv6) || time.Since(start) > 40*time.Second {
-			t.Fatalf("after %v Sync returned %v; want an error of IPv6 alone", time.Since(start), err)
-		}
-		b.Hold([]dataplane.Family{dataplane.IPv6})
-		k.mustHold(b, only(want, dataplane.IPv4))
-	})
+	for _, hanging := range []struct {
+		base   string
+		family dataplane.Family
+		other  dataplane.Family
+	}{{"ip6tables", dataplane.IPv6, dataplane.IPv4}, {"iptables", dataplane.IPv4, dataplane.IPv6}} {
+		t.Run(hanging.base, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, k *kernel) {
+				b := k.open()
+				hangsAfter(b, 5*time.Second)
+				k.becomes(hanging.base, "-restore", "exec sleep 60")
+				want := mixed()
+				for _, try := range []struct{ least, most time.Duration }{{4 * time.Second, 30 * time.Second}} {
+					start := time.Now()
+					err := b.Sync(t.Context(), nil, want)
+					took := time.Since(start)
+					var failed *dataplane.FamilyError
+					if !errors.As(err, &failed) || len(failed.Failed) != 1 || !failed.Has(hanging.family) || took < try.least || took > try.most {
+						t.Fatalf("after %v Sync returned %v; want an error of %s alone after %v to %v", took, err, hanging.family, try.least, try.most)
+					}
+				}
+				b.Hold([]dataplane.Family{hanging.family})
+				k.mustHold(b, only(want, hanging.other))
+				b.Hold(nil)
+				k.breaks(hanging.base, "-restore", false)
+				k.mustSync(b, nil, want)
+				k.mustHold(b, want)
+			})
+		})
+	}
+}
+
+// TestASlowFamily: a family that makes progress is not stopped, however much longer it
+// takes than the other one.
+func TestASlowFamily(t *testing.T) {
+	const busy = `end=$(($(date +%s) + 5)); while [ $(date +%s) -lt $end ]; do :; done`
+	for name, c := range map[string]struct {
+		programs []string
+		script   string
+	}{
+		"one command is at work":                     {[]string{"-restore"}, busy + `; exec $well "$@"`},
+		"one command is at work in a child":          {[]string{"-restore"}, "(" + busy + `); $well "$@"`},
+		"commands end, though each is idle for long": {[]string{"-save", "-restore"}, `sleep 1.2; exec $well "$@"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachVariant(t, func(_ *testing.T, k *kernel) {
+				b := k.open()
+				hangsAfter(b, 2*time.Second)
+				for _, what := range c.programs {
+					k.becomes("iptables", what, c.script)
+				}
+				k.mustSync(b, nil, mixed())
+				k.mustHold(b, mixed())
+			})
+		})
+	}
 }

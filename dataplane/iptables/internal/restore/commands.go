@@ -27,6 +27,8 @@ type Commands struct {
 	RandomFully bool    // MASQUERADE knows --random-fully
 	Lock        *Lock   // commands that write inherit it
 	Watch       Watcher // nil: nobody asks
+	// Idle is how long a command may use no processor time before it counts as hanging.
+	Idle time.Duration
 
 	path, restorePath, savePath string
 
@@ -86,7 +88,7 @@ func Find(ctx context.Context, v Variant, f dataplane.Family, lockWait int) (*Co
 			reasons = append(reasons, fmt.Sprintf("%s is %s (%s)", path, have, version))
 			continue
 		}
-		c := &Commands{path: path, Variant: v, Family: f, Version: version, RandomFully: hasRandomFully(version), lockWait: lockWait, most: commandMost}
+		c := &Commands{path: path, Variant: v, Family: f, Version: version, RandomFully: hasRandomFully(version), lockWait: lockWait, most: commandMost, Idle: idleMost}
 		if c.restorePath, err = exec.LookPath(name + "-restore"); err != nil {
 			reasons = append(reasons, err.Error())
 			continue
@@ -206,17 +208,17 @@ func (c *Commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 	}
 	// --noflush leaves alone what the input does not name.
 	flags = append([]string{"--noflush", "-w", strconv.Itoa(c.lockWait)}, flags...)
-	ctx, cancel := context.WithTimeout(ctx, c.most)
-	defer cancel()
-	cmd := command(ctx, c.restorePath, flags...)
+	g := c.guard(ctx, c.restorePath)
+	defer g.end()
+	cmd := command(g.ctx, c.restorePath, flags...)
 	cmd.Stdin = bytes.NewReader(input)
 	cmd.ExtraFiles = []*os.File{c.Lock.file}
-	out, err := c.output(cmd)
+	out, err := c.output(cmd, g)
 	if err == nil {
 		return nil
 	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("%s stopped: %w", c.restorePath, ctx.Err())
+	if stopped := g.stopped(); stopped != nil {
+		return stopped
 	}
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
@@ -232,17 +234,19 @@ func (c *Commands) restoreOnce(ctx context.Context, input []byte, flags ...strin
 }
 
 // output runs a command that writes and returns what it prints.
-func (c *Commands) output(cmd *exec.Cmd) ([]byte, error) {
-	if c.Watch == nil {
-		return cmd.CombinedOutput()
-	}
+func (c *Commands) output(cmd *exec.Cmd, g *guard) ([]byte, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := c.Watch.Start(cmd); err != nil {
+	start, ended := (*exec.Cmd).Start, func(*exec.Cmd) {}
+	if c.Watch != nil {
+		start, ended = c.Watch.Start, c.Watch.Ended
+	}
+	if err := start(cmd); err != nil {
 		return nil, err
 	}
+	g.watch(cmd)
 	err := cmd.Wait()
-	c.Watch.Ended(cmd)
+	ended(cmd)
 	return out.Bytes(), err
 }
 
@@ -283,9 +287,9 @@ func firstLines(out []byte) string {
 // legacy iptables has not used yet are not made by it.
 func (c *Commands) scan(ctx context.Context, line func(table string, line []byte)) error {
 	var stderr bytes.Buffer
-	ctx, cancel := context.WithTimeout(ctx, c.most)
-	defer cancel()
-	cmd := command(ctx, c.savePath)
+	g := c.guard(ctx, c.savePath)
+	defer g.end()
+	cmd := command(g.ctx, c.savePath)
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -294,7 +298,8 @@ func (c *Commands) scan(ctx context.Context, line func(table string, line []byte
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running %s: %w", c.savePath, err)
 	}
-	defer context.AfterFunc(ctx, func() { _ = out.Close() })() // its own children may hold the other end
+	g.watch(cmd)
+	defer context.AfterFunc(g.ctx, func() { _ = out.Close() })() // its own children may hold the other end
 	table := ""
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
@@ -306,8 +311,8 @@ func (c *Commands) scan(ctx context.Context, line func(table string, line []byte
 		}
 	}
 	err = errors.Join(lines.Err(), cmd.Wait())
-	if ctx.Err() != nil {
-		return fmt.Errorf("%s stopped: %w", c.savePath, ctx.Err())
+	if stopped := g.stopped(); stopped != nil {
+		return stopped
 	}
 	if err != nil {
 		return fmt.Errorf("reading rules with %s: %w: %s", c.savePath, err, firstLines(stderr.Bytes()))
@@ -369,18 +374,24 @@ func (c *Commands) InUse() bool {
 
 // List returns the rules of one chain. iptables lists it even where it does not list the table.
 func (c *Commands) List(ctx context.Context, table, chain string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.most)
-	defer cancel()
-	out, err := command(ctx, c.path, "-w", "1", "-t", table, "-S", chain).Output()
+	g := c.guard(ctx, c.path)
+	defer g.end()
+	var out, stderr bytes.Buffer
+	cmd := command(g.ctx, c.path, "-w", "1", "-t", table, "-S", chain)
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := cmd.Start()
+	if err == nil {
+		g.watch(cmd)
+		err = cmd.Wait()
+	}
+	if stopped := g.stopped(); err != nil && stopped != nil {
+		err = stopped
+	}
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			err = fmt.Errorf("%w: %s", err, firstLines(exit.Stderr))
-		}
-		return "", fmt.Errorf("listing the chain %s with %s: %w", chain, c.path, err)
+		return "", fmt.Errorf("listing the chain %s with %s: %w: %s", chain, c.path, err, firstLines(stderr.Bytes()))
 	}
 	var body bytes.Buffer
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out.String()) {
 		if rule, ok := strings.CutPrefix(line, "-A "+chain+" "); ok {
 			body.WriteString(rule)
 		}

@@ -44,27 +44,34 @@ func TestCommandsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = lock.Close() })
-	c := &Commands{path: hangs, restorePath: hangs, savePath: hangs, Variant: Legacy, Family: dataplane.IPv4, Lock: lock, most: 100 * time.Millisecond}
-	for name, do := range map[string]func() error{
-		"iptables-restore": func() error { return c.Restore(t.Context(), []byte("*nat\nCOMMIT\n")) },
-		"iptables-save":    func() error { return c.scan(t.Context(), func(string, []byte) {}) },
-		"listing a chain":  func() error { _, err := c.List(t.Context(), Filter, "SWITCHYARD-INPUT"); return err },
-		"the version": func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), c.most)
-			defer cancel()
-			_, _, err := variantOf(ctx, hangs)
-			return err
-		},
+	const short, long = 100 * time.Millisecond, time.Hour
+	for why, most := range map[string]struct{ all, idle time.Duration }{
+		"it takes too long": {short, long}, "it is idle for too long": {long, short},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			start := time.Now()
-			if err := do(); err == nil || time.Since(start) > 3*pipeMost {
-				t.Errorf("%v after %v", err, time.Since(start))
-			} else if !strings.Contains(err.Error(), hangs) {
-				t.Errorf("the error does not name the command: %v", err)
-			}
-		})
+		c := &Commands{
+			path: hangs, restorePath: hangs, savePath: hangs, Variant: Legacy, Family: dataplane.IPv4, Lock: lock, most: most.all, Idle: most.idle,
+		}
+		for name, do := range map[string]func() error{
+			"iptables-restore": func() error { return c.Restore(t.Context(), []byte("*nat\nCOMMIT\n")) },
+			"iptables-save":    func() error { return c.scan(t.Context(), func(string, []byte) {}) },
+			"listing a chain":  func() error { _, err := c.List(t.Context(), Filter, "SWITCHYARD-INPUT"); return err },
+			"the version": func() error {
+				ctx, cancel := context.WithTimeout(t.Context(), short)
+				defer cancel()
+				_, _, err := variantOf(ctx, hangs)
+				return err
+			},
+		} {
+			t.Run(why+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				start := time.Now()
+				if err := do(); err == nil || time.Since(start) > 3*pipeMost {
+					t.Errorf("%v after %v", err, time.Since(start))
+				} else if !strings.Contains(err.Error(), hangs) {
+					t.Errorf("the error does not name the command: %v", err)
+				}
+			})
+		}
 	}
 }
 
