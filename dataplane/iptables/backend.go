@@ -105,7 +105,8 @@ type result struct {
 // syncFamilies syncs the families alongside each other, but for those that rest. It
 // waits for all of them: a family takes as long as it makes progress, and a command
 // that hangs is stopped (restore.Commands). So a family whose program hangs holds the
-// other one up for restore's idleMost at each try, of which the Syncer makes few.
+// other one up once for restore's idleMost, and for a part of it at each later try, of
+// which the Syncer makes few.
 func (b *backend) syncFamilies(ctx context.Context, known bool, want *dataplane.Snapshot) []*result {
 	var out []*result
 	var wg sync.WaitGroup

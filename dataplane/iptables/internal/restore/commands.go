@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -34,6 +35,9 @@ type Commands struct {
 
 	lockWait int           // seconds for each of lockTries
 	most     time.Duration // for each command
+
+	mu   sync.Mutex
+	hung map[string]bool // programs whose last run hung, by path
 }
 
 // Watcher learns of our commands that write, to tell them from those of others.

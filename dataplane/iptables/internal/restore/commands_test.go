@@ -75,6 +75,36 @@ func TestCommandsEnd(t *testing.T) {
 	}
 }
 
+// TestIdle: what a program that hung is given at its next run, until one of its runs
+// ends.
+func TestIdle(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		variant Variant
+		hung    []string // in turn; "": the program ended
+		want    time.Duration
+	}{
+		{"it did not run", NFT, nil, 10 * time.Second},
+		{"it hung", NFT, []string{"restore"}, 2 * time.Second},
+		{"it hung and ended", NFT, []string{"restore", ""}, 10 * time.Second},
+		{"another program hung", NFT, []string{"save"}, 10 * time.Second},
+		{"it may wait for the lock", Legacy, nil, 13 * time.Second},
+		{"it hung, and may wait for the lock", Legacy, []string{"restore"}, 5 * time.Second},
+	} {
+		commands := &Commands{Variant: c.variant, Idle: 10 * time.Second, lockWait: 3}
+		for _, program := range c.hung {
+			if program == "" {
+				commands.noteHung("restore", false)
+			} else {
+				commands.noteHung(program, true)
+			}
+		}
+		if got := commands.idle("restore"); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
 func TestHasRandomFully(t *testing.T) {
 	for version, want := range map[string]bool{
 		"iptables v1.8.9 (nf_tables)": true, "iptables v1.8.11 (legacy)": true, "ip6tables v1.6.2": true, "iptables v2.0": true,

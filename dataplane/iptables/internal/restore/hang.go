@@ -16,6 +16,8 @@ const (
 	// hanging. With the wait for the xtables lock it is less than the time after which
 	// the agent counts as stuck.
 	idleMost = 40 * time.Second
+	// idleShare is the part of it that a program gets which hung at its last run.
+	idleShare = 5
 	// idlePolls is how often processor time is read in what a command gets.
 	idlePolls = 8
 )
@@ -51,7 +53,7 @@ func (g *guard) watch(cmd *exec.Cmd) {
 	g.watched = make(chan struct{})
 	go func() {
 		defer close(g.watched)
-		idle := g.commands.idle()
+		idle := g.commands.idle(g.path)
 		poll := time.NewTicker(max(idle/idlePolls, time.Millisecond))
 		defer poll.Stop()
 		var last uint64
@@ -70,8 +72,9 @@ func (g *guard) watch(cmd *exec.Cmd) {
 	}()
 }
 
-// end frees what the guard holds.
+// end frees what the guard holds, and notes whether the program hung.
 func (g *guard) end() {
+	g.commands.noteHung(g.path, errors.Is(context.Cause(g.ctx), errHangs))
 	g.stop(nil)
 	g.cancel()
 	<-g.watched
@@ -85,14 +88,30 @@ func (g *guard) stopped() error {
 	return fmt.Errorf("%s stopped: %w", g.path, context.Cause(g.ctx))
 }
 
-// idle returns how long a command may use no processor time. Legacy waits for the
+// idle returns how long a program may use no processor time. One that hung at its last
+// run gets less, as it is tried while the other family waits. Legacy waits for the
 // xtables lock in addition.
-func (c *Commands) idle() time.Duration {
+func (c *Commands) idle(path string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	idle := c.Idle
+	if c.hung[path] {
+		idle /= idleShare
+	}
 	if c.Variant == Legacy {
 		idle += time.Duration(c.lockWait) * time.Second
 	}
 	return idle
+}
+
+// noteHung notes whether a program's last run hung.
+func (c *Commands) noteHung(path string, hung bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hung == nil {
+		c.hung = map[string]bool{}
+	}
+	c.hung[path] = hung
 }
 
 // Fields of /proc/PID/stat behind the program's name, in parentheses: processor time of
