@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -96,7 +97,7 @@ func TestDisturbed(t *testing.T) {
 			"one service is removed": func() error {
 				return b.reader.ipvs.DelService(virtual(serviceKey{dataplane.TCP, netip.MustParseAddrPort("10.96.0.1:80")}, ""))
 			},
-			"all services are removed": b.reader.ipvs.Flush,
+			"all services are removed": b.reader.ipvs.(*ipvs.Handle).Flush,
 			"a table is flushed":       exec.Command("nft", "flush", "table", "ip6", tableName).Run,
 		} {
 			if err := disturb(); err != nil {

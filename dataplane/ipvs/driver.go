@@ -120,10 +120,26 @@ func open(o Options, cfg dataplane.Config) (*backend, error) {
 	return b, nil
 }
 
+// handle is what is asked of the kernel's IPVS; an ipvs.Handle does it, and a fake in tests.
+type handle interface {
+	NewService(*ipvs.Service) error
+	UpdateService(*ipvs.Service) error
+	DelService(*ipvs.Service) error
+	GetService(*ipvs.Service) (*ipvs.Service, error)
+	GetServices() ([]*ipvs.Service, error)
+	NewDestination(*ipvs.Service, *ipvs.Destination) error
+	UpdateDestination(*ipvs.Service, *ipvs.Destination) error
+	DelDestination(*ipvs.Service, *ipvs.Destination) error
+	GetDestinations(*ipvs.Service) ([]*ipvs.Destination, error)
+	GetConfig() (*ipvs.Config, error)
+	SetConfig(*ipvs.Config) error
+	Close()
+}
+
 // kernel is IPVS and our routes in this network namespace. One goroutine at a time
 // uses it.
 type kernel struct {
-	ipvs   *ipvs.Handle
+	ipvs   handle
 	routes *routes
 	counts *counts
 	own    atomic.Int64 // services that were made, less those that were removed

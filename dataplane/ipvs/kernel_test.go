@@ -195,7 +195,7 @@ func TestForeign(t *testing.T) {
 			if err := step(); err != nil {
 				t.Fatal(err)
 			}
-			if !b.kernel.ipvs.IsServicePresent(theirs) {
+			if _, err := b.kernel.ipvs.GetService(theirs); err != nil {
 				t.Fatal("another program's service is gone")
 			}
 		}

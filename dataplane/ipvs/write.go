@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -97,18 +98,58 @@ func (k *kernel) writeRoutes(d *diff) error {
 // writeService brings one IPVS service to what is wanted: new endpoints before
 // old ones go.
 func (b *backend) writeService(s serviceChange) error {
-	key := s.want.key
-	if s.there && !s.held.ours {
-		b.log.Warn("taking over an IPVS service of another program: a Service has its address", "service", key.addr.String(), "protocol", key.protocol.String())
-	}
-	if !s.there || !s.held.ours || s.held.scheduler != s.want.scheduler || s.held.flags != flagsOf(s.want.scheduler) {
-		if err := b.kernel.put(key, s.want.scheduler, s.there); err != nil {
+	for _, step := range []func(serviceChange) error{b.cutDraining, b.putService, b.serve, b.retire} {
+		if err := step(s); err != nil {
 			return err
 		}
-		if s.there && !s.held.ours {
-			b.kernel.own.Add(1)
+	}
+	return nil
+}
+
+// cutDraining removes the endpoints that drain before the service gets a scheduler
+// that would give them clients.
+func (b *backend) cutDraining(s serviceChange) error {
+	if canDrain(s.want.scheduler) {
+		return nil
+	}
+	drain := map[netip.AddrPort]bool{}
+	for a, d := range s.held.destinations {
+		if d.weight == 0 {
+			drain[a] = true
 		}
 	}
+	for d := range b.drains {
+		if d.service == s.want.key {
+			drain[d.endpoint] = true
+		}
+	}
+	for _, e := range s.want.endpoints { // those serve again
+		delete(drain, e.Addr)
+	}
+	return b.cut(s.want.key, slices.SortedFunc(maps.Keys(drain), netip.AddrPort.Compare))
+}
+
+// putService makes a service, or gives the one that is there its scheduler.
+func (b *backend) putService(s serviceChange) error {
+	key, foreign := s.want.key, s.there && !s.held.ours
+	if foreign {
+		b.log.Warn("taking over an IPVS service of another program: a Service has its address", "service", key.addr.String(), "protocol", key.protocol.String())
+	}
+	if s.there && s.held.ours && s.held.scheduler == s.want.scheduler && s.held.flags == flagsOf(s.want.scheduler) {
+		return nil
+	}
+	if err := b.kernel.put(key, s.want.scheduler, s.there); err != nil {
+		return err
+	}
+	if foreign {
+		b.kernel.own.Add(1)
+	}
+	return nil
+}
+
+// serve gives a service the endpoints that it has not, or that drain.
+func (b *backend) serve(s serviceChange) error {
+	key := s.want.key
 	for _, e := range s.want.endpoints {
 		d, there := s.held.destinations[e.Addr]
 		var err error
@@ -123,19 +164,25 @@ func (b *backend) writeService(s serviceChange) error {
 		}
 		delete(b.drains, draining{key, e.Addr})
 	}
+	return nil
+}
+
+// retire takes the endpoints out of a service that are not wanted any more.
+func (b *backend) retire(s serviceChange) error {
+	key, drains := s.want.key, canDrain(s.want.scheduler)
 	var old []netip.AddrPort
 	for a, d := range s.held.destinations {
 		if slices.ContainsFunc(s.want.endpoints, func(e dataplane.Endpoint) bool { return e.Addr == a }) {
 			continue
 		}
-		if d.weight > 0 || !canDrain(s.want.scheduler) {
+		if d.weight > 0 {
 			old = append(old, a)
-		} else if _, known := b.drains[draining{key, a}]; !known { // an earlier process left it to drain
+		} else if _, known := b.drains[draining{key, a}]; drains && !known { // an earlier process left it to drain
 			b.drains[draining{key, a}] = b.deadline(key)
 		}
 	}
 	slices.SortFunc(old, netip.AddrPort.Compare)
-	if !canDrain(s.want.scheduler) {
+	if !drains {
 		return b.cut(key, old)
 	}
 	return b.drainEndpoints(key, old)
