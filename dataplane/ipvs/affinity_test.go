@@ -171,7 +171,7 @@ func (n *testNode) sync(ports ...*dataplane.ServicePort) {
 			n.t.Fatal(err)
 		}
 		d.wantAll(dataplane.MakePorts(ports...))
-		if err := errors.Join(t.Write(&d.First, nil), t.Write(&d.Last, nil), k.writeRoutes(d)); err != nil {
+		if err := errors.Join(t.Write(&d.First, nil), t.Write(&d.Last, nil), target{routes: k.routes}.writeRoutes(d)); err != nil {
 			n.t.Fatal(err)
 		}
 	}

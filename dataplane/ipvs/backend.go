@@ -149,7 +149,7 @@ func (f *familyBackend) change(ctx context.Context, next *node, prev, want *data
 		}
 	}
 	d.change(&f.node, f.ids, prev.Ports, want.Ports)
-	return f.write(ctx, d, f.localnet)
+	return f.write(ctx, f.target(), d, f.localnet)
 }
 
 // full reads the kernel back and writes what differs.
@@ -176,7 +176,7 @@ func (f *familyBackend) full(ctx context.Context, next *node, want *dataplane.Sn
 	}
 	d.wantAll(want.Ports)
 	f.refs = d.Refs
-	return f.write(ctx, d, state)
+	return f.write(ctx, f.target(), d, state)
 }
 
 // Observe reads tables, services and routes back, and compares all of them with

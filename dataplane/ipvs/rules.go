@@ -105,10 +105,16 @@ func untranslated() nft.Rule {
 // lost refuses other ports of Service addresses, and drops what goes to an address
 // of the Service ranges that nobody has. An address that somebody bound on this
 // node is meant to answer there (a DNS cache on the node does so).
+//
+// A Service address is refused as soon as its route is there, which comes behind the IPVS
+// services: before that a client is to try again, and is dropped as for an address
+// that nobody has. The set holds the address from the start, as no packet that the
+// route brings may find a socket of the node.
 func (r *rules) lost() []nft.Rule {
 	var out []nft.Rule
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
-		out = append(out, nft.ProtocolIs(p).Then(r.Destination(0)...).In(setVIPs).Then(nft.Goto(chainReject)))
+		rule := nft.ProtocolIs(p).Then(r.Destination(0)...).In(setVIPs)
+		out = append(out, rule.Then(nft.DestinationIsLocal()...).Then(nft.Goto(chainReject)))
 	}
 	for _, p := range r.ranges {
 		out = append(out, r.Within(r.Destination(0), p).Then(nft.DestinationIsNotLocal()...).Then(nft.Goto(chainDrop)))

@@ -26,10 +26,23 @@ type counts struct {
 	routes   int
 }
 
+// target is where the parts of a family beside its IPVS services are written.
+type target struct {
+	table interface {
+		Write(change *nft.Change, note func(chain string) string) error
+	}
+	routes interface {
+		add(to netip.Addr) error
+		remove(to netip.Addr) error
+	}
+}
+
+func (f *familyBackend) target() target { return target{f.table, f.backend.kernel.routes} }
+
 // write writes what a diff found, in this order: what new connections need before
 // they come, what leads them there, and removals last.
-func (f *familyBackend) write(ctx context.Context, d *diff, state localnet.State) error {
-	if err := f.writeFirst(&d.First, state); err != nil {
+func (f *familyBackend) write(ctx context.Context, to target, d *diff, state localnet.State) error {
+	if err := f.writeFirst(to, &d.First, state); err != nil {
 		return err
 	}
 	for _, s := range d.services {
@@ -40,7 +53,7 @@ func (f *familyBackend) write(ctx context.Context, d *diff, state localnet.State
 			return err
 		}
 	}
-	if err := f.backend.kernel.writeRoutes(d); err != nil {
+	if err := to.writeRoutes(d); err != nil {
 		return err
 	}
 	for _, key := range d.goneServices {
@@ -49,18 +62,18 @@ func (f *familyBackend) write(ctx context.Context, d *diff, state localnet.State
 			return err
 		}
 	}
-	return f.table.Write(&d.Last, state.Notes(chainInput))
+	return to.table.Write(&d.Last, state.Notes(chainInput))
 }
 
 // writeFirst writes the table's first step. The rule that keeps neighbours off
 // 127.0.0.0/8 is there as long as the kernel would let them in.
-func (f *familyBackend) writeFirst(c *nft.Change, state localnet.State) error {
+func (f *familyBackend) writeFirst(to target, c *nft.Change, state localnet.State) error {
 	if f.localnet == localnet.Switched && state == localnet.Off {
 		if err := localnet.Switch(false); err != nil {
 			return err
 		}
 	}
-	if err := f.table.Write(c, state.Notes(chainInput)); err != nil {
+	if err := to.table.Write(c, state.Notes(chainInput)); err != nil {
 		return err
 	}
 	f.localnet = state
@@ -70,25 +83,25 @@ func (f *familyBackend) writeFirst(c *nft.Change, state localnet.State) error {
 	return nil
 }
 
-func (k *kernel) writeRoutes(d *diff) error {
+func (to target) writeRoutes(d *diff) error {
 	for _, routes := range [][]netip.Addr{d.wrongRoutes, d.newRoutes, d.oldRoutes} {
 		slices.SortFunc(routes, netip.Addr.Compare) // so that what fails again says the same again
 	}
 	for _, a := range d.wrongRoutes { // one at a time, so that each is missing for a moment only
-		if err := k.routes.remove(a); err != nil {
+		if err := to.routes.remove(a); err != nil {
 			return err
 		}
-		if err := k.routes.add(a); err != nil {
+		if err := to.routes.add(a); err != nil {
 			return err
 		}
 	}
 	for _, a := range d.newRoutes {
-		if err := k.routes.add(a); err != nil {
+		if err := to.routes.add(a); err != nil {
 			return err
 		}
 	}
 	for _, a := range d.oldRoutes {
-		if err := k.routes.remove(a); err != nil {
+		if err := to.routes.remove(a); err != nil {
 			return err
 		}
 	}

@@ -147,6 +147,9 @@ func (w Words) Loopback(address Rule) Rule {
 // SourceIsLocal goes on if the source address is the node's own.
 func SourceIsLocal() Rule { return isLocal(true, expr.CmpOpEq) }
 
+// DestinationIsLocal goes on if the destination address is the node's own, a local route's too.
+func DestinationIsLocal() Rule { return isLocal(false, expr.CmpOpEq) }
+
 // DestinationIsNotLocal goes on if the destination address is not the node's own.
 func DestinationIsNotLocal() Rule { return isLocal(false, expr.CmpOpNeq) }
 
