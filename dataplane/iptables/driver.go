@@ -84,6 +84,7 @@ func open(ctx context.Context, o Options, cfg dataplane.Config) (*backend, error
 		cmds.Lock = b.lock
 		fb := &familyBackend{
 			family: f, commands: cmds, log: cfg.Log.With("family", f.String()), bit: 1 << cfg.MasqueradeBit, localhost: cfg.LocalhostNodePorts,
+			limits: limits{mostTries, mostSearch}, verdicts: verdicts{},
 		}
 		if err := fb.probe(ctx); err != nil {
 			return err

@@ -22,10 +22,12 @@ type familyBackend struct {
 	log       *slog.Logger
 	bit       uint32 // of the packet mark: masquerade
 	localhost bool   // the agent is told to serve NodePorts on 127.0.0.0/8
+	limits    limits
 
 	held         *held    // nil: unknown
 	stale        []string // chains that are no longer needed and could not be removed
 	unread       []string // tables whose rules cannot be read, since it was reported
+	verdicts     verdicts
 	counts       counts
 	warnLocalnet sync.Once
 	written      atomic.Bool           // the tables hold our rules, as far as is known
