@@ -85,67 +85,95 @@ func (b *backend) Sync(ctx context.Context, prev, want *dataplane.Snapshot) erro
 	if fault != nil {
 		return fault
 	}
-	err := b.program(ctx, prev, accepted)
+	accepted, more, err := b.program(ctx, prev, before, accepted)
 	held := dataplane.Held(b.accepted, accepted, err)
 	if held == nil {
 		return err
 	}
 	b.accepted = held
-	return errors.Join(err, dataplane.NewPartialError(failed))
+	return errors.Join(err, dataplane.NewPartialError(eachOnce(failed, more)))
 }
 
-// program writes each family. What both need of the kernel is read once.
-func (b *backend) program(ctx context.Context, prev, want *dataplane.Snapshot) error {
+// eachOnce joins what was refused before and while it was written: an earlier form may
+// be refused as well.
+func eachOnce(failed, more []dataplane.PortError) []dataplane.PortError {
+	named := map[dataplane.PortID]bool{}
+	return slices.DeleteFunc(slices.Concat(failed, more), func(e dataplane.PortError) bool {
+		again := named[e.ID]
+		named[e.ID] = true
+		return again
+	})
+}
+
+// program writes each family, and returns what was accepted of want and what the
+// kernel refused. What both families need of the kernel is read once. before is what
+// ServicePorts can fall back to; nil: nothing.
+func (b *backend) program(ctx context.Context, prev, before, want *dataplane.Snapshot) (*dataplane.Snapshot, []dataplane.PortError, error) {
 	common := sync.OnceValues(func() (*common, error) {
 		if err := b.applySettings(); err != nil {
 			return nil, err
 		}
 		return b.kernel.readCommon()
 	})
+	var refused []dataplane.PortError
 	var failed []dataplane.FamilyFailure
 	well := 0
 	for _, f := range b.families {
 		if b.Rests(f.table.Family) {
 			continue
 		}
-		if err := f.sync(ctx, prev, want, common); err != nil {
-			failed = append(failed, dataplane.FamilyFailure{Family: f.table.Family, Err: err})
-		} else {
-			well++
+		if prev == nil {
+			f.held = nil // it is to be read back
 		}
+		accepted, some, err := f.sync(ctx, before, want, common)
+		if err != nil {
+			failed = append(failed, dataplane.FamilyFailure{Family: f.table.Family, Err: err})
+			continue
+		}
+		want, refused = accepted, append(refused, some...)
+		well++
 	}
-	return dataplane.NewFamilyError(failed, well)
+	return want, refused, dataplane.NewFamilyError(failed, well)
 }
 
-// sync makes the family's part of the kernel as want describes. common reads what
-// both families need.
-func (f *familyBackend) sync(ctx context.Context, prev, want *dataplane.Snapshot, common func() (*common, error)) error {
-	known := prev != nil && f.held != nil
+// sync makes the family's part of the kernel as want describes, and returns what was
+// accepted of that and what the kernel refused. common reads what both families need.
+func (f *familyBackend) sync(ctx context.Context, before, want *dataplane.Snapshot, common func() (*common, error)) (*dataplane.Snapshot, []dataplane.PortError, error) {
+	held := f.held
 	f.held = nil
 	next := f.nodeFor(want)
+	var refused []refusedService
+	var failed []dataplane.PortError
 	var err error
-	if known && next.samePlans(&f.node) && !next.rebinds(&f.node, want.Ports) {
-		err = f.change(ctx, &next, prev, want)
+	if held != nil && next.samePlans(&f.node) && !next.rebinds(&f.node, want.Ports) {
+		before = held // it is exact
+		refused, err = f.change(ctx, &next, held, want)
 	} else {
-		err = f.backend.watch.tables.Paused(f.table, func() error { return f.full(ctx, &next, want, common) })
+		err = f.backend.watch.tables.Paused(f.table, func() (err error) {
+			refused, err = f.full(ctx, &next, want, common)
+			return err
+		})
+	}
+	if err == nil {
+		want, failed, err = f.fallBack(ctx, f.target(), &next, before, want, refused)
 	}
 	if err != nil {
 		f.noted.Store(nil)
-		return err
+		return nil, nil, err
 	}
 	f.node, f.held = next, want
 	now := f.left
 	f.noted.Store(&now)
-	return nil
+	return want, failed, nil
 }
 
 // change writes what differs between two Snapshots, the first of which the
 // kernel holds.
-func (f *familyBackend) change(ctx context.Context, next *node, prev, want *dataplane.Snapshot) error {
+func (f *familyBackend) change(ctx context.Context, next *node, prev, want *dataplane.Snapshot) ([]refusedService, error) {
 	d := newDiff(f.table, next, f.ids.Of, f.refs)
 	if prev.Node != want.Node || !slices.Equal(prev.ServiceCIDRs, want.ServiceCIDRs) {
 		if err := d.ChangeChains(rulesFor(&f.node).constants(), rulesFor(next).constants()); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	d.change(&f.node, f.ids, prev.Ports, want.Ports)
@@ -153,26 +181,26 @@ func (f *familyBackend) change(ctx context.Context, next *node, prev, want *data
 }
 
 // full reads the kernel back and writes what differs.
-func (f *familyBackend) full(ctx context.Context, next *node, want *dataplane.Snapshot, common func() (*common, error)) error {
+func (f *familyBackend) full(ctx context.Context, next *node, want *dataplane.Snapshot, common func() (*common, error)) ([]refusedService, error) {
 	all, err := common()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	held, err := all.ofFamily(f.backend.kernel, f.table)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	next.taken = held.taken
 	f.localnet = localnet.Resume(held.table.Chains[chainInput], f.localnet)
 	state, err := localnet.Next(next.localhost, f.localnet)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	before := f.ids
 	f.ids = affinity.Resume(want.Ports, func(p *dataplane.ServicePort) uint32 { return cmp.Or(held.table.NumberOf(p, setIDs), before.Known(p)) })
 	d, err := whole(f.table, next, f.ids.Of, held, state)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d.wantAll(want.Ports)
 	f.refs = d.Refs

@@ -22,6 +22,9 @@ type diff struct {
 	// What nobody has wanted so far.
 	heldServices map[serviceKey]heldService
 	heldRoutes   map[netip.Addr]bool // false: with another source or MTU
+	// found are services that are not as a Sync leaves them, but as they were read
+	// back; nil: not there.
+	found map[serviceKey]*heldService
 
 	// What to write besides the table.
 	services     []serviceChange
@@ -32,6 +35,7 @@ type diff struct {
 }
 
 type serviceChange struct {
+	port  dataplane.PortID
 	want  service
 	held  heldService
 	there bool
@@ -102,7 +106,13 @@ func (d *diff) had(p *plan) {
 		}
 	}
 	for _, s := range p.services {
-		d.heldServices[s.key] = s.written()
+		found, read := d.found[s.key]
+		switch {
+		case !read:
+			d.heldServices[s.key] = s.written()
+		case found != nil:
+			d.heldServices[s.key] = *found
+		}
 	}
 }
 
@@ -118,7 +128,7 @@ func (d *diff) want(port *dataplane.ServicePort) {
 	for _, s := range p.services {
 		held, there := d.heldServices[s.key]
 		delete(d.heldServices, s.key)
-		d.services = append(d.services, serviceChange{want: s, held: held, there: there})
+		d.services = append(d.services, serviceChange{port: port.ID, want: s, held: held, there: there})
 	}
 }
 

@@ -76,7 +76,7 @@ func (f *fake) NewService(s *ipvs.Service) error {
 }
 
 func (f *fake) UpdateService(s *ipvs.Service) error {
-	have, _, err := f.do("change", s, nil)
+	have, _, err := f.do("change to "+s.SchedName, s, nil)
 	if err == nil {
 		have.scheduler, have.flags, have.timeout = s.SchedName, s.Flags, s.Timeout
 	}
@@ -168,11 +168,11 @@ func TestSchedulerThatDoesNotDrain(t *testing.T) {
 		want      []string
 		wantKnown bool
 	}{
-		{"a change to dh, while it drains from before", "dh", serves, true, []string{"cut 10.244.1.6:80 of 10.96.0.1:80", "change 10.96.0.1:80"}, false},
-		{"a repair to dh, which reads it back", "dh", drains, true, []string{"cut 10.244.1.6:80 of 10.96.0.1:80", "change 10.96.0.1:80"}, false},
-		{"a restart with dh", "dh", drains, false, []string{"cut 10.244.1.6:80 of 10.96.0.1:80", "change 10.96.0.1:80"}, false},
-		{"dh, and it goes only now", "dh", both, false, []string{"change 10.96.0.1:80", "cut 10.244.1.6:80 of 10.96.0.1:80"}, false},
-		{"one that passes over it", "wlc", serves, true, []string{"change 10.96.0.1:80"}, true},
+		{"a change to dh, while it drains from before", "dh", serves, true, []string{"cut 10.244.1.6:80 of 10.96.0.1:80", "change to dh 10.96.0.1:80"}, false},
+		{"a repair to dh, which reads it back", "dh", drains, true, []string{"cut 10.244.1.6:80 of 10.96.0.1:80", "change to dh 10.96.0.1:80"}, false},
+		{"a restart with dh", "dh", drains, false, []string{"cut 10.244.1.6:80 of 10.96.0.1:80", "change to dh 10.96.0.1:80"}, false},
+		{"dh, and it goes only now", "dh", both, false, []string{"change to dh 10.96.0.1:80", "cut 10.244.1.6:80 of 10.96.0.1:80"}, false},
+		{"one that passes over it", "wlc", serves, true, []string{"change to wlc 10.96.0.1:80"}, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := newFake()

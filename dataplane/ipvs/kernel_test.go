@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/backendtest"
 	"github.com/switchyard-io/switchyard/lab/kerneltest"
 )
 
@@ -201,6 +202,47 @@ func TestForeign(t *testing.T) {
 		}
 		if list, err := b.kernel.ipvs.GetServices(); err != nil || len(list) != 1 {
 			t.Errorf("Cleanup left %d services, %v", len(list), err)
+		}
+	})
+}
+
+// TestEndpointThatIsNotUnicast: the kernel takes no multicast address for an endpoint. A
+// Service that has one is refused by name, is as it was before or absent, and costs the
+// others of its family nothing.
+func TestEndpointThatIsNotUnicast(t *testing.T) {
+	inNetns(t, func() {
+		b := opened(t, Options{})
+		for _, tc := range []struct{ vip, other, one, two, bad string }{
+			{"10.96.0.1:80", "10.96.0.2:80", "10.244.1.5:80", "10.244.1.6:80", "239.1.1.1:80"},
+			{"[fd96::1]:80", "[fd96::2]:80", "[fd00::5]:80", "[fd00::6]:80", "[ff0e::1]:80"},
+		} {
+			web := func(endpoints ...string) *dataplane.ServicePort {
+				return port("web", frontend(dataplane.ClusterIP, tc.vip, pool(endpoints...), dataplane.SNATNone))
+			}
+			other := func(endpoint string) *dataplane.ServicePort {
+				return port("other", frontend(dataplane.ClusterIP, tc.other, pool(endpoint), dataplane.SNATNone))
+			}
+			first, mended := snapshotOf(web(tc.one), other(tc.one)), snapshotOf(web(tc.one, tc.two), other(tc.two))
+			for _, step := range []struct {
+				what             string
+				prev, want, held *dataplane.Snapshot
+			}{
+				{"it comes", nil, snapshotOf(web(tc.one, tc.bad), other(tc.one)), snapshotOf(other(tc.one))},
+				{"it is mended", snapshotOf(other(tc.one)), first, first},
+				{"it has one again", first, snapshotOf(web(tc.two, tc.bad), other(tc.two)), snapshotOf(web(tc.one), other(tc.two))},
+				{"a repair, with one still", nil, snapshotOf(web(tc.bad, tc.two), other(tc.two)), snapshotOf(web(tc.one), other(tc.two))},
+				{"it is mended again", snapshotOf(web(tc.one), other(tc.two)), mended, mended},
+			} {
+				err := b.Sync(t.Context(), step.prev, step.want)
+				partial, failed, _ := dataplane.IsPartial(err)
+				switch refused := step.held != step.want; {
+				case !refused && err != nil:
+					t.Errorf("%s: %v", step.what, err)
+				case refused && (partial == nil || failed != nil || len(partial.Failed) != 1 || partial.Failed[0].ID.Service != "web"):
+					t.Errorf("%s: Sync returned %v; want an error of the Service alone", step.what, err)
+				}
+				backendtest.MustHold(t, b, step.held)
+			}
 		}
 	})
 }

@@ -40,29 +40,56 @@ type target struct {
 func (f *familyBackend) target() target { return target{f.table, f.backend.kernel.routes} }
 
 // write writes what a diff found, in this order: what new connections need before
-// they come, what leads them there, and removals last.
-func (f *familyBackend) write(ctx context.Context, to target, d *diff, state localnet.State) error {
+// they come, what leads them there, and removals last. What the kernel refuses of a
+// service keeps nothing else from being written.
+func (f *familyBackend) write(ctx context.Context, to target, d *diff, state localnet.State) ([]refusedService, error) {
 	if err := f.writeFirst(to, &d.First, state); err != nil {
-		return err
+		return nil, err
 	}
-	for _, s := range d.services {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := f.backend.writeService(s); err != nil {
-			return err
-		}
+	refused, err := f.backend.writeServices(ctx, d.services)
+	if err != nil {
+		return nil, err
 	}
 	if err := to.writeRoutes(d); err != nil {
-		return err
+		return nil, err
 	}
-	for _, key := range d.goneServices {
-		f.backend.forget(key)
-		if err := f.backend.kernel.remove(key); err != nil {
-			return err
+	gone := f.backend.removeServices(d.goneServices)
+	return refused, errors.Join(gone, to.table.Write(&d.Last, state.Notes(chainInput)))
+}
+
+// writeServices brings IPVS services to what is wanted, and returns those that the
+// kernel refuses. Any other error ends it.
+func (b *backend) writeServices(ctx context.Context, services []serviceChange) (refused []refusedService, err error) {
+	for _, s := range services {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		err := b.writeService(s)
+		switch {
+		case err == nil:
+		case ofService(err):
+			refused = append(refused, refusedService{s.port, s.want.key, err})
+		default:
+			return nil, err
 		}
 	}
-	return to.table.Write(&d.Last, state.Notes(chainInput))
+	return refused, nil
+}
+
+// removeServices removes IPVS services that nobody wants. No ServicePort can answer for
+// one that stays, so that it is the family that is not as wanted; what else there is to
+// do is done.
+func (b *backend) removeServices(keys []serviceKey) error {
+	var errs []error
+	for _, key := range keys {
+		b.forget(key)
+		err := b.kernel.remove(key)
+		if err != nil && !ofService(err) {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // writeFirst writes the table's first step. The rule that keeps neighbours off
