@@ -177,10 +177,10 @@ func TestAFamilyThatHangs(t *testing.T) {
 		t.Run(hanging.base, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, k *kernel) {
 				b := k.open()
-				hangsAfter(b, 5*time.Second)
+				hangsAfter(b, 10*time.Second)
 				k.becomes(hanging.base, "-restore", "exec sleep 60")
 				want := mixed()
-				for _, try := range []struct{ least, most time.Duration }{{4 * time.Second, 30 * time.Second}, {0, 4 * time.Second}} {
+				for _, try := range []struct{ least, most time.Duration }{{9 * time.Second, 40 * time.Second}, {0, 8 * time.Second}} {
 					start := time.Now()
 					err := b.Sync(t.Context(), nil, want)
 					took := time.Since(start)
@@ -203,19 +203,19 @@ func TestAFamilyThatHangs(t *testing.T) {
 // TestASlowFamily: a family that makes progress is not stopped, however much longer it
 // takes than the other one.
 func TestASlowFamily(t *testing.T) {
-	const busy = `end=$(($(date +%s) + 5)); while [ $(date +%s) -lt $end ]; do :; done`
+	const busy = `end=$(($(date +%s) + 7)); while [ $(date +%s) -lt $end ]; do :; done`
 	for name, c := range map[string]struct {
 		programs []string
 		script   string
 	}{
 		"one command is at work":                     {[]string{"-restore"}, busy + `; exec $well "$@"`},
 		"one command is at work in a child":          {[]string{"-restore"}, "(" + busy + `); $well "$@"`},
-		"commands end, though each is idle for long": {[]string{"-save", "-restore"}, `sleep 1.2; exec $well "$@"`},
+		"commands end, though each is idle for long": {[]string{"-save", "-restore"}, `sleep 2.2; exec $well "$@"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachVariant(t, func(_ *testing.T, k *kernel) {
 				b := k.open()
-				hangsAfter(b, 2*time.Second)
+				hangsAfter(b, 4*time.Second)
 				for _, what := range c.programs {
 					k.becomes("iptables", what, c.script)
 				}
