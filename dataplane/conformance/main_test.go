@@ -129,6 +129,13 @@ type table struct {
 	columns []string
 	cases   []testCase
 	cells   map[string]map[string]string // case, column
+	stalls  []string                     // what was forgiven; see mostStalls
+}
+
+func (t *table) stall(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stalls = append(t.stalls, text)
 }
 
 func (t *table) addColumn(name string) {
@@ -192,6 +199,9 @@ func (t *table) print() {
 	}
 	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
 		fmt.Fprintf(&notes, "%d cases that %s\n", reasons[reason], reason)
+	}
+	for _, s := range t.stalls {
+		fmt.Fprintf(&notes, "a connection was made and got no answer, once: %s", s)
 	}
 	fmt.Printf("%s\n%s%d passed, %d failed, %d unsupported, %d not meant, %d not run\n", b.String(), notes.String(),
 		count["pass"], count["FAIL"], count["unsupported"], count["not meant"], count["not run"])

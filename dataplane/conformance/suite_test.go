@@ -35,6 +35,7 @@ type suite struct {
 	services int         // of all cases so far
 	others   []io.Closer // what another program holds
 	base     string      // what sockets are on top of for now; "": the column's own
+	stalls   int         // TCP connections that were made and got no answer; under run.mu
 }
 
 func newSuite(t *testing.T, col column) *suite {

@@ -271,31 +271,67 @@ func (r *run) stopAll(flows []heldFlow) {
 	for _, f := range flows {
 		sum, err := f.load.Stop()
 		r.must(err)
+		if sum.Failed == 1 && r.forgives(f.name, sum.First) {
+			continue
+		}
 		if sum.Failed > 0 || sum.Requests == 0 {
 			r.Errorf("%s: %s", f.name, sum)
-			r.logTracked(sum.First.Local)
+			r.Log(r.tracked(sum.First.Local))
 		}
 	}
 }
 
-// logTracked writes down what the nodes' connection tracking knows of a client.
-func (r *run) logTracked(client netip.AddrPort) {
-	r.Helper()
-	if !client.IsValid() {
-		return
+// mostStalls is how many TCP connections of a column may be made and then get no
+// answer. Two in some hundred thousand did so, with different backends and while
+// nothing changed. Nobody knows why yet: whoever sees one finds below the table
+// what the hosts knew of it.
+const mostStalls = 1
+
+// forgives reports whether a request may fail because its connection was made and
+// then got no answer, and notes it.
+func (r *run) forgives(what string, a netlab.Answer) bool {
+	if a.Outcome != netlab.TimedOut || !strings.Contains(a.Detail, "read tcp") {
+		return false
 	}
-	for _, n := range []string{"node-a", "node-b"} {
-		r.must(r.host(n).Do(func() error {
+	r.mu.Lock()
+	r.stalls++
+	most := r.stalls > mostStalls
+	r.mu.Unlock()
+	text := fmt.Sprintf("%s, %s: %s: %s\n%s", r.col.name, r.Name(), what, a, r.tracked(a.Local))
+	if most {
+		r.Log(text)
+		return false
+	}
+	results.stall(text)
+	return true
+}
+
+// tracked returns what the hosts know of a client's connection, by its port.
+func (r *run) tracked(client netip.AddrPort) string {
+	if !client.IsValid() {
+		return ""
+	}
+	var b strings.Builder
+	port := client.Port()
+	for _, h := range r.lab.Hosts() {
+		err := h.Do(func() error {
 			table, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
 			for line := range strings.Lines(string(table)) {
-				if strings.Contains(line, fmt.Sprintf("port=%d ", client.Port())) {
-					r.Logf("%s tracks %s", n, strings.TrimSpace(line))
+				if strings.Contains(line, fmt.Sprintf("port=%d ", port)) {
+					fmt.Fprintf(&b, "  %s tracks %s\n", h.Name, strings.TrimSpace(line))
 				}
 			}
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil // the kernel has no such file
-			}
 			return err
-		}))
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // not every kernel has the file
+			fmt.Fprintf(&b, "  %s: %v\n", h.Name, err)
+		}
+		sockets, err := h.Run(r.Context(), "ss", "-tanoiH", fmt.Sprintf("sport = :%d or dport = :%d", port, port))
+		if err != nil {
+			fmt.Fprintf(&b, "  %s: %v\n", h.Name, err)
+		} else if sockets != "" {
+			fmt.Fprintf(&b, "  %s has the sockets %s\n", h.Name, strings.TrimSpace(sockets))
+		}
 	}
+	return b.String()
 }
