@@ -55,13 +55,13 @@ func TestAFamilyThatFailsIsAsLastKnown(t *testing.T) {
 		old := in6("a")
 		s.Submit(snapshot(1, service("a"), old))
 		pass(time.Second)
-		k.breaks(IPv6, errors.New("fault"))
+		k.breakIn6(errors.New("fault"))
 		s.Submit(snapshot(2, service("a"), in6("a"), in6("b")))
 		pass(time.Second)
 		if got := names(last.InForce); last.InForce.Ports.Get(old.ID) != old || len(got) != 2 {
 			t.Errorf("in force are %v", got)
 		}
-		k.breaks(IPv6, nil)
+		k.breakIn6(nil)
 		pass(faultMost * 2)
 		if st := s.Status(); st.InForce != 2 || len(st.Failing) > 0 || st.Err != nil || k.holds.Ports.Len() != 3 {
 			t.Errorf("after the fault: %+v, %d ports", st, k.holds.Ports.Len())
@@ -110,9 +110,9 @@ func TestAFamilyThatFailsIsNoDrift(t *testing.T) {
 	})
 }
 
-// breaks makes a family fail, or work again.
-func (k *kernel) breaks(f Family, err error) {
+// breakIn6 makes IPv6 fail, or work again.
+func (k *kernel) breakIn6(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.fails = map[Family]error{f: err}
+	k.fails = map[Family]error{IPv6: err}
 }

@@ -38,7 +38,8 @@ func (r *refusals) heldBack(inForce, want *Snapshot, families []Family, now time
 		}
 	}
 	r.hasten(inForce, want, families)
-	due, soon := !now.Before(r.again()), now.Add(retryPause)
+	next := r.again(families)
+	due, soon := !next.IsZero() && !now.Before(next), now.Add(retryPause)
 	var held []PortID
 	for id, refused := range r.ports {
 		if !due || refused.again.After(soon) || slices.Contains(families, id.Family) {
@@ -51,11 +52,14 @@ func (r *refusals) heldBack(inForce, want *Snapshot, families []Family, now time
 	return held
 }
 
-// again returns when the next try is due; zero: never.
-func (r *refusals) again() time.Time {
+// again returns when the next try is due; zero: never. Those of families that are
+// left alone are not tried before these.
+func (r *refusals) again(families []Family) time.Time {
 	var next time.Time
-	for _, refused := range r.ports {
-		next = earlier(next, refused.again)
+	for id, refused := range r.ports {
+		if !slices.Contains(families, id.Family) {
+			next = earlier(next, refused.again)
+		}
 	}
 	if soonest := r.last.Add(retryPause); !next.IsZero() && next.Before(soonest) {
 		return soonest

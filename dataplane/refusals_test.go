@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -152,6 +153,33 @@ func TestANewRefusalHasPausesOfItsOwn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A refused Service whose address family is left alone is tried when the family
+// is, and causes no Sync until then.
+func TestARefusalWaitsForItsFamily(t *testing.T) {
+	k := &kernel{whole: true, refuse: map[string]bool{"bad": true}}
+	run(t, k, SyncerConfig{AuditInterval: -1}, func(s *Syncer) {
+		s.Submit(snapshot(1, service("a"), in6("bad")))
+		pass(100 * time.Millisecond)
+		k.mu.Lock()
+		k.failTakes = time.Minute // its family waits for 20 minutes
+		k.mu.Unlock()
+		k.breakIn6(errors.New("fault"))
+		s.Submit(snapshot(2, service("a"), in6("bad"), in6("b")))
+		pass(2 * time.Minute)
+		before := k.count()
+		pass(10 * time.Minute)
+		if n := k.count() - before; n > 0 {
+			t.Errorf("%d Syncs while the family is left alone", n)
+		}
+		k.breakIn6(nil)
+		k.meet(nil)
+		pass(20 * time.Minute)
+		if st := s.Status(); len(st.Refused) > 0 || len(st.Failing) > 0 {
+			t.Errorf("after the fault: %+v", st)
+		}
+	})
 }
 
 func TestOnlyNewRefusalsAreLogged(t *testing.T) {

@@ -300,11 +300,7 @@ func (s *Syncer) nextDue(now time.Time) time.Time {
 	if s.inForce == nil {
 		return now.Add(backOff(s.failures))
 	}
-	due := s.faults.due()
-	if len(s.refused.ports) > 0 {
-		due = earlier(due, s.refused.again())
-	}
-	return due
+	return earlier(s.faults.due(), s.refused.again(s.faults.held(now)))
 }
 
 // backOff is the pause after so many failures in a row: doubling, with up to a
