@@ -203,12 +203,13 @@ func (k *Keeper) whole() bool {
 	opened, failed := k.opened, k.err != nil
 	k.mu.Unlock()
 	found, err := tables(k.cfg.Families)
-	if err != nil || failed || len(found)*len(k.chains()) != len(opened) {
+	chains := k.chains()
+	if err != nil || failed || len(found)*len(chains) != len(opened) {
 		return false
 	}
 	for _, t := range found {
-		for _, c := range k.chains() {
-			if t.legacy || !opened[t.Command+c.chain] {
+		for _, c := range chains {
+			if t.outline == nil || !opened[t.command+c.chain] {
 				return false
 			}
 			if jumps, err := t.jumps(c.chain, c.ours); err != nil || !jumps {
@@ -257,7 +258,7 @@ func (k *Keeper) look(ctx context.Context) {
 // chains that do not any more.
 func (k *Keeper) keep(ctx context.Context) (closed []string, opened map[string]bool, err error) {
 	opened = map[string]bool{}
-	found, err := tables(k.cfg.Families)
+	found, err := readyTables(k.cfg.Families)
 	errs := []error{err}
 	for _, t := range found {
 		for _, c := range k.chains() {
@@ -271,8 +272,8 @@ func (k *Keeper) keep(ctx context.Context) (closed []string, opened map[string]b
 				err = t.close(c.chain, c.ours)
 			default:
 				if err = t.open(c.chain, c.ours, c.rules); err == nil {
-					closed = append(closed, t.Command+" "+drops)
-					opened[t.Command+c.chain] = true
+					closed = append(closed, t.command+" "+drops)
+					opened[t.command+c.chain] = true
 				}
 			}
 			errs = append(errs, err)
@@ -305,14 +306,14 @@ func (k *Keeper) chains() []opening {
 // Closed tells which rules of iptables drop what nobody accepts, in this
 // network namespace. It changes nothing.
 func Closed(families []dataplane.Family) ([]string, error) {
-	found, err := tables(families)
+	found, err := readyTables(families)
 	errs := []error{err}
 	var out []string
 	for _, t := range found {
 		for _, chain := range []string{forward, input} {
 			drops, err := t.drops(chain)
 			if drops != "" {
-				out = append(out, t.Command+" "+drops)
+				out = append(out, t.command+" "+drops)
 			}
 			errs = append(errs, err)
 		}
@@ -335,14 +336,14 @@ func Layer() dataplane.Driver {
 
 // find returns the chains of ours that are there.
 func find(families []dataplane.Family) ([]string, error) {
-	found, err := tables(families)
+	found, err := readyTables(families)
 	errs := []error{err}
 	var out []string
 	for _, t := range found {
 		for _, chain := range []string{openForward, openInput} {
-			exists, err := t.ipt.ChainExists(filter, chain)
+			exists, err := t.has(chain)
 			if exists {
-				out = append(out, "chain "+chain+" of "+t.Command)
+				out = append(out, "chain "+chain+" of "+t.command)
 			}
 			errs = append(errs, err)
 		}
@@ -352,7 +353,7 @@ func find(families []dataplane.Family) ([]string, error) {
 
 // Remove removes all that a Keeper wrote.
 func Remove(families []dataplane.Family) error {
-	found, err := tables(families)
+	found, err := readyTables(families)
 	errs := []error{err}
 	for _, t := range found {
 		errs = append(errs, t.close(forward, openForward), t.close(input, openInput))
