@@ -46,9 +46,9 @@ func (r *rules) constants() map[string][]nft.Rule {
 		chainLocalIn:     {r.learnBy()},
 		chainPicked:      {r.picked().Then(r.learnBy()...)},
 		chainInput:       r.input(),
-		chainForward:     {untranslated().Then(nft.Goto(chainLost))},
-		chainLastInput:   {untranslated().Then(nft.Goto(chainLost))},
-		chainLastOutput:  {untranslated().Then(nft.Goto(chainLost))},
+		chainForward:     {nft.Untranslated().Then(nft.Goto(chainLost))},
+		chainLastInput:   {nft.Untranslated().Then(nft.Goto(chainLost))},
+		chainLastOutput:  {nft.Untranslated().Then(nft.Goto(chainLost))},
 		chainServices:    r.services(),
 		chainLost:        r.lost(),
 		chainLocalhost:   append(r.restricted(byLocalhost), append(r.dispatch(setStickyIn, byLocalhost), r.dispatch(setPicks, byLocalhost)...)...),
@@ -94,12 +94,6 @@ func (r *rules) services() []nft.Rule {
 		}
 	}
 	return out
-}
-
-// untranslated goes on for a new connection's first packet that neither IPVS, which
-// has taken its own by now, nor anybody's destination NAT wanted.
-func untranslated() nft.Rule {
-	return nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).BitsAre(nft.StatusDNAT, 0)
 }
 
 // lost refuses other ports of Service addresses, and drops what goes to an address
@@ -188,7 +182,7 @@ func (r *rules) sticky(members string, keep time.Duration) []nft.Rule {
 		out = append(out, rule.Map(members, 0).Then(r.DNAT()))
 	}
 	out = append(out, r.loadID()...)
-	return append(out, client.Then(&expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(0), SetName: setAffinity, Operation: dynsetDelete}))
+	return append(out, client.Then(&expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(0), SetName: setAffinity, Operation: nft.DynsetDelete}))
 }
 
 // learn remembers the endpoint that IPVS, or a pick, chose: by a number that
@@ -225,8 +219,6 @@ func (r *rules) picked() nft.Rule {
 
 // setPriority sets the packet's priority to what a map has.
 func setPriority(place nft.Rule, set string) nft.Rule { return place.Map(set, 0).ToPriority() }
-
-const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
 
 // postrouting masquerades: IPVS and the destination NAT are done.
 func (r *rules) postrouting() []nft.Rule {

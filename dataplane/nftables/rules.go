@@ -33,7 +33,7 @@ func (r *rules) constants() map[string][]nft.Rule {
 		chainAgainOut:    {{nft.Jump(chainServices)}},
 		chainPostrouting: r.postrouting(),
 		chainLastOutput:  {{nft.Jump(chainUnserved)}},
-		chainForward:     append(r.invalid(), untranslated().Then(nft.Goto(chainUnserved))),
+		chainForward:     append(r.invalid(), nft.Untranslated().Then(nft.Goto(chainUnserved))),
 		chainInput:       nil,
 
 		chainServices:    r.services(),
@@ -230,11 +230,9 @@ func (r *rules) sticky(w way) []nft.Rule {
 		client.Map(setAffinity, 0).ToPriority(),
 		r.translate(r.place(node).Then(nft.Priority(r.placeSize(node))...).Map(on(node, members), 0)),
 		id,
-		client.Then(&expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(0), SetName: setAffinity, Operation: dynsetDelete}),
+		client.Then(&expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(0), SetName: setAffinity, Operation: nft.DynsetDelete}),
 	}
 }
-
-const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
 
 // learn remembers the endpoint that a client got: by a number that the packet
 // alone gives.
@@ -265,11 +263,6 @@ func (r *rules) postrouting() []nft.Rule {
 	}
 	// Cleared, so that no tunnel's outer packet is masqueraded too.
 	return append(out, nft.Mark().AnyBit(r.node.mark).Then(nft.SetMark(r.node.mark, 0)...).Then(nft.Masquerade()))
-}
-
-// untranslated goes on for new connections that nobody has translated.
-func untranslated() nft.Rule {
-	return nft.CtState().AnyBit(expr.CtStateBitNEW).Then(nft.CtStatus()...).BitsAre(nft.StatusDNAT, 0)
 }
 
 // unserved judges what goes to addresses of Services and was translated by

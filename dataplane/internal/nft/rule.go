@@ -186,6 +186,14 @@ const StatusDNAT = 1 << 5
 // CtStatus loads the status of the packet's connection.
 func CtStatus() Rule { return Rule{&expr.Ct{Key: expr.CtKeySTATUS, Register: Reg(0)}} }
 
+// Untranslated goes on for new connections whose destination nobody has translated.
+func Untranslated() Rule {
+	return CtState().AnyBit(expr.CtStateBitNEW).Then(CtStatus()...).BitsAre(StatusDNAT, 0)
+}
+
+// DynsetDelete is NFT_DYNSET_OP_DELETE, which package unix lacks.
+const DynsetDelete = 2
+
 // Priority loads the packet's priority.
 func Priority(at int) Rule { return Rule{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: Reg(at)}} }
 
