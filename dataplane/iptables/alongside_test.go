@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/switchyard-io/switchyard/dataplane"
+	"github.com/switchyard-io/switchyard/dataplane/internal/backendtest"
 )
 
 // TestObserveAlongside: the tables are read while Syncs change them (for -race),
@@ -14,24 +15,6 @@ func TestObserveAlongside(t *testing.T) {
 		with := mixed()
 		without := *with
 		without.Ports = with.Ports.With(nil, []dataplane.PortID{port("shop/empty", dataplane.TCP).ID, in(dataplane.IPv6, port("shop/empty", dataplane.TCP)).ID})
-		k.mustSync(b, nil, with)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for range 10 {
-				if _, err := b.Observe(t.Context()); err != nil {
-					t.Error(err)
-				}
-			}
-		}()
-		for prev, want := with, &without; ; prev, want = want, prev {
-			k.mustSync(b, prev, want)
-			select {
-			case <-done:
-				k.mustHold(b, want)
-				return
-			default:
-			}
-		}
+		backendtest.ObserveAlongside(t, b, with, &without)
 	})
 }
