@@ -17,7 +17,7 @@ PACKAGES_LINT     := clang-format-19
 # The virtual machines have this machine's tools.
 PACKAGES_VM    := $(PACKAGES_TEST) ipset ipvsadm conntrack qemu-system-x86 busybox-static cpio xz-utils
 PACKAGES_IMAGE := apt dpkg ca-certificates git
-PACKAGES_BENCH := $(PACKAGES_TEST) etcd-server iperf3
+PACKAGES_BENCH := $(PACKAGES_TEST) etcd-server
 PACKAGES_E2E   = $(PACKAGES_TEST) $(shell sed 's/\#.*//' lab/e2e/packages.txt)
 
 .PHONY: help
@@ -116,7 +116,7 @@ bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated:
 	@bench/kubernetes .cache/e2e/bin
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/switchyard-bench ./lab/vm
 	@bin/vm -kernel=$(if $(filter all,$(KERNEL)),6.12,$(KERNEL)) -memory 5G -limit 90m \
-	  $(addprefix -with ,bin/switchyard bin/switchyard-bench .cache/e2e/bin/kube-apiserver .cache/e2e/bin/kube-proxy /usr/bin/etcd /usr/bin/iperf3) \
+	  $(addprefix -with ,bin/switchyard bin/switchyard-bench .cache/e2e/bin/kube-apiserver .cache/e2e/bin/kube-proxy /usr/bin/etcd) \
 	  -exec 'modprobe -a ip_vs ip_vs_rr; switchyard-bench --quick --proxies straight,switchyard-ipvs,kube-proxy-ipvs --kubernetes /usr/bin $(ARGS) && cat bench-results/report.md'
 
 .PHONY: bench-go

@@ -42,6 +42,7 @@ type run struct {
 	dir    string
 	kinds  []proxy.Kind
 	report *result.Report
+	closes []func() error // of the part in progress
 }
 
 // Run measures.
@@ -58,10 +59,10 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		Machine: result.ThisMachine(map[string][]string{
 			"switchyard": {o.Agent, "version"}, "kube-proxy": {filepath.Join(o.Kubernetes, proxy.KubeProxy), "--version"},
 			"kube-apiserver": {filepath.Join(o.Kubernetes, "kube-apiserver"), "--version"}, "etcd": {"etcd", "--version"},
-			"iptables": {"iptables", "--version"}, "nft": {"nft", "--version"}, "iperf3": {"iperf3", "--version"},
+			"iptables": {"iptables", "--version"}, "nft": {"nft", "--version"},
 		}),
 	}
-	for _, k := range r.kinds {
+	for _, k := range r.columns() {
 		r.report.Proxies = append(r.report.Proxies, k.Name)
 	}
 	for _, part := range []struct {
@@ -75,7 +76,7 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		if len(o.Parts) > 0 && !slices.Contains(o.Parts, part.name) {
 			continue
 		}
-		err := part.do(ctx)
+		err := errors.Join(part.do(ctx), r.close())
 		if ctx.Err() != nil {
 			return nil, errors.Join(errors.New("interrupted; all that it made is removed"), os.RemoveAll(r.dir))
 		}
@@ -101,7 +102,7 @@ func (r *run) check() (err error) {
 	if r.kinds, r.report.Without, err = proxy.Choose(r.Proxies); err != nil {
 		return err
 	}
-	for _, program := range []string{"etcd", "iperf3", "iptables", "nft"} {
+	for _, program := range []string{"etcd", "iptables", "nft"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return fmt.Errorf("%s is not installed: %w; `make bench` installs what is missing", program, err)
 		}
@@ -132,62 +133,89 @@ func (r *run) plane(ctx context.Context, name string) (*control.Plane, error) {
 	return control.Start(ctx, dir, r.Kubernetes, r.Log)
 }
 
-// together runs a part with all proxies up at a time, so that each round measures
-// all of them.
-func (r *run) together(ctx context.Context, name string, do func(*control.Plane, []*proxy.Proxy) error) (err error) {
+// columns are what parts that compare side by side measure: one of Switchyard's
+// backends twice, so that every report says how much equal columns differ.
+func (r *run) columns() []proxy.Kind {
+	for i, k := range r.kinds {
+		if k.Program == proxy.Switchyard {
+			return slices.Insert(slices.Clone(r.kinds), i+1, k.Again())
+		}
+	}
+	return append(slices.Clone(r.kinds), r.kinds[0].Again())
+}
+
+// side starts a control plane and makes the labs of proxies that watch it; they
+// last until the run's parts end.
+func (r *run) side(ctx context.Context, name string, kinds []proxy.Kind) (*control.Plane, []*proxy.Proxy, error) {
 	plane, err := r.plane(ctx, name)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, plane.Close()) }()
+	r.closes = append(r.closes, plane.Close)
 	var all []*proxy.Proxy
-	defer func() {
-		for _, p := range all {
-			err = errors.Join(err, p.Close())
-		}
-	}()
-	for _, k := range r.kinds {
+	for _, k := range kinds {
 		r.Progress("making the nodes and pods of %s", k.Name)
 		p, err := proxy.New(ctx, k, r.config(plane))
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
+		r.closes = append(r.closes, p.Close)
 		all = append(all, p)
 	}
-	if err := plane.CreateNode(ctx, all[0].Node); err != nil { // the same in each lab
-		return err
+	return plane, all, plane.CreateNode(ctx, all[0].Node) // the same in each lab
+}
+
+// close ends what a part has started, the last first.
+func (r *run) close() (err error) {
+	for _, end := range slices.Backward(r.closes) {
+		err = errors.Join(err, end())
 	}
-	return do(plane, all)
+	r.closes = nil
+	return err
 }
 
 func (r *run) traffic(ctx context.Context) error {
-	cfg := traffic.Config{Rounds: rounds, Sample: 200 * time.Millisecond, Bytes: "512M", Rate: 4000, Progress: r.Progress}
+	cfg := traffic.Config{Rounds: 150, Fewer: 40, Slice: 40 * time.Millisecond, Progress: r.Progress}
 	if r.Quick {
-		cfg.Sample, cfg.Bytes, cfg.Few = 80*time.Millisecond, "64M", true
+		cfg.Rounds, cfg.Fewer, cfg.Slice = 20, 0, 20*time.Millisecond
 	}
-	return r.together(ctx, "traffic", func(plane *control.Plane, all []*proxy.Proxy) error {
-		for _, p := range all {
-			r.Progress("starting %s", p.Name)
-			if err := p.StartReady(ctx, netlab.Patient(time.Minute)); err != nil {
-				return err
-			}
+	plane, all, err := r.side(ctx, "traffic", r.columns())
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		r.Progress("starting %s", p.Name)
+		if err := p.StartReady(ctx, netlab.Patient(time.Minute)); err != nil {
+			return err
 		}
-		return traffic.Run(ctx, cfg, plane, all, r.report)
-	})
+	}
+	return traffic.Run(ctx, cfg, plane, all, r.report)
 }
 
+// first has sides with more and more Services, all up at a time.
 func (r *run) first(ctx context.Context) error {
-	c := scale.First{Rounds: rounds, Sizes: []int{10, 1000, 10_000, 30_000}, Dials: 1000, Within: netlab.Patient(100 * time.Second), Progress: r.Progress}
+	c := scale.First{Rounds: 60, Slice: 20 * time.Millisecond, Within: netlab.Patient(100 * time.Second), Progress: r.Progress}
+	sizes := []int{result.Few, 10_000, 30_000}
 	if r.Quick {
-		c.Sizes, c.Dials = c.Sizes[:2], 300
+		c.Rounds, sizes = 15, []int{result.Few, 1000}
 	}
-	return r.together(ctx, "first", func(plane *control.Plane, all []*proxy.Proxy) error {
-		return c.Run(ctx, plane, all, r.report)
-	})
+	var sides []scale.Side
+	for _, size := range sizes {
+		kinds := r.columns()
+		if size > result.Few {
+			kinds = scale.Growing(r.kinds)
+		}
+		plane, all, err := r.side(ctx, fmt.Sprintf("first-%d", size), kinds)
+		if err != nil {
+			return err
+		}
+		sides = append(sides, scale.Side{Plane: plane, Proxies: all, Services: size})
+	}
+	return c.Run(ctx, sides, r.report)
 }
 
 // work runs the proxies one at a time.
-func (r *run) work(ctx context.Context) (err error) {
+func (r *run) work(ctx context.Context) error {
 	w := scale.Work{
 		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: netlab.Patient(90 * time.Second),
 		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: result.RowPause, RowLimit: 30 * time.Second, Churn: time.Minute, Progress: r.Progress,
@@ -199,7 +227,7 @@ func (r *run) work(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, plane.Close()) }()
+	r.closes = append(r.closes, plane.Close)
 	known := false
 	return w.Run(ctx, plane, r.kinds, func(ctx context.Context, k proxy.Kind, flags ...string) (*proxy.Proxy, error) {
 		cfg := r.config(plane)

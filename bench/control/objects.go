@@ -54,6 +54,9 @@ func (p *Placed) ClusterIP(version, n int) netip.AddrPort {
 	return netip.AddrPortFrom(a, uint16(p.Ports[n].Port))
 }
 
+// Versions are the IP versions that the Service has.
+func (p *Placed) Versions() []int { return []int{4, 6}[:len(p.ClusterIPs)] }
+
 // createNamespace makes the namespace of all objects.
 func (p *Plane) createNamespace(ctx context.Context) error {
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}}

@@ -1,13 +1,17 @@
 package load
 
 import (
+	"errors"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/HdrHistogram/hdrhistogram-go"
 )
+
+var nobody = netip.MustParseAddrPort("127.77.0.2:9")
 
 // serving starts the servers on loopback, each test's on another address.
 func serving(t *testing.T, addr string) netip.AddrPort {
@@ -19,93 +23,81 @@ func serving(t *testing.T, addr string) netip.AddrPort {
 	return netip.AddrPortFrom(a, EchoPort)
 }
 
-func TestJobs(t *testing.T) {
+func TestSessions(t *testing.T) {
 	to := serving(t, "127.77.0.1")
-	for _, kind := range []Kind{RequestResponse, OpenLoop, ConnectRate, Dial, UDPResponse, UDPFlood} {
-		t.Run(string(kind), func(t *testing.T) {
-			targets := []netip.AddrPort{to}
-			if kind == Dial {
-				targets = append(targets, to, to)
-			}
-			o, err := run(Job{Kind: kind, Targets: targets, Rate: 500, Workers: 2, Duration: 50 * time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if o.Requests == 0 || o.Failed > 0 {
-				t.Errorf("%d requests, %d failed: %s", o.Requests, o.Failed, o.Error)
-			}
-			if timed := o.Histogram().TotalCount(); kind != UDPFlood && timed != int64(o.Requests) {
-				t.Errorf("%d requests are timed of %d", timed, o.Requests)
-			}
-		})
-	}
-}
-
-func TestFailures(t *testing.T) {
-	nobody := netip.MustParseAddrPort("127.77.0.2:9")
+	bulk := netip.AddrPortFrom(to.Addr(), BulkPort)
 	for _, c := range []struct {
-		job  Job
-		want string
+		kind    Kind
+		targets []netip.AddrPort
+		fails   string // part of the error; "": it works
 	}{
-		{Job{Kind: RequestResponse}, "no target"},
-		{Job{Kind: "juggle", Targets: []netip.AddrPort{nobody}}, `no jobs "juggle"`},
-		{Job{Kind: RequestResponse, Targets: []netip.AddrPort{nobody}}, "connecting to 127.77.0.2:9: connection refused"},
-		{Job{Kind: OpenLoop, Targets: []netip.AddrPort{nobody}}, "connecting to 127.77.0.2:9: connection refused"},
+		{Requests, []netip.AddrPort{to}, ""},
+		{Connections, []netip.AddrPort{to}, ""},
+		{UDPRequests, []netip.AddrPort{to}, ""},
+		{UDPBatches, []netip.AddrPort{to}, ""},
+		{UDPFlows, []netip.AddrPort{to}, ""},
+		{Throughput, []netip.AddrPort{bulk}, ""},
+		{Connects, []netip.AddrPort{to, bulk, to}, ""},
+
+		{"juggle", []netip.AddrPort{to}, `no sessions "juggle"`},
+		{Requests, nil, "no target"},
+		{Requests, []netip.AddrPort{nobody}, "connecting to 127.77.0.2:9: connection refused"},
+		{Connections, []netip.AddrPort{nobody}, "connecting to 127.77.0.2:9: connection refused"},
+		{UDPFlows, []netip.AddrPort{nobody}, "connection refused"},
+		{Connects, []netip.AddrPort{to, nobody}, "connecting to 127.77.0.2:9: connection refused"},
 	} {
-		if _, err := run(c.job); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v; want %q in it", c.job.Kind, err, c.want)
-		}
-	}
-	o, err := run(Job{Kind: Dial, Targets: []netip.AddrPort{nobody, nobody}})
-	if err != nil || o.Failed != 2 || !strings.Contains(o.Error, "refused") {
-		t.Errorf("%+v, %v; want 2 failures", o, err)
-	}
-}
-
-// TestPauseCountsForAll has a server that stops for a while: an open loop has to
-// show the pause in all the requests that were due meanwhile.
-func TestPauseCountsForAll(t *testing.T) {
-	at := netip.MustParseAddrPort("127.77.0.3:8080")
-	fd, err := bound(unix.SOCK_STREAM, at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Close(fd) })
-	if err := unix.Listen(fd, 1); err != nil {
-		t.Fatal(err)
-	}
-	const pause = 100 * time.Millisecond
-	go func() {
-		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
-		if err != nil {
-			return
-		}
-		buf := make([]byte, messageSize)
-		for i := 0; readAll(c, buf) == nil && writeAll(c, buf) == nil; i++ {
-			if i == 20 {
-				time.Sleep(pause)
+		s, times, err := work(Job{Kind: c.kind, Targets: c.targets}, 2)
+		switch {
+		case c.fails != "":
+			if err == nil || !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("%s to %v: %v; want %q in it", c.kind, c.targets, err, c.fails)
 			}
+		case err != nil:
+			t.Errorf("%s: %v", c.kind, err)
+		case s.Done == 0 || s.Took == 0 || times != int64(s.Done):
+			t.Errorf("%s: %+v, of which %d are timed", c.kind, s, times)
 		}
-	}()
-	o, err := run(Job{Kind: OpenLoop, Targets: []netip.AddrPort{at}, Rate: 1000, Duration: 200 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := o.Histogram()
-	slow := h.TotalCount() * int64(100-percentileOf(h.ValueAtPercentile, pause/4)) / 100
-	if slow < 50 {
-		t.Errorf("%d of %d requests took more than %s; a pause of %s holds up 75", slow, h.TotalCount(), pause/4, pause)
 	}
 }
 
-// percentileOf is the first percentile that reaches a time.
-func percentileOf(at func(float64) int64, d time.Duration) int {
-	for p := range 100 {
-		if at(float64(p)) >= int64(d) {
-			return p
-		}
+// work opens a session and lets it work for a few slices.
+func work(j Job, slices int) (sum Slice, times int64, err error) {
+	var all sessions
+	n, err := all.add(j)
+	if err != nil {
+		return sum, 0, err
 	}
-	return 100
+	for range slices {
+		s, err := all.slice(n, 10*time.Millisecond)
+		if err != nil {
+			return sum, 0, err
+		}
+		sum.Done, sum.Took = sum.Done+s.Done, sum.Took+s.Took
+	}
+	got, err := all.remove(n)
+	if err != nil {
+		return sum, 0, err
+	}
+	_, err = all.slice(n, 0)
+	if err == nil {
+		return sum, 0, errors.New("a session that is closed works")
+	}
+	return sum, hdrhistogram.Import(got).TotalCount(), nil
+}
+
+func TestCPUTime(t *testing.T) {
+	before, err := cpuTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const busy = 20 * time.Millisecond
+	for begin := time.Now(); time.Since(begin) < busy; {
+		continue
+	}
+	after, err := cpuTime(os.Getpid())
+	if err != nil || after-before < busy/4 {
+		t.Errorf("%s of CPU time after %s of work, %v", after-before, busy, err)
+	}
 }
 
 func TestProbe(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
+
 	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
@@ -17,7 +19,10 @@ func Roles() map[string]netlab.Role {
 }
 
 // service is the RPC service of a host's process.
-type service struct{ server server }
+type service struct {
+	server   server
+	sessions sessions
+}
 
 // ServeArgs are the servers to start.
 type ServeArgs struct {
@@ -36,26 +41,41 @@ func (s *service) Serve(args ServeArgs, _ *struct{}) error {
 		if err := s.server.echoUDP(at(EchoPort)); err != nil {
 			return err
 		}
-		if err := s.server.sinkUDP(at(SinkPort)); err != nil {
+		if err := s.server.bulkTCP(at(BulkPort)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Sunk is how many datagrams came to the sink so far.
-func (s *service) Sunk(_ struct{}, n *int64) error {
-	*n = s.server.sunk.Load()
-	return nil
+// Pin moves the process to one CPU.
+func (s *service) Pin(cpu int, _ *struct{}) error { return pin(cpu) }
+
+// Open opens a session and gives its number.
+func (s *service) Open(j Job, number *int) (err error) {
+	*number, err = s.sessions.add(j)
+	return err
 }
 
-// Run does a job.
-func (s *service) Run(j Job, o *Outcome) error {
-	got, err := run(j)
+// SliceArgs are a session and how long it works.
+type SliceArgs struct {
+	Number   int
+	Duration time.Duration
+}
+
+// Slice lets a session work.
+func (s *service) Slice(args SliceArgs, done *Slice) (err error) {
+	*done, err = s.sessions.slice(args.Number, args.Duration)
+	return err
+}
+
+// Close closes a session and tells the times of its operations.
+func (s *service) Close(number int, times *hdrhistogram.Snapshot) error {
+	got, err := s.sessions.remove(number)
 	if err != nil {
 		return err
 	}
-	*o = *got
+	*times = *got
 	return nil
 }
 
@@ -88,20 +108,49 @@ func (h *Host) Serve(id byte) error {
 	return nil
 }
 
-// Sunk is how many datagrams came to the host's sink so far.
-func (h *Host) Sunk() (int64, error) {
-	var n int64
-	err := h.process.Call("Load.Sunk", struct{}{}, &n)
-	return n, err
+// Pin moves the host's process to one CPU.
+func (h *Host) Pin(cpu int) error {
+	if err := h.process.Call("Load.Pin", cpu, &struct{}{}); err != nil {
+		return fmt.Errorf("on %s: %w", h.Name, err)
+	}
+	return nil
 }
 
-// Run does a job from the host.
-func (h *Host) Run(j Job) (*Outcome, error) {
-	var o Outcome
-	if err := h.process.Call("Load.Run", j, &o); err != nil {
+// CPU is the CPU time that the host's process has taken so far, what the kernel
+// did on its behalf included.
+func (h *Host) CPU() (time.Duration, error) { return cpuTime(h.process.Cmd.Process.Pid) }
+
+// Session is a Job in progress on a host.
+type Session struct {
+	host   *Host
+	number int
+}
+
+// Open opens a session.
+func (h *Host) Open(j Job) (*Session, error) {
+	s := &Session{host: h}
+	if err := h.process.Call("Load.Open", j, &s.number); err != nil {
 		return nil, fmt.Errorf("from %s: %w", h.Name, err)
 	}
-	return &o, nil
+	return s, nil
+}
+
+// Slice lets the session work for a while.
+func (s *Session) Slice(d time.Duration) (Slice, error) {
+	var done Slice
+	if err := s.host.process.Call("Load.Slice", SliceArgs{s.number, d}, &done); err != nil {
+		return done, fmt.Errorf("from %s: %w", s.host.Name, err)
+	}
+	return done, nil
+}
+
+// Close closes the session and tells the times of its operations, in nanoseconds.
+func (s *Session) Close() (*hdrhistogram.Histogram, error) {
+	var times hdrhistogram.Snapshot
+	if err := s.host.process.Call("Load.Close", s.number, &times); err != nil {
+		return nil, fmt.Errorf("from %s: %w", s.host.Name, err)
+	}
+	return hdrhistogram.Import(&times), nil
 }
 
 // Probe asks from the host until it is answered, and tells when.

@@ -1,29 +1,34 @@
 package load
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // acceptors is how many connections a server holds at a time.
-const acceptors = 64
+const acceptors = 16
 
 // idle is how long a server keeps a connection that says nothing.
-const idle = 30 * time.Second
+const idle = 10 * time.Minute
 
 // server is the sockets of a host; they last as long as its process.
 type server struct {
-	id   byte // first byte of each answer
-	sunk atomic.Int64
+	id byte // first byte of each answer
 }
 
 // echoTCP answers each message by itself.
-func (s *server) echoTCP(at netip.AddrPort) error {
+func (s *server) echoTCP(at netip.AddrPort) error { return s.listen(at, s.echo) }
+
+// bulkTCP answers one byte for each bulk, which says first how long it is.
+func (s *server) bulkTCP(at netip.AddrPort) error { return s.listen(at, s.swallow) }
+
+// listen accepts connections and talks over each.
+func (s *server) listen(at netip.AddrPort, talk func(fd int)) error {
 	fd, err := bound(unix.SOCK_STREAM, at)
 	if err != nil {
 		return err
@@ -40,7 +45,7 @@ func (s *server) echoTCP(at netip.AddrPort) error {
 					return
 				}
 				if err == nil {
-					s.converse(c)
+					s.converse(c, talk)
 				}
 			}
 		}()
@@ -48,11 +53,15 @@ func (s *server) echoTCP(at netip.AddrPort) error {
 	return nil
 }
 
-func (s *server) converse(fd int) {
+func (s *server) converse(fd int, talk func(fd int)) {
 	defer func() { _ = unix.Close(fd) }()
 	tv := unix.NsecToTimeval(int64(idle))
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	talk(fd)
+}
+
+func (s *server) echo(fd int) {
 	buf := make([]byte, messageSize*16)
 	for {
 		n, err := unix.Read(fd, buf)
@@ -64,6 +73,26 @@ func (s *server) converse(fd int) {
 		}
 		buf[0] = s.id
 		if writeAll(fd, buf[:n]) != nil {
+			return
+		}
+	}
+}
+
+func (s *server) swallow(fd int) {
+	const size = 256 << 10
+	buf := make([]byte, size)
+	for {
+		if readAll(fd, buf[:bulkHeader]) != nil {
+			return
+		}
+		for left := int(binary.BigEndian.Uint64(buf)); left > 0; {
+			n := min(left, size)
+			if readAll(fd, buf[:n]) != nil {
+				return
+			}
+			left -= n
+		}
+		if writeAll(fd, []byte{s.id}) != nil {
 			return
 		}
 	}
@@ -87,27 +116,6 @@ func (s *server) echoUDP(at netip.AddrPort) error {
 			}
 			buf[0] = s.id
 			_ = unix.Sendto(fd, buf[:n], 0, from) // the client counts what is lost
-		}
-	}()
-	return nil
-}
-
-// sinkUDP counts datagrams.
-func (s *server) sinkUDP(at netip.AddrPort) error {
-	fd, err := bound(unix.SOCK_DGRAM, at)
-	if err != nil {
-		return err
-	}
-	go func() {
-		buf := make([]byte, 1<<16)
-		for {
-			_, err := unix.Read(fd, buf)
-			if errors.Is(err, unix.EBADF) {
-				return
-			}
-			if err == nil {
-				s.sunk.Add(1)
-			}
 		}
 	}()
 	return nil

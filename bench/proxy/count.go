@@ -45,9 +45,9 @@ func (p *Proxy) Prove(connections int) error {
 	switch {
 	case err != nil:
 		return err
-	case !p.Runs() && n != 0:
+	case !p.Translates() && n != 0:
 		return fmt.Errorf("%.0f of %d connections were translated on the way straight to the pod", n, connections)
-	case p.Runs() && n < share*float64(connections):
+	case p.Translates() && n < share*float64(connections):
 		return fmt.Errorf("of %d connections just %.0f went through the proxy, as the kernel counts", connections, n)
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/switchyard-io/switchyard/bench/result"
 )
 
 // Kind is one thing that is compared.
@@ -13,6 +15,7 @@ type Kind struct {
 	Program string   // "": none, straight to the pod
 	Mode    string   // its --backend or --proxy-mode
 	Flags   []string // more of its own
+	Binary  string   // "": the one that all have
 	counter counter
 }
 
@@ -22,13 +25,19 @@ const (
 	KubeProxy  = "kube-proxy"
 )
 
-// Straight is the limit that all others are compared to.
-const Straight = "straight"
+// The references, which have no program.
+const (
+	Straight  = "straight"         // no proxy at all, and a kernel that tracks no connection
+	Conntrack = "straight-tracked" // no proxy, on a node that tracks connections, as with most CNIs
+	OneRule   = "one-rule"         // one DNAT rule, written by hand
+)
 
 // Kinds are all that can be compared, in the order of the reports.
 func Kinds() []Kind {
 	return []Kind{
 		{Name: Straight, counter: natted},
+		{Name: Conntrack, counter: natted},
+		{Name: OneRule, counter: natted},
 		{Name: "switchyard-ebpf", Program: Switchyard, Mode: "ebpf", counter: forwardedByEBPF},
 		{Name: "switchyard-nftables", Program: Switchyard, Mode: "nftables", counter: natted},
 		{Name: "switchyard-ipvs", Program: Switchyard, Mode: "ipvs", counter: natted},
@@ -39,36 +48,56 @@ func Kinds() []Kind {
 	}
 }
 
+// Again is the kind once more.
+func (k Kind) Again() Kind {
+	k.Name += result.Again
+	return k
+}
+
+// base is the name without what tells a second column of the same.
+func (k Kind) base() string { return strings.TrimSuffix(k.Name, result.Again) }
+
 // Choose gives the kinds of these names; none: all that work on this machine,
 // and why the others do not.
 func Choose(names []string) (kinds []Kind, without []string, err error) {
-	all := map[string]Kind{}
-	var known []string
-	for _, k := range Kinds() {
-		all[k.Name] = k
-		known = append(known, k.Name)
-		if len(names) > 0 {
-			continue
+	if len(names) > 0 {
+		for _, n := range names {
+			k, err := parse(n)
+			if err != nil {
+				return nil, nil, err
+			}
+			kinds = append(kinds, k)
 		}
+		return kinds, nil, nil
+	}
+	for _, k := range Kinds() {
 		if why := k.missing(); why != "" {
 			without = append(without, k.Name+": "+why)
 			continue
 		}
 		kinds = append(kinds, k)
 	}
-	for _, n := range names {
-		words := strings.Split(n, "+")
-		k, ok := all[words[0]]
-		k.Name = n
+	return kinds, without, nil
+}
+
+// parse reads a name, which flags may follow, each after a "+", and another binary
+// of Switchyard after a "@".
+func parse(name string) (Kind, error) {
+	rest, binary, other := strings.Cut(name, "@")
+	words := strings.Split(rest, "+")
+	var known []string
+	for _, k := range Kinds() {
+		known = append(known, k.Name)
+		if k.Name != words[0] || k.Program == "" && name != words[0] || other && k.Program != Switchyard {
+			continue
+		}
+		k.Name, k.Binary = name, binary
 		for _, w := range words[1:] {
 			k.Flags = append(k.Flags, "--"+w)
 		}
-		if !ok || len(k.Flags) > 0 && k.Program == "" {
-			return nil, nil, fmt.Errorf("--proxies: there is no %q; there are %s", n, strings.Join(known, ", "))
-		}
-		kinds = append(kinds, k)
+		return k, nil
 	}
-	return kinds, without, nil
+	return Kind{}, fmt.Errorf("--proxies: there is no %q; there are %s", name, strings.Join(known, ", "))
 }
 
 // missing is what a kind lacks on this machine; "": nothing.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/bench/control"
@@ -21,9 +23,6 @@ const (
 	LocalID  byte = 'a' // the pod on the proxy's own node
 	RemoteID byte = 'b' // the pod on the other node
 )
-
-// IperfPort is where iperf3 listens.
-const IperfPort = 5201
 
 // Config is the same for all that are compared.
 type Config struct {
@@ -51,7 +50,6 @@ type Proxy struct {
 	before        float64
 	process       *netlab.Program // nil: it does not run
 	starts        int
-	stopIperf     []func()
 	undo          func() bool
 }
 
@@ -86,15 +84,13 @@ func (p *Proxy) prepare() (err error) {
 		if *h.at, err = load.Start(host); err != nil {
 			return err
 		}
+		if err := (*h.at).Pin(runtime.NumCPU() - 1); err != nil {
+			return err
+		}
 		if h.id == 0 {
 			continue
 		}
 		if err := (*h.at).Serve(h.id); err != nil {
-			return err
-		}
-	}
-	for _, h := range []*load.Host{p.Local, p.Remote} {
-		if err := p.startIperf(h); err != nil {
 			return err
 		}
 	}
@@ -149,19 +145,6 @@ func widenPorts() error {
 	return nil
 }
 
-// startIperf starts an iperf3 server, which ends with the lab.
-func (p *Proxy) startIperf(h *load.Host) error {
-	cmd := exec.Command("iperf3", "-s", "-p", fmt.Sprint(IperfPort))
-	if err := h.Start(cmd); err != nil {
-		return err
-	}
-	p.stopIperf = append(p.stopIperf, func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return nil
-}
-
 // Endpoints are the two servers as a Service's endpoints.
 func (p *Proxy) Endpoints() (local, remote control.Endpoint) {
 	return control.Endpoint{Addrs: p.Local.Addrs, Node: p.Lab.Nodes[0].Name}, control.Endpoint{Addrs: p.Remote.Addrs, Node: p.Lab.Nodes[1].Name}
@@ -170,14 +153,17 @@ func (p *Proxy) Endpoints() (local, remote control.Endpoint) {
 // Runs tells whether there is something to run at all.
 func (p *Proxy) Runs() bool { return p.Program != "" }
 
+// Translates tells whether a client reaches endpoints through Services.
+func (p *Proxy) Translates() bool { return p.Runs() || p.base() == OneRule }
+
 // Start starts the proxy's process; Ready waits for it.
 func (p *Proxy) Start() error {
 	if !p.Runs() {
 		return nil
 	}
 	p.starts++
-	log := filepath.Join(p.cfg.Dir, fmt.Sprintf("%s-%d.log", p.Name, p.starts))
-	cmd := exec.Command(p.cfg.Program[p.Program], p.args()...)
+	log := filepath.Join(p.cfg.Dir, fmt.Sprintf("%s-%s-%d.log", p.Program, p.Lab.Name, p.starts))
+	cmd := exec.Command(cmp.Or(p.Binary, p.cfg.Program[p.Program]), p.args()...)
 	var err error
 	p.process, err = p.Node.StartProgram(cmd, log)
 	return err
@@ -197,7 +183,7 @@ func (p *Proxy) args() []string {
 	}
 	args = append([]string{"run", "--backend=" + p.Mode}, args...)
 	// A real node needs none of these: here nodes share a kernel.
-	args = append(args, "--socket="+filepath.Join(p.cfg.Dir, p.Name+".sock"), "--ebpf-pin-dir="+p.Node.PinDir, "--ebpf-cgroup-root="+p.Node.CgroupRoot)
+	args = append(args, "--socket="+filepath.Join(p.cfg.Dir, p.Lab.Name+".sock"), "--ebpf-pin-dir="+p.Node.PinDir, "--ebpf-cgroup-root="+p.Node.CgroupRoot)
 	return append(append(args, p.cfg.Flags...), p.Flags...)
 }
 
@@ -213,9 +199,6 @@ func (p *Proxy) Stop() {
 func (p *Proxy) Close() error {
 	p.undo()
 	p.Stop()
-	for _, stop := range p.stopIperf {
-		stop()
-	}
 	return p.Lab.Close()
 }
 

@@ -49,8 +49,14 @@ func TestChoose(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0].Mode != "ebpf" || !slices.Equal(got[0].Flags, []string{"--socket-lb=off", "--verify-interval=1h"}) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if _, _, err := Choose([]string{Straight + "+v=1"}); err == nil {
-		t.Error("what has no program takes flags")
+	for _, bad := range []string{Straight + "+v=1", Straight + "@bin/older", "kube-proxy-nftables@bin/older"} {
+		if _, _, err := Choose([]string{bad}); err == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+	got, _, err = Choose([]string{"switchyard-nftables+v=1@bin/older"})
+	if err != nil || len(got) != 1 || got[0].Binary != "bin/older" || !slices.Equal(got[0].Flags, []string{"--v=1"}) {
+		t.Errorf("%+v, %v", got, err)
 	}
 	all, without, err := Choose(nil)
 	if err != nil || len(all)+len(without) != len(Kinds()) {

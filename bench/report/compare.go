@@ -32,17 +32,24 @@ func Changes(w io.Writer, older, newer *result.Report) error {
 }
 
 func delta(c result.Change) string {
+	i := fmt.Sprintf("%+.1f%% [%+.1f %+.1f]", percent*c.Difference.Median, percent*c.Difference.Low, percent*c.Difference.High)
 	switch {
 	case c.Over:
 		return "did not end in its time"
-	case c.Rounds < 4:
+	case c.Rounds < fewest:
 		return fmt.Sprintf("? (%d samples are too few to tell)", c.Rounds)
 	case !c.Real:
-		return fmt.Sprintf("~ (p=%.3f n=%d)", c.P, c.Rounds)
+		return "no difference seen " + i
 	}
 	word := "worse"
 	if c.Better() {
 		word = "better"
 	}
-	return fmt.Sprintf("%+.1f%% %s (p=%.3f n=%d)", 100*(c.New/c.Old-1), word, c.P, c.Rounds)
+	if c.Beside != "" {
+		word += ", beside " + c.Beside
+	}
+	return i + " " + word
 }
+
+// fewest samples that tell of a difference.
+const fewest = 4

@@ -18,7 +18,7 @@ var markdown string
 // Markdown writes the report; plots lie in the directory pictures, as seen from it.
 func Markdown(w io.Writer, r *result.Report, plots []Plot, pictures string) error {
 	t, err := template.New("report.md").Funcs(template.FuncMap{
-		"sections": sections, "measured": measured, "goals": goals, "verdict": verdict,
+		"sections": sections, "measured": measured, "goals": goals, "verdict": func(g goal) string { return g.verdict },
 		"alternative": alternative,
 		"row": func(row result.Key, part string) string {
 			line := append([]string{row.Metric, unit(r, row)}, cells(r, row, measured(r, part))...)

@@ -12,6 +12,7 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 
+	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/result"
 )
 
@@ -70,8 +71,7 @@ func Plots(r *result.Report, dir string) ([]Plot, error) {
 		row            result.Key
 		log            bool
 	}{
-		{"first-packet", "First packet: median time to connect to a ClusterIP", "µs", result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: "p50"}, false},
-		{"first-packet-p99", "First packet: 99th percentile of the time to connect", "µs", result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: "p99"}, false},
+		{"first-packet", "First packet: median time to connect to a ClusterIP", "µs", result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: result.Mean}, false},
 		{"cold-start", "Cold start until all Services answer (10 endpoints each)", "s", result.Key{Part: result.ControlPlane, Case: result.ColdStart, Metric: result.Time}, true},
 		{"memory", "Resident memory of the proxy (10 endpoints each)", "MB", result.Key{Part: result.ControlPlane, Case: result.Memory, Metric: result.Resident}, false},
 	} {
@@ -115,12 +115,14 @@ func addLine(p *plot.Plot, proxy string, xys plotter.XYs, marks bool) error {
 
 // latencies draws distributions; equal steps to the right are ten times rarer requests.
 func latencies(r *result.Report, what string) (*plot.Plot, error) {
-	p := newPlot("Latency at a fixed rate: "+what, "percentile", "µs")
+	p := newPlot("Latency of TCP requests: "+what, "percentile", "µs")
 	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 	p.X.Tick.Marker = plot.ConstantTicks{{Value: 0, Label: "0"}, {Value: 0.301, Label: "50"}, {Value: 1, Label: "90"}, {Value: 2, Label: "99"}, {Value: 3, Label: "99.9"}, {Value: 4, Label: "99.99"}}
 	n := 0
 	for _, name := range r.Proxies {
-		at := slices.IndexFunc(r.Curves, func(c *result.Curve) bool { return c.Case == what && c.Proxy == name })
+		at := slices.IndexFunc(r.Curves, func(c *result.Curve) bool {
+			return c.Case == what && c.Metric == string(load.Requests) && c.Proxy == name
+		})
 		if at < 0 {
 			continue
 		}

@@ -60,7 +60,7 @@ func Table(w io.Writer, r *result.Report) error {
 		if len(proxies) == 0 {
 			continue
 		}
-		_, _ = fmt.Fprintf(w, "\n%s: medians of %d rounds ± half the distance between the quartiles\n", strings.ToUpper(part), r.Rounds)
+		_, _ = fmt.Fprintf(w, "\n%s: medians [95 %% interval], and differences to the first column\n", strings.ToUpper(part))
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 		for _, s := range sections(r, part) {
 			_, _ = fmt.Fprintf(tw, "\n%s\t\t%s\t\n", s.title, strings.Join(proxies, "\t"))
@@ -75,7 +75,7 @@ func Table(w io.Writer, r *result.Report) error {
 	_, _ = fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, g := range goals(r) {
-		_, _ = fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", verdict(g), g.what, g.figure, g.measured)
+		_, _ = fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", g.verdict, g.what, g.figure, g.measured)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -84,16 +84,6 @@ func Table(w io.Writer, r *result.Report) error {
 		_, _ = fmt.Fprintln(w, n)
 	}
 	return nil
-}
-
-func verdict(g goal) string {
-	switch {
-	case g.noise:
-		return "too noisy to tell"
-	case g.reached:
-		return "reached"
-	}
-	return "missed"
 }
 
 func unit(r *result.Report, row result.Key) string {
@@ -105,13 +95,31 @@ func unit(r *result.Report, row result.Key) string {
 	return ""
 }
 
+// cells tell a row: the first proxy's figure, and how the others differ from it
+// where both were measured side by side.
 func cells(r *result.Report, row result.Key, proxies []string) []string {
 	var out []string
 	for _, p := range proxies {
-		out = append(out, cell(r.Of(row, p)))
+		out = append(out, beside(r, row, p, proxies[0]))
 	}
 	return out
 }
+
+// beside tells a figure, and how it differs from a reference.
+func beside(r *result.Report, row result.Key, p, reference string) string {
+	s, base := r.Of(row, p), r.Of(row, reference)
+	if s == nil || base == nil || p == reference || s.Over || len(s.Samples) < few || len(base.Samples) < few {
+		return cell(s)
+	}
+	i := s.Against(base)
+	if !r.Seen(row, i) {
+		return value(s.Median()) + ", no difference seen"
+	}
+	return fmt.Sprintf("%s, %+.1f%% [%+.1f %+.1f]", value(s.Median()), percent*i.Median, percent*i.Low, percent*i.High)
+}
+
+// few samples tell no difference.
+const few = 6
 
 func cell(s *result.Series) string {
 	switch {
@@ -120,7 +128,8 @@ func cell(s *result.Series) string {
 	case s.Over:
 		return "over " + value(s.Median())
 	case len(s.Samples) > 1:
-		return fmt.Sprintf("%s ±%.0f%%", value(s.Median()), 100*s.Spread())
+		i := s.Interval()
+		return fmt.Sprintf("%s [%s %s]", value(i.Median), value(i.Low), value(i.High))
 	}
 	return value(s.Median())
 }

@@ -19,10 +19,10 @@ func Parts() []string { return []string{Traffic, FirstPacket, ControlPlane} }
 const (
 	PodToClusterIP    = "pod to ClusterIP, endpoint on another node"
 	OutsideToNodePort = "outside to NodePort, endpoint on another node"
-	Requests          = "TCP requests, one connection"
-	Throughput        = "throughput, TCP streams: " // and their number
+	CPU               = "CPU: " // of the metric that follows
 
 	TimeToConnect = "time to connect, pod to ClusterIP"
+	Mean          = "mean"
 
 	ColdStart = "cold start, until all Services answer"
 	ColdSync  = "cold start, of that programming the kernel"
@@ -30,6 +30,9 @@ const (
 	Memory    = "memory"
 	Resident  = "resident"
 )
+
+// Few is the number of Services that others are compared to.
+const Few = 10
 
 // RowPause is the time between two changes of an endpoint of which each is timed.
 const RowPause = 50 * time.Millisecond

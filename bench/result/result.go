@@ -102,7 +102,7 @@ func (r *Report) Of(row Key, proxy string) *Series {
 }
 
 // Median is the middle sample.
-func (s *Series) Median() float64 { return quantile(s.Samples, 0.5) }
+func (s *Series) Median() float64 { return quantile(s.Samples, half) }
 
 // Spread is half of the distance between the quartiles, as a share of the median.
 func (s *Series) Spread() float64 {
@@ -123,20 +123,6 @@ func quantile(samples []float64, q float64) float64 {
 	low := int(at)
 	high := min(low+1, len(s)-1)
 	return s[low] + (s[high]-s[low])*(at-float64(low))
-}
-
-// Ratio is the median over rounds of each round's ratio to the other series of
-// the same round, so that what the machine did in a round hits both, and half
-// of the distance between the ratios' quartiles.
-func (s *Series) Ratio(other *Series) (ratio, spread float64) {
-	n := min(len(s.Samples), len(other.Samples))
-	var ratios []float64
-	for i := range n {
-		if other.Samples[i] != 0 {
-			ratios = append(ratios, s.Samples[i]/other.Samples[i])
-		}
-	}
-	return quantile(ratios, 0.5), (quantile(ratios, 0.75) - quantile(ratios, 0.25)) / 2
 }
 
 // Write writes the report as JSON.

@@ -2,203 +2,188 @@ package traffic
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/switchyard-io/switchyard/bench/load"
+	"github.com/switchyard-io/switchyard/bench/paired"
 	"github.com/switchyard-io/switchyard/bench/proxy"
 	"github.com/switchyard-io/switchyard/bench/result"
-	"github.com/switchyard-io/switchyard/lab/netlab"
 )
 
-// The metrics.
-const (
-	requestCPU     = "CPU of the machine for a request"
-	latency        = "latency at a fixed rate, "
-	connectRate    = "new connections with a request each"
-	connectCPU     = "CPU of the machine for a connection"
-	udpRate        = "UDP requests, one socket"
-	udpPackets     = "UDP datagrams received"
-	perSecond      = "/s"
-	microseconds   = "µs"
-	gigabits       = "Gbit/s"
-	connectWorkers = 4
-)
-
-// measure measures one path through one proxy.
-func (b *bench) measure(p *proxy.Proxy, way path) error {
-	for _, m := range []func(*proxy.Proxy, path) (int, error){b.requests, b.openLoop, b.connects, b.udpRequests, b.datagrams, b.stream, b.streams} {
-		if err := p.Begin(); err != nil {
-			return err
-		}
-		connections, err := m(p, way)
-		if err != nil {
-			return fmt.Errorf("%s, %s: %w", p.Name, way.name, err)
-		}
-		if err := p.Prove(connections); err != nil {
-			return fmt.Errorf("%s, %s: %w", p.Name, way.name, err)
-		}
-	}
-	return nil
+// metric is what is measured along each path.
+type metric struct {
+	load.Kind
+	port  int
+	fresh bool // each operation is a new flow
 }
 
-func (b *bench) add(p *proxy.Proxy, way path, metric, unit string, more bool, sample float64) {
-	b.report.Add(result.Series{Key: result.Key{Part: result.Traffic, Case: way.name, Metric: metric, Proxy: p.Name}, Unit: unit, More: more}, sample)
+func metrics() []metric {
+	return []metric{
+		{load.Requests, tcpPort, false},
+		{load.Connections, tcpPort, true},
+		{load.UDPRequests, udpPort, false},
+		{load.UDPBatches, udpPort, false},
+		{load.UDPFlows, udpPort, true},
+		{load.Throughput, bulkPort, false},
+	}
 }
 
-// run does a job that must not fail, and tells the CPU time of the machine for
-// each request.
-func (b *bench) run(p *proxy.Proxy, way path, j load.Job) (*load.Outcome, float64, error) {
-	before := busy()
-	o, err := way.from(p).Run(j)
-	took := busy() - before
-	switch {
-	case err != nil:
-		return nil, 0, err
-	case o.Failed > 0:
-		return nil, 0, fmt.Errorf("%s: %d of %d requests failed, the first: %s", j.Kind, o.Failed, o.Failed+o.Requests, o.Error)
-	case o.Requests == 0:
-		return nil, 0, fmt.Errorf("%s: not one request was answered", j.Kind)
+// warm is how long a session works before it is measured.
+const warm = 5 * time.Millisecond
+
+// series says how a report tells of a metric.
+func (m metric) series(way path, p string) result.Series {
+	s := result.Series{Key: result.Key{Part: result.Traffic, Case: way.name, Metric: string(m.Kind), Proxy: p}, Unit: "µs"}
+	if m.Kind == load.Throughput {
+		s.Unit, s.More = "Gbit/s", true
 	}
-	return o, took.Seconds() * 1e6 / float64(o.Requests), nil
+	return s
 }
 
-func (b *bench) requests(p *proxy.Proxy, way path) (int, error) {
-	o, cpu, err := b.run(p, way, load.Job{Kind: load.RequestResponse, Targets: []netip.AddrPort{b.target(p, way, tcpPort)}, Duration: b.Sample})
-	if err != nil {
-		return 0, err
+// figure is what a slice says.
+func (m metric) figure(s load.Slice) float64 {
+	done := float64(s.Done) * m.Operations()
+	if m.Kind == load.Throughput {
+		const bits = 8
+		return done * bits / float64(s.Took.Nanoseconds())
 	}
-	b.add(p, way, result.Requests, perSecond, true, float64(o.Requests)/o.Took.Seconds())
-	b.add(p, way, requestCPU, microseconds, false, cpu)
-	return 1, nil
+	return float64(s.Took.Nanoseconds()) / done / float64(time.Microsecond)
 }
 
-func (b *bench) openLoop(p *proxy.Proxy, way path) (int, error) {
-	o, _, err := b.run(p, way, load.Job{Kind: load.OpenLoop, Targets: []netip.AddrPort{b.target(p, way, tcpPort)}, Duration: b.Sample, Rate: b.Rate})
-	if err != nil {
-		return 0, err
-	}
-	h := o.Histogram()
-	for _, q := range []float64{50, 90, 99, 99.9} {
-		b.add(p, way, fmt.Sprintf("%sp%g", latency, q), microseconds, false, float64(h.ValueAtPercentile(q))/1e3)
-	}
-	key := result.Key{Part: result.Traffic, Case: way.name, Metric: latency, Proxy: p.Name}
-	if b.curves[key] == nil {
-		b.curves[key] = load.NewHistogram()
-	}
-	b.curves[key].Merge(h)
-	return 1, nil
+// lane is a session through one proxy.
+type lane struct {
+	proxy          *proxy.Proxy
+	client, server *load.Host
+	session        *load.Session
+	metric         metric
+	slice          time.Duration
 }
 
-func (b *bench) connects(p *proxy.Proxy, way path) (int, error) {
-	o, cpu, err := b.run(p, way, load.Job{Kind: load.ConnectRate, Targets: []netip.AddrPort{b.target(p, way, tcpPort)}, Duration: b.Sample, Workers: connectWorkers})
-	if err != nil {
-		return 0, err
-	}
-	b.add(p, way, connectRate, perSecond, true, float64(o.Requests)/o.Took.Seconds())
-	b.add(p, way, connectCPU, microseconds, false, cpu)
-	return o.Requests, nil
-}
-
-func (b *bench) udpRequests(p *proxy.Proxy, way path) (int, error) {
-	o, _, err := b.run(p, way, load.Job{Kind: load.UDPResponse, Targets: []netip.AddrPort{b.target(p, way, udpPort)}, Duration: b.Sample})
-	if err != nil {
-		return 0, err
-	}
-	b.add(p, way, udpRate, perSecond, true, float64(o.Requests)/o.Took.Seconds())
-	return 1, nil
-}
-
-func (b *bench) datagrams(p *proxy.Proxy, way path) (int, error) {
-	server := p.Remote
+// open opens a session, and proves which way it goes.
+func (b *bench) open(p *proxy.Proxy, way path, m metric) (*lane, error) {
+	l := &lane{proxy: p, client: way.from(p), server: p.Remote, metric: m, slice: b.Slice}
 	if way.service != remote {
-		server = p.Local
+		l.server = p.Local
 	}
-	before, err := server.Sunk()
-	if err != nil {
-		return 0, err
+	if err := p.Begin(); err != nil {
+		return nil, err
 	}
-	o, _, err := b.run(p, way, load.Job{Kind: load.UDPFlood, Targets: []netip.AddrPort{b.target(p, way, sinkPort)}, Duration: b.Sample})
-	if err != nil {
-		return 0, err
-	}
-	after, err := server.Sunk()
-	if err != nil {
-		return 0, err
-	}
-	b.add(p, way, udpPackets, perSecond, true, float64(after-before)/o.Took.Seconds())
-	return 1, nil
-}
-
-func (b *bench) stream(p *proxy.Proxy, way path) (int, error)  { return b.iperf(p, way, 1) }
-func (b *bench) streams(p *proxy.Proxy, way path) (int, error) { return b.iperf(p, way, 8) }
-
-// iperf measures throughput. A server that is still busy with the client before
-// says so; it is asked again.
-func (b *bench) iperf(p *proxy.Proxy, way path, streams int) (int, error) {
-	to := b.target(p, way, iperfPort)
-	const tries = 20
 	var err error
-	for range tries {
-		ctx, cancel := context.WithTimeout(context.Background(), netlab.Patient(30*time.Second))
-		var out string
-		out, err = way.from(p).Host.Run(ctx, "iperf3", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())),
-			"-n", b.Bytes, "-P", strconv.Itoa(streams), "-J")
-		cancel()
-		if err == nil {
-			var got struct {
-				End struct {
-					Received struct {
-						Rate float64 `json:"bits_per_second"`
-					} `json:"sum_received"`
-				}
-			}
-			if err := json.Unmarshal([]byte(out), &got); err != nil {
-				return 0, fmt.Errorf("reading what iperf3 says: %w", err)
-			}
-			b.add(p, way, fmt.Sprintf("%s%d", result.Throughput, streams), gigabits, true, got.End.Received.Rate/1e9)
-			return streams + 1, nil // and the control connection
-		}
-		time.Sleep(50 * time.Millisecond)
+	if l.session, err = l.client.Open(load.Job{Kind: m.Kind, Targets: []netip.AddrPort{b.target(p, way, m.port)}}); err != nil {
+		return nil, err
 	}
-	return 0, err
+	return l, l.prove()
 }
 
-// busy is the CPU time that the machine has spent on anything.
-func busy() time.Duration {
-	b, err := os.ReadFile("/proc/stat")
+// prove works for a moment, after which the kernel has to have counted the flows
+// as the proxy's.
+func (l *lane) prove() error {
+	s, err := l.session.Slice(warm)
 	if err != nil {
-		return 0
+		return err
 	}
-	first, _, _ := strings.Cut(string(b), "\n")
-	fields := strings.Fields(first)
-	const ( // user nice system idle iowait irq softirq steal
-		idle, iowait = 4, 5
-		last         = 7
-		tick         = 10 * time.Millisecond
-	)
-	var sum time.Duration
-	for i := 1; i <= last && i < len(fields); i++ {
-		if i != idle && i != iowait {
-			n, _ := strconv.ParseInt(fields[i], 10, 64)
-			sum += time.Duration(n) * tick
-		}
+	flows := 1
+	if l.metric.fresh {
+		flows = s.Done
 	}
-	return sum
+	return l.proxy.Prove(flows)
 }
 
-// keepCurves keeps the distributions of latency.
-func (b *bench) keepCurves() {
-	for key, h := range b.curves {
-		b.report.Curves = append(b.report.Curves, &result.Curve{Key: key, Points: points(h), Count: h.TotalCount()})
+// names of a lane's figures.
+const (
+	figure = "figure"
+	cpu    = "cpu"
+)
+
+// measure works for one slice.
+func (l *lane) measure() (paired.Sample, error) {
+	// Or new flows would come upon what the kernel remembers of earlier ones.
+	if l.metric.fresh {
+		if err := l.proxy.ForgetFlows(); err != nil {
+			return nil, err
+		}
 	}
+	before, err := l.cpu()
+	if err != nil {
+		return nil, err
+	}
+	s, err := l.session.Slice(l.slice)
+	if err != nil {
+		return nil, err
+	}
+	after, err := l.cpu()
+	if err != nil {
+		return nil, err
+	}
+	return paired.Sample{
+		figure: l.metric.figure(s),
+		cpu:    float64((after - before).Nanoseconds()) / float64(time.Microsecond) / l.cpuUnits(s),
+	}, nil
+}
+
+// cpuUnits is by what CPU time is told: requests, or megabytes.
+func (l *lane) cpuUnits(s load.Slice) float64 {
+	if l.metric.Kind == load.Throughput {
+		return float64(s.Done) * l.metric.Operations() / 1e6
+	}
+	return float64(s.Done) * l.metric.Operations()
+}
+
+// cpu is what client and server have taken so far.
+func (l *lane) cpu() (time.Duration, error) {
+	client, err := l.client.CPU()
+	if err != nil {
+		return 0, err
+	}
+	server, err := l.server.CPU()
+	return client + server, err
+}
+
+// row measures one metric of one path through all proxies, side by side.
+func (b *bench) row(ctx context.Context, way path, m metric) (err error) {
+	var lanes []*lane
+	var columns []paired.Column
+	defer func() {
+		for _, l := range lanes {
+			times, closeErr := l.session.Close()
+			if err = errors.Join(err, closeErr); err == nil {
+				b.keepCurve(way, m, l.proxy, times)
+			}
+		}
+	}()
+	for _, p := range b.proxies {
+		l, err := b.open(p, way, m)
+		if l != nil && l.session != nil {
+			lanes = append(lanes, l)
+		}
+		if err != nil {
+			return fmt.Errorf("%s, %s, %s: %w", p.Name, way.name, m.Kind, err)
+		}
+		columns = append(columns, paired.Column{Name: p.Name, Slice: l.measure})
+	}
+	return paired.Rounds(ctx, b.rounds(way), columns, func(c int, s paired.Sample) {
+		series := m.series(way, b.proxies[c].Name)
+		b.report.Add(series, s[figure])
+		series.Metric, series.More, series.Unit = result.CPU+series.Metric, false, "µs"
+		if m.Kind == load.Throughput {
+			series.Unit = "µs/MB"
+		}
+		b.report.Add(series, s[cpu])
+	})
+}
+
+// keepCurve keeps the distribution of the times of requests.
+func (b *bench) keepCurve(way path, m metric, p *proxy.Proxy, times *hdrhistogram.Histogram) {
+	if m.Kind == load.UDPBatches || m.Kind == load.Throughput {
+		return // a request has no time of its own
+	}
+	key := m.series(way, p.Name).Key
+	b.report.Curves = append(b.report.Curves, &result.Curve{Key: key, Points: points(times), Count: times.TotalCount()})
 }
 
 // points are where a plot of a distribution goes through.

@@ -4,10 +4,11 @@ package traffic
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/switchyard-io/switchyard/bench/control"
@@ -19,11 +20,9 @@ import (
 
 // Config says how much is measured.
 type Config struct {
-	Rounds   int
-	Sample   time.Duration // of one metric in one round
-	Bytes    string        // of one iperf3 run, as iperf3 has it
-	Rate     int           // of the open loop
-	Few      bool          // just the most telling cases
+	Rounds   int           // of the two most telling paths
+	Fewer    int           // rounds of the others; 0: they are left out
+	Slice    time.Duration // how long a proxy's turn is
 	Progress func(format string, args ...any)
 }
 
@@ -47,8 +46,9 @@ const (
 	localOnly = "local-only" // externalTrafficPolicy: Local
 )
 
-func paths(few bool) []path {
-	all := []path{
+// paths are all ways; the first telling ones are measured most.
+func paths() []path {
+	return []path{
 		{result.PodToClusterIP, fromPod, remote, false, 4},
 		{result.OutsideToNodePort, fromOutside, remote, true, 4},
 		{"pod to ClusterIP, endpoint on its node", fromPod, local, false, 4},
@@ -58,26 +58,41 @@ func paths(few bool) []path {
 		{result.PodToClusterIP + ", IPv6", fromPod, remote, false, 6},
 		{result.OutsideToNodePort + ", IPv6", fromOutside, remote, true, 6},
 	}
-	if few {
-		return all[:2]
+}
+
+// telling is how many paths answer most questions.
+const telling = 2
+
+// ways are the paths to measure.
+func (c Config) ways() []path {
+	if c.Fewer == 0 {
+		return paths()[:telling]
 	}
-	return all
+	return paths()
+}
+
+// rounds is how often a path is measured.
+func (c Config) rounds(way path) int {
+	for _, p := range paths()[:telling] {
+		if p.name == way.name {
+			return c.Rounds
+		}
+	}
+	return c.Fewer
 }
 
 // The ports of each Service, by their index.
 const (
 	tcpPort = iota
 	udpPort
-	sinkPort
-	iperfPort
+	bulkPort
 )
 
 func ports() []control.Port {
 	return []control.Port{
 		{Protocol: corev1.ProtocolTCP, Port: 80, Target: load.EchoPort},
 		{Protocol: corev1.ProtocolUDP, Port: 80, Target: load.EchoPort},
-		{Protocol: corev1.ProtocolUDP, Port: 81, Target: load.SinkPort},
-		{Protocol: corev1.ProtocolTCP, Port: proxy.IperfPort, Target: proxy.IperfPort},
+		{Protocol: corev1.ProtocolTCP, Port: 81, Target: load.BulkPort},
 	}
 }
 
@@ -87,12 +102,11 @@ type bench struct {
 	proxies  []*proxy.Proxy
 	services map[string]*control.Placed
 	report   *result.Report
-	curves   map[result.Key]*hdrhistogram.Histogram
 }
 
-// Run measures all paths, round by round, each proxy in turn.
+// Run measures all paths, all proxies side by side.
 func Run(ctx context.Context, cfg Config, plane *control.Plane, proxies []*proxy.Proxy, report *result.Report) error {
-	b := &bench{Config: cfg, proxies: proxies, report: report, services: map[string]*control.Placed{}, curves: map[result.Key]*hdrhistogram.Histogram{}}
+	b := &bench{Config: cfg, proxies: proxies, report: report, services: map[string]*control.Placed{}}
 	here, there := proxies[0].Endpoints() // the same in each lab
 	for name, e := range map[string]control.Endpoint{remote: there, local: here, localOnly: here} {
 		s := control.Service{Name: name, Ports: ports(), DualStack: true, NodePort: true, Local: name == localOnly, Endpoints: []control.Endpoint{e}}
@@ -102,35 +116,29 @@ func Run(ctx context.Context, cfg Config, plane *control.Plane, proxies []*proxy
 		}
 		b.services[name] = placed
 	}
-	if err := b.warmUp(); err != nil {
+	if err := b.warmUp(ctx); err != nil {
 		return err
 	}
-	for round := range cfg.Rounds {
-		for _, way := range paths(cfg.Few) {
-			cfg.Progress("round %d of %d: %s", round+1, cfg.Rounds, way.name)
-			for i := range proxies {
-				if err := ctx.Err(); err != nil {
-					return context.Cause(ctx)
-				}
-				if err := b.measure(proxies[(i+round)%len(proxies)], way); err != nil {
-					return err
-				}
+	for _, way := range cfg.ways() {
+		for _, m := range metrics() {
+			cfg.Progress("%s: %s, %d rounds", way.name, m.Kind, cfg.rounds(way))
+			if err := b.row(ctx, way, m); err != nil {
+				return err
 			}
 		}
 	}
-	b.keepCurves()
 	return nil
 }
 
-// warmUp waits until every path works, sends some traffic along it, and sees
-// that requests straight to the pod pass by each proxy.
-func (b *bench) warmUp() error {
+// warmUp waits until every path works, and sees that requests straight to the pod
+// pass by each proxy.
+func (b *bench) warmUp(ctx context.Context) error {
 	for _, p := range b.proxies {
-		for _, way := range paths(b.Few) {
+		if err := p.Rule(ctx, slices.Collect(maps.Values(b.services))); err != nil {
+			return err
+		}
+		for _, way := range b.ways() {
 			if _, err := way.from(p).Probe(load.Probe{Targets: []netip.AddrPort{b.target(p, way, udpPort)}, Timeout: netlab.Patient(20 * time.Second)}); err != nil {
-				return fmt.Errorf("%s, %s: %w", p.Name, way.name, err)
-			}
-			if _, err := way.from(p).Run(load.Job{Kind: load.ConnectRate, Targets: []netip.AddrPort{b.target(p, way, tcpPort)}, Duration: b.Sample / 4}); err != nil {
 				return fmt.Errorf("%s, %s: %w", p.Name, way.name, err)
 			}
 		}
@@ -146,7 +154,7 @@ func (b *bench) passesBy(p *proxy.Proxy) error {
 		return err
 	}
 	for _, from := range []*load.Host{p.Pod, p.OnNode, p.Outside} {
-		if _, err := from.Run(load.Job{Kind: load.ConnectRate, Targets: []netip.AddrPort{netip.AddrPortFrom(p.Remote.Addr(4), load.EchoPort)}, Duration: b.Sample / 10}); err != nil {
+		if _, err := from.Probe(load.Probe{Targets: []netip.AddrPort{netip.AddrPortFrom(p.Remote.Addr(4), load.EchoPort)}, Timeout: netlab.Patient(20 * time.Second)}); err != nil {
 			return fmt.Errorf("%s, straight to the pod: %w", p.Name, err)
 		}
 	}
@@ -160,7 +168,7 @@ func (b *bench) passesBy(p *proxy.Proxy) error {
 // target is where a client sends to: the Service, or straight to the pod.
 func (b *bench) target(p *proxy.Proxy, way path, port int) netip.AddrPort {
 	s := b.services[way.service]
-	if !p.Runs() {
+	if !p.Translates() {
 		server := p.Remote
 		if way.service != remote {
 			server = p.Local
