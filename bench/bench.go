@@ -175,7 +175,7 @@ func (r *run) close() (err error) {
 }
 
 func (r *run) traffic(ctx context.Context) error {
-	cfg := traffic.Config{Rounds: 150, Fewer: 40, Slice: 40 * time.Millisecond, Progress: r.Progress}
+	cfg := traffic.Config{Rounds: 150, Fewer: 40, Slice: 25 * time.Millisecond, Progress: r.Progress}
 	if r.Quick {
 		cfg.Rounds, cfg.Fewer, cfg.Slice = 20, 0, 20*time.Millisecond
 	}
