@@ -21,8 +21,8 @@ type Kind string
 const (
 	Requests    Kind = "TCP requests, one connection"
 	Connections Kind = "new TCP connections with a request each"
-	UDPRequests Kind = "UDP requests, one socket"
-	UDPBatches  Kind = "UDP datagrams, 32 in flight"
+	UDPRequests Kind = "UDP requests, one connected socket"
+	UDPBatches  Kind = "UDP datagrams, one unconnected socket"
 	UDPFlows    Kind = "new UDP flows with a request each"
 	Throughput  Kind = "throughput of one TCP stream"
 	Connects    Kind = "TCP connects"

@@ -30,6 +30,7 @@ func openSession(j Job) (*session, error) {
 	if len(j.Targets) == 0 {
 		return nil, fmt.Errorf("%s: no target", j.Kind)
 	}
+	hold := func(kind int) (int, error) { return connect(kind, j.Targets[0], netlab.Patient(patience)) }
 	kind := unix.SOCK_STREAM
 	var held func(buf []byte) error
 	switch j.Kind {
@@ -40,7 +41,9 @@ func openSession(j Job) (*session, error) {
 	case UDPRequests:
 		kind, held = unix.SOCK_DGRAM, s.ask
 	case UDPBatches:
-		kind, held = unix.SOCK_DGRAM, s.batch
+		family, to := sockaddr(j.Targets[0])
+		hold = func(kind int) (int, error) { return open(family, kind, netlab.Patient(patience)) }
+		kind, held = unix.SOCK_DGRAM, func(buf []byte) error { return s.batch(to, buf) }
 	case Connections:
 		s.operation = s.fresh(unix.SOCK_STREAM)
 	case UDPFlows:
@@ -54,7 +57,7 @@ func openSession(j Job) (*session, error) {
 		return s, nil
 	}
 	var err error
-	if s.fd, err = connect(kind, j.Targets[0], netlab.Patient(patience)); err != nil {
+	if s.fd, err = hold(kind); err != nil {
 		return nil, fmt.Errorf("%s: %w", j.Kind, err)
 	}
 	buf := make([]byte, max(messageSize, int(j.Kind.Operations())+bulkHeader))
@@ -90,11 +93,16 @@ func (s *session) slice(d time.Duration) (Slice, error) {
 // ask sends one message over the held socket and reads its answer.
 func (s *session) ask(buf []byte) error { return ask(s.fd, buf[:messageSize]) }
 
-// batch sends all datagrams of a batch and then reads all answers.
-func (s *session) batch(buf []byte) error {
+// batch sends all datagrams of a batch from a socket that is not connected, as
+// servers do that ask others, and then reads all answers.
+func (s *session) batch(to unix.Sockaddr, buf []byte) error {
 	for range batchSize {
-		if err := writeAll(s.fd, buf[:messageSize]); err != nil {
-			return err
+		err := unix.Sendto(s.fd, buf[:messageSize], 0, to)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Sendto(s.fd, buf[:messageSize], 0, to)
+		}
+		if err != nil {
+			return fmt.Errorf("sending a datagram: %w", err)
 		}
 	}
 	for range batchSize {
