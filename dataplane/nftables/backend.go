@@ -32,7 +32,7 @@ type backend struct {
 // familyBackend is the part of the backend that is of one family: a table.
 type familyBackend struct {
 	table     *nft.Table
-	reader    *nft.Table // for Observe alongside Syncs
+	reader    *nft.Table // of the same table, for Observe alongside Syncs
 	log       *slog.Logger
 	watch     *nft.Watch
 	mark      uint32

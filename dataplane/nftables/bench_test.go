@@ -2,7 +2,9 @@ package nftables
 
 import (
 	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/dataplane/internal/backendtest"
@@ -55,4 +57,37 @@ func BenchmarkAudit(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkAuditAmongChanges reads back a kernel while a change comes each 50 ms.
+func BenchmarkAuditAmongChanges(b *testing.B) {
+	back := opened(b, dataplane.IPv4)
+	prev := snapshot(services(10_000, 10)...)
+	next := withoutLast(prev)
+	backendtest.MustSync(b, back, nil, prev)
+	stop := make(chan struct{})
+	var changes sync.WaitGroup
+	changes.Go(func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				if err := back.Sync(b.Context(), prev, next); err != nil {
+					b.Error(err)
+					return
+				}
+				prev, next = next, prev
+			}
+		}
+	})
+	for b.Loop() {
+		if _, err := back.Observe(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	close(stop)
+	changes.Wait()
 }

@@ -60,7 +60,7 @@ func open(cfg dataplane.Config) (*backend, error) {
 		return nil, err
 	}
 	for _, t := range tables {
-		b.families = append(b.families, &familyBackend{table: t, reader: nft.NewTable(t.Family, spec(t.Family), &nft.Counts{}), log: cfg.Log, watch: b.watch, mark: 1 << cfg.MasqueradeBit, localhost: cfg.LocalhostNodePorts && t.Family == dataplane.IPv4})
+		b.families = append(b.families, &familyBackend{table: t, reader: b.watch.Reader(t), log: cfg.Log, watch: b.watch, mark: 1 << cfg.MasqueradeBit, localhost: cfg.LocalhostNodePorts && t.Family == dataplane.IPv4})
 	}
 	return b, nil
 }

@@ -34,6 +34,20 @@ func (c *commits) count(send func() error) error {
 	return err
 }
 
+// moment is a state of nftables.
+type moment struct {
+	generation uint32
+	foreign    uint32 // moves by one for each transaction that is not counted as ours
+}
+
+// now returns the state that nftables has between two transactions of ours.
+func (t *Table) now() (moment, error) {
+	t.commits.mu.Lock() // so that each of ours is either counted or not made yet
+	defer t.commits.mu.Unlock()
+	generation, err := t.generation()
+	return moment{generation, generation - t.commits.made}, err
+}
+
 // generation returns a number that each transaction of anybody changes.
 func (t *Table) generation() (uint32, error) {
 	answers, err := t.socket.Execute(netlink.Message{

@@ -46,13 +46,16 @@ func (s *State) NumberOf(port *dataplane.ServicePort, set string) uint32 {
 // nftables meanwhile. A dump that a change ran into may lack elements.
 const mostReads = 5
 
-// Read reads the table back.
+// Read reads the table back. It does so once where nobody but the writers of the
+// same Watch changed nftables meanwhile: who reads alongside them knows that they
+// write, and reads again if something seems to be missing. While changes come one
+// after the other, each read of many elements would meet one.
 func (t *Table) Read() (*State, error) {
 	if err := t.open(); err != nil {
 		return nil, err
 	}
 	for try := 1; ; try++ {
-		before, err := t.generation()
+		before, err := t.now()
 		if err != nil {
 			return nil, err
 		}
@@ -60,17 +63,18 @@ func (t *Table) Read() (*State, error) {
 		if err != nil && !errors.Is(err, unix.ENOENT) { // else something of the table went meanwhile
 			return nil, err
 		}
-		after, again := t.generation()
+		after, again := t.now()
 		if again != nil {
 			return nil, again
 		}
-		if before == after || try == mostReads {
+		if before == after || err == nil && before.foreign == after.foreign || try == mostReads {
 			return s, err
 		}
 	}
 }
 
 func (t *Table) read() (*State, error) {
+	t.reads++
 	s := &State{Chains: map[string][]string{}, Elements: map[Element]string{}}
 	found, err := t.find()
 	if err != nil || found == nil {

@@ -62,6 +62,7 @@ type Table struct {
 	sets    map[string]*nftables.Set
 	kinds   map[string]Set
 	counts  *Counts
+	reads   int            // of the whole table, for those who measure
 	commits *commits       // shared with the other tables of a Watch
 	conn    *nftables.Conn // nil: not open
 	socket  *netlink.Conn  // of conn

@@ -89,13 +89,19 @@ func (w *Watch) Paused(t *Table, do func() error) error {
 // foreignCommits returns a number that moves by one for each transaction that is
 // none of our tables'.
 func (w *Watch) foreignCommits(t *Table) (uint32, error) {
-	w.commits.mu.Lock() // so that each of ours is either counted or not made yet
-	defer w.commits.mu.Unlock()
 	if err := t.open(); err != nil {
 		return 0, err
 	}
-	generation, err := t.generation()
-	return generation - w.commits.made, err
+	at, err := t.now()
+	return at.foreign, err
+}
+
+// Reader returns a Table to read one of the watch's tables with, while others
+// write it.
+func (w *Watch) Reader(t *Table) *Table {
+	r := NewTable(t.Family, t.spec, &Counts{})
+	r.commits = w.commits
+	return r
 }
 
 // Disturbed receives after somebody else changed the tables, or may have.
