@@ -24,6 +24,10 @@ const (
 	pausePerSync     = 4
 	mostPause        = 20 * time.Millisecond
 	mostPauseGrowing = time.Second // where the cost of a Sync grows with all ServicePorts
+	// quickPerSync and quickRebate are of such Syncs while they are quick: a change
+	// shortly after another waits for the pause much longer than for its Sync.
+	quickPerSync = 2
+	quickRebate  = 100 * time.Millisecond
 	// Somebody who changes what the Backend wrote is answered after disturbedFirst,
 	// when the rest of the change is likely over, and once in disturbedPause.
 	disturbedFirst = 50 * time.Millisecond
@@ -47,8 +51,9 @@ type SyncerConfig struct {
 	// next: Snapshots that come meanwhile are one Sync. A first Snapshot after a
 	// quiet time is taken at once. Zero means four times what the last Sync took. That
 	// is 20 ms at most, so that what is cheap does not wait. With a Backend whose cost
-	// grows with all ServicePorts it is 1 s at most, so that Syncs of up to 250 ms
-	// take a fifth of the time.
+	// grows with all ServicePorts it is 100 ms less, but twice what the last Sync took
+	// at least and 1 s at most: Syncs of up to 50 ms take a third of the time, and
+	// those of 250 ms a fifth.
 	MinInterval time.Duration
 	// AuditInterval is how often the kernel is read back, whatever changed, and
 	// repaired where it is not as programmed. It is longer where that takes long, so
@@ -254,14 +259,7 @@ func earlier(a, b time.Time) time.Time {
 // afterPoke is when to sync now that there is a new Snapshot and a Sync was due
 // at a time already.
 func (s *Syncer) afterPoke(due time.Time) time.Time {
-	pause := s.cfg.MinInterval
-	if pause == 0 {
-		most := mostPause
-		if s.traits.CostGrows {
-			most = mostPauseGrowing
-		}
-		pause = min(pausePerSync*s.lastTook, most)
-	}
+	pause := s.pause()
 	if s.inForce == nil && s.failures > 0 {
 		if s.lastTook >= longSync {
 			return due
@@ -276,6 +274,18 @@ func (s *Syncer) afterPoke(due time.Time) time.Time {
 		return soonest
 	}
 	return due
+}
+
+// pause returns the least time from the end of the last Sync to the next one.
+func (s *Syncer) pause() time.Duration {
+	pause := pausePerSync * s.lastTook
+	switch {
+	case s.cfg.MinInterval != 0:
+		return s.cfg.MinInterval
+	case !s.traits.CostGrows:
+		return min(pause, mostPause)
+	}
+	return min(max(pause-quickRebate, quickPerSync*s.lastTook), mostPauseGrowing)
 }
 
 // afterDisturbance notes that somebody else may have changed what the Backend

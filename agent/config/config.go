@@ -57,7 +57,8 @@ type Switchyard struct {
 	SocketLB string `json:"socketLB"`
 	// MinSyncInterval is the least time between two Syncs of the kernel; 0: the
 	// minSyncPeriod of the KubeProxyConfiguration where that is not its default,
-	// else four times what the last Sync took, at most 20 ms, or 1 s with iptables.
+	// else four times what the last Sync took, at most 20 ms; with iptables up to 1 s
+	// (dataplane.SyncerConfig).
 	MinSyncInterval metav1.Duration `json:"minSyncInterval"`
 	// VerifyInterval is how often the kernel is compared with what is wanted, and
 	// repaired where it differs.
