@@ -16,7 +16,9 @@ type Probe struct {
 	Timeout time.Duration
 }
 
-// Pauses of a probe: for an answer, and after a refusal.
+// Pauses of a probe: for an answer, and before it asks again. Without one after an
+// answer of the wrong server, the probe and that server would keep busy a processor
+// that the API server and the proxy under test need.
 const (
 	answerTime = time.Millisecond
 	pause      = 300 * time.Microsecond
@@ -36,12 +38,16 @@ func probe(p Probe) (time.Duration, error) {
 			if at > end {
 				return 0, fmt.Errorf("%s did not answer as it should within %s", to, p.Timeout)
 			}
-			if !ok {
-				time.Sleep(pause)
-			}
+			rest()
 		}
 	}
 	return at, nil
+}
+
+// rest pauses. The runtime's own timers would make a millisecond of it.
+func rest() {
+	pause := unix.NsecToTimespec(int64(pause))
+	_ = unix.Nanosleep(&pause, nil) // a signal may cut it short
 }
 
 func probeOnce(to netip.AddrPort) (id byte, ok bool) {
