@@ -1,26 +1,65 @@
 package report
 
 import (
+	"bytes"
 	"fmt"
 	"image/color"
-	"math"
+	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
 
-	"github.com/switchyard-io/switchyard/bench/load"
+	"github.com/switchyard-io/switchyard/bench/proxy"
 	"github.com/switchyard-io/switchyard/bench/result"
 )
 
-// colour is the same for a proxy in every plot. They stay apart for most
-// colour-blind eyes.
-func colour(proxy string) color.Color {
+// picture is a plot and the name of its files.
+type picture struct {
+	Title string
+	File  string // without the ending
+	plot  *plot.Plot
+	high  vg.Length
+}
+
+// Alternative is what a picture says to who cannot see it.
+func (p *picture) Alternative() string { return strings.ToLower(p.Title[:1]) + p.Title[1:] }
+
+const wide, high = 18 * vg.Centimeter, 11 * vg.Centimeter
+
+// save draws the picture as PNG and SVG.
+func (p *picture) save(dir string) error {
+	for _, format := range []string{"png", "svg"} {
+		drawn, err := p.plot.WriterTo(wide, p.high, format)
+		if err != nil {
+			return fmt.Errorf("drawing %s: %w", p.File, err)
+		}
+		var b bytes.Buffer
+		if _, err := drawn.WriteTo(&b); err != nil {
+			return fmt.Errorf("drawing %s: %w", p.File, err)
+		}
+		picture := b.Bytes()
+		if format == "svg" { // where that font is not, one with letters as wide
+			picture = bytes.ReplaceAll(picture, []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;"))
+		}
+		if err := os.WriteFile(filepath.Join(dir, p.File+"."+format), picture, 0o644); err != nil {
+			return fmt.Errorf("drawing %s: %w", p.File, err)
+		}
+	}
+	return nil
+}
+
+// colour is the same for a proxy in every plot, and a lighter one for its further
+// columns. They stay apart for most colour-blind eyes.
+func colour(name string) color.Color {
 	c, ok := map[string]color.RGBA{
-		"straight":            {0x55, 0x55, 0x55, 0xff},
+		proxy.Straight:        {0x55, 0x55, 0x55, 0xff},
+		proxy.Conntrack:       {0x8c, 0x8c, 0x8c, 0xff},
+		proxy.OneRule:         {0x8c, 0x6d, 0x31, 0xff},
 		"switchyard-ebpf":     {0x00, 0x72, 0xb2, 0xff},
 		"switchyard-nftables": {0x00, 0x00, 0x00, 0xff},
 		"switchyard-ipvs":     {0x56, 0xb4, 0xe9, 0xff},
@@ -28,164 +67,74 @@ func colour(proxy string) color.Color {
 		"kube-proxy-ipvs":     {0xcc, 0x79, 0xa7, 0xff},
 		"kube-proxy-iptables": {0xd5, 0x5e, 0x00, 0xff},
 		"kube-proxy-nftables": {0xe6, 0x9f, 0x00, 0xff},
-	}[proxy]
+	}[base(name)]
 	if !ok {
-		return color.Black
+		c = color.RGBA{0x99, 0x33, 0x99, 0xff}
+	}
+	if further(name) {
+		c.R, c.G, c.B = lighter(c.R), lighter(c.G), lighter(c.B)
 	}
 	return c
 }
 
-// Plot is a picture in files.
-type Plot struct{ Title, File string } // without the ending
+// further tells whether a column is a second one of a proxy.
+func further(name string) bool { return base(name) != name }
 
-// Plots draws all that there is data for into a directory, each as PNG and SVG.
-func Plots(r *result.Report, dir string) ([]Plot, error) {
-	var all []Plot
-	save := func(p *plot.Plot, file string) error {
-		if p == nil {
-			return nil
-		}
-		const width, height = 18 * vg.Centimeter, 11 * vg.Centimeter
-		for _, ending := range []string{".png", ".svg"} {
-			if err := p.Save(width, height, filepath.Join(dir, file+ending)); err != nil {
-				return fmt.Errorf("drawing %s: %w", file, err)
-			}
-		}
-		all = append(all, Plot{p.Title.Text, file})
-		return nil
-	}
-	for _, s := range []struct {
-		file string
-		what string
-	}{{"latency-clusterip", result.PodToClusterIP}, {"latency-nodeport", result.OutsideToNodePort}} {
-		p, err := latencies(r, s.what)
-		if err != nil {
-			return nil, err
-		}
-		if err := save(p, s.file); err != nil {
-			return nil, err
-		}
-	}
-	for _, s := range []struct {
-		file, title, y string
-		row            result.Key
-		log            bool
-	}{
-		{"first-packet", "First packet: median time to connect to a ClusterIP", "µs", result.Key{Part: result.FirstPacket, Case: result.TimeToConnect, Metric: result.Mean}, false},
-		{"cold-start", "Cold start until all Services answer (10 endpoints each)", "s", result.Key{Part: result.ControlPlane, Case: result.ColdStart, Metric: result.Time}, true},
-		{"memory", "Resident memory of the proxy (10 endpoints each)", "MB", result.Key{Part: result.ControlPlane, Case: result.Memory, Metric: result.Resident}, false},
-	} {
-		p, err := costs(r, s.title, s.y, s.row, s.log)
-		if err != nil {
-			return nil, err
-		}
-		if err := save(p, s.file); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
-}
+func lighter(c uint8) uint8 { return c/2 + 0x7f }
 
-// headroom is what is left free above the curves, for the legend.
-const headroom = 1.6
-
+// newPlot makes an empty plot.
 func newPlot(title, x, y string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
-	p.Legend.Top, p.Legend.Left, p.Legend.Padding = true, true, vg.Points(2)
-	p.Title.Padding = vg.Points(6)
+	p.Legend.Padding, p.Title.Padding = vg.Points(2), vg.Points(6)
+	const text = 10
+	for _, f := range []*font.Font{&p.Title.TextStyle.Font, &p.X.Label.TextStyle.Font, &p.Y.Label.TextStyle.Font, &p.X.Tick.Label.Font, &p.Y.Tick.Label.Font, &p.Legend.TextStyle.Font} {
+		*f = font.Font{Typeface: "Liberation", Variant: "Sans", Size: vg.Points(text)}
+	}
+	p.Title.TextStyle.Font.Size = vg.Points(text + 2)
 	p.Add(plotter.NewGrid())
 	return p
 }
 
-func addLine(p *plot.Plot, proxy string, xys plotter.XYs, marks bool) error {
-	line, points, err := plotter.NewLinePoints(xys)
+// whiskers are points with intervals.
+type whiskers struct {
+	plotter.XYs
+	plotter.XErrors
+	plotter.YErrors
+}
+
+// add adds a point with its interval along the y axis.
+func (w *whiskers) add(x float64, i result.Interval) {
+	w.XYs = append(w.XYs, plotter.XY{X: x, Y: i.Median})
+	w.YErrors = append(w.YErrors, struct{ Low, High float64 }{i.Low - i.Median, i.High - i.Median})
+}
+
+// along adds a point with its interval along the x axis.
+func (w *whiskers) along(y float64, i result.Interval) {
+	w.XYs = append(w.XYs, plotter.XY{X: i.Median, Y: y})
+	w.XErrors = append(w.XErrors, struct{ Low, High float64 }{i.Low - i.Median, i.High - i.Median})
+}
+
+// remark writes words beside a point.
+func remark(p *plot.Plot, at plotter.XY, words string, offset vg.Point, align draw.XAlignment) error {
+	l, err := plotter.NewLabels(plotter.XYLabels{XYs: plotter.XYs{at}, Labels: []string{words}})
 	if err != nil {
-		return fmt.Errorf("drawing %s: %w", proxy, err)
+		return fmt.Errorf("writing %q in a plot: %w", words, err)
 	}
-	line.Color, points.Color = colour(proxy), colour(proxy)
-	line.Width = vg.Points(2)
-	p.Add(line)
-	if marks {
-		p.Add(points)
-	}
-	p.Legend.Add(proxy, line)
+	l.Offset = offset
+	l.TextStyle[0].Font = font.Font{Typeface: "Liberation", Variant: "Sans", Size: vg.Points(8)}
+	l.TextStyle[0].XAlign, l.TextStyle[0].YAlign = align, draw.YCenter
+	p.Add(l)
 	return nil
 }
 
-// latencies draws distributions; equal steps to the right are ten times rarer requests.
-func latencies(r *result.Report, what string) (*plot.Plot, error) {
-	p := newPlot("Latency of TCP requests: "+what, "percentile", "µs")
-	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
-	p.X.Tick.Marker = plot.ConstantTicks{{Value: 0, Label: "0"}, {Value: 0.301, Label: "50"}, {Value: 1, Label: "90"}, {Value: 2, Label: "99"}, {Value: 3, Label: "99.9"}, {Value: 4, Label: "99.99"}}
-	n := 0
-	for _, name := range r.Proxies {
-		at := slices.IndexFunc(r.Curves, func(c *result.Curve) bool {
-			return c.Case == what && c.Metric == string(load.Requests) && c.Proxy == name
-		})
-		if at < 0 {
-			continue
-		}
-		var xys plotter.XYs
-		for _, pt := range r.Curves[at].Points {
-			if pt.Microseconds > 0 {
-				xys = append(xys, plotter.XY{X: -math.Log10(1 - pt.Quantile), Y: pt.Microseconds})
-			}
-		}
-		if len(xys) == 0 {
-			continue
-		}
-		n++
-		if err := addLine(p, name, xys, false); err != nil {
-			return nil, err
-		}
+// cross marks what did not finish.
+func cross(p *plot.Plot, at plotter.XY, c color.Color) error {
+	s, err := plotter.NewScatter(plotter.XYs{at})
+	if err != nil {
+		return fmt.Errorf("marking what did not finish: %w", err)
 	}
-	if n == 0 {
-		return nil, nil
-	}
-	return p, nil
+	s.GlyphStyle = draw.GlyphStyle{Color: c, Radius: vg.Points(4), Shape: draw.CrossGlyph{}}
+	p.Add(s)
+	return nil
 }
-
-// costs draws a metric against the number of Services. What did not end in its
-// time is left out.
-func costs(r *result.Report, title, y string, row result.Key, log bool) (*plot.Plot, error) {
-	p := newPlot(title, "Services", y)
-	p.X.Scale = plot.LogScale{}
-	if log {
-		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
-	} else {
-		p.Y.Min = 0
-	}
-	sizes := map[float64]bool{}
-	for _, name := range r.Proxies {
-		var xys plotter.XYs
-		for _, s := range r.Series {
-			if s.Part == row.Part && s.Case == row.Case && s.Metric == row.Metric && s.Proxy == name && !s.Over && s.Median() > 0 {
-				xys = append(xys, plotter.XY{X: float64(s.Services), Y: s.Median()})
-				sizes[float64(s.Services)] = true
-			}
-		}
-		if len(xys) == 0 {
-			continue
-		}
-		if err := addLine(p, name, xys, true); err != nil {
-			return nil, err
-		}
-	}
-	if len(sizes) < 2 { // no line to draw
-		return nil, nil
-	}
-	p.Y.Max *= headroom
-	if log {
-		p.Y.Max *= headroom
-	}
-	var ticks plot.ConstantTicks
-	for size := range sizes {
-		ticks = append(ticks, plot.Tick{Value: size, Label: result.Thousands(int(size))})
-	}
-	p.X.Tick.Marker = ticks
-	return p, nil
-}
-
-// alternative is what a picture says to who cannot see it.
-func alternative(p Plot) string { return strings.ToLower(p.Title[:1]) + p.Title[1:] }

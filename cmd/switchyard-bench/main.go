@@ -83,36 +83,11 @@ func measure(ctx context.Context, w io.Writer, o bench.Options, out string) erro
 	if err := r.Write(filepath.Join(out, "result.json")); err != nil {
 		return err
 	}
-	if err := write(r, filepath.Join(out, "report.md"), out); err != nil {
+	if err := report.Write(r, report.Files{Page: filepath.Join(out, "report.md"), Pictures: out, Beside: out}); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(w, "\n%s: report.md, its plots, and result.json for `switchyard bench compare`\n", out)
+	_, _ = fmt.Fprintf(w, "\n%s: report.md, report.html, plots, and result.json for `switchyard bench compare`\n", out)
 	return nil
-}
-
-// write writes a report as Markdown, with its plots in a directory.
-func write(r *result.Report, file, pictures string) (err error) {
-	if err := os.MkdirAll(pictures, 0o755); err != nil {
-		return fmt.Errorf("making the directory of plots: %w", err)
-	}
-	plots, err := report.Plots(r, pictures)
-	if err != nil {
-		return err
-	}
-	from, err := filepath.Rel(filepath.Dir(file), pictures)
-	if err != nil {
-		return fmt.Errorf("finding the plots from %s: %w", file, err)
-	}
-	f, err := os.Create(file)
-	if err != nil {
-		return fmt.Errorf("writing the report: %w", err)
-	}
-	defer func() {
-		if closeErr := f.Close(); err == nil {
-			err = closeErr
-		}
-	}()
-	return report.Markdown(f, r, plots, filepath.ToSlash(from))
 }
 
 func compareCommand() *cobra.Command {
@@ -135,20 +110,27 @@ func compareCommand() *cobra.Command {
 }
 
 func reportCommand() *cobra.Command {
-	var file, pictures string
+	var f report.Files
 	cmd := &cobra.Command{
 		Use:   "report RESULT.json",
 		Short: "Write the report of a run again, to another place",
-		Args:  cobra.ExactArgs(1),
+		Long: `Write the report of a run again, to another place: as Markdown, as HTML, and its plots.
+
+What lies beside the result is put into it: notes.md says why figures are missed,
+each note under a heading that begins as the figure does, and each file of
+sections/ is a further section.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			r, err := result.Read(args[0])
 			if err != nil {
 				return err
 			}
-			return write(r, file, pictures)
+			f.Beside = filepath.Dir(args[0])
+			return report.Write(r, f)
 		},
 	}
-	cmd.Flags().StringVar(&file, "file", "report.md", "the report")
-	cmd.Flags().StringVar(&pictures, "plots", "plots", "directory for its plots")
+	cmd.Flags().StringVar(&f.Page, "file", "report.md", "the report; its HTML lies beside it")
+	cmd.Flags().StringVar(&f.Pictures, "plots", "plots", "directory for its plots")
+	cmd.Flags().StringVar(&f.README, "readme", "", "file that has a block for the shortest table, between <!-- benchmarks: begin --> and end")
 	return cmd
 }
