@@ -109,6 +109,12 @@ bench: build ## measure the backends beside kube-proxy: 22 minutes, or 3 with QU
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
 	@bin/switchyard bench $(if $(QUICK),--quick) --out $(OUT)
 
+# To publish a run, copy its result.json to docs/benchmarks first.
+.PHONY: bench-docs
+bench-docs: ## write docs/benchmarks.md, its HTML and plots, and the README's figures, from docs/benchmarks/result.json
+	@rm -f docs/benchmarks/*.png docs/benchmarks/*.svg
+	$(GO) run ./cmd/switchyard-bench report docs/benchmarks/result.json --file docs/benchmarks.md --plots docs/benchmarks --readme README.md
+
 # IPVS needs a kernel that has it. What is emulated tells nothing of absolute times.
 .PHONY: bench-vm
 bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only (KERNEL=6.12, ARGS="--parts traffic")
