@@ -25,6 +25,7 @@ import (
 )
 
 const (
+	apiServer   = "kube-apiserver"
 	apiPort     = 6443
 	etcdURL     = "http://127.0.0.1:2379" // in the control plane's namespace
 	etcdPeerURL = "http://127.0.0.1:2380"
@@ -44,6 +45,7 @@ type Plane struct {
 	core, discovery rest.Interface
 
 	dir, bin, token string
+	key             string // path of the key of service accounts
 	log             *slog.Logger
 	lab             *netlab.Lab
 	programs        []program
@@ -79,13 +81,8 @@ func (p *Plane) start(ctx context.Context) error {
 		"--unsafe-no-fsync", fmt.Sprintf("--max-txn-ops=%d", maxTxnOps), "--quota-backend-bytes=4294967296", "--logger=zap", "--log-level=error"); err != nil {
 		return err
 	}
-	if err := p.run("kube-apiserver", filepath.Join(p.bin, "kube-apiserver"),
-		"--etcd-servers="+etcdURL, "--advertise-address="+p.host().Addr(4).String(), fmt.Sprintf("--secure-port=%d", apiPort),
-		"--cert-dir="+filepath.Join(p.dir, "certs"),
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
-		"--token-auth-file="+filepath.Join(p.dir, "tokens.csv"), "--authorization-mode=AlwaysAllow",
-		"--disable-admission-plugins=ServiceAccount", "--service-cluster-ip-range="+Services4+","+Services6,
-		"--service-node-port-range=30000-32767", "--watch-cache=true", "--enable-priority-and-fairness=false"); err != nil {
+	p.key = key
+	if err := p.serve(); err != nil {
 		return err
 	}
 	if err := p.clients(); err != nil {
@@ -95,6 +92,17 @@ func (p *Plane) start(ctx context.Context) error {
 		return err
 	}
 	return p.createNamespace(ctx)
+}
+
+// serve starts the API server.
+func (p *Plane) serve() error {
+	return p.run(apiServer, filepath.Join(p.bin, apiServer),
+		"--etcd-servers="+etcdURL, "--advertise-address="+p.host().Addr(4).String(), fmt.Sprintf("--secure-port=%d", apiPort),
+		"--cert-dir="+filepath.Join(p.dir, "certs"),
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+p.key, "--service-account-signing-key-file="+p.key,
+		"--token-auth-file="+filepath.Join(p.dir, "tokens.csv"), "--authorization-mode=AlwaysAllow",
+		"--disable-admission-plugins=ServiceAccount", "--service-cluster-ip-range="+Services4+","+Services6,
+		"--service-node-port-range=30000-32767", "--watch-cache=true", "--enable-priority-and-fairness=false")
 }
 
 // identities writes a token for everybody and the key that the API server insists on.
@@ -161,7 +169,7 @@ func (p *Plane) ready(ctx context.Context) error {
 // kubeconfig for who runs there.
 func (p *Plane) Connect(h *netlab.Host) (kubeconfig string, err error) {
 	p.links++
-	near := fmt.Sprintf("link%d", p.links)
+	near := linkName(p.links)
 	if err := p.host().Connect(near, h, "api0"); err != nil {
 		return "", err
 	}
@@ -185,6 +193,8 @@ current-context: bench
 	}
 	return kubeconfig, nil
 }
+
+func linkName(n int) string { return fmt.Sprintf("link%d", n) }
 
 // Close ends the control plane and removes its namespaces.
 func (p *Plane) Close() error {

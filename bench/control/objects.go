@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -30,6 +31,9 @@ type Service struct {
 	NodePort  bool // also a NodePort for each port, of the API server's choice
 	Local     bool // externalTrafficPolicy
 	Endpoints []Endpoint
+	// Changed is when the endpoints changed, as the controller notes it on
+	// EndpointSlices. Zero means that nothing is noted.
+	Changed time.Time
 }
 
 // Endpoint is a pod behind a Service.
@@ -68,16 +72,23 @@ func (p *Plane) createNamespace(ctx context.Context) error {
 
 // CreateNode tells the API server of a lab's node.
 func (p *Plane) CreateNode(ctx context.Context, n *netlab.Node) error {
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name}}}
-	for _, c := range n.PodCIDRs {
+	return p.CreateNodeNamed(ctx, n.Name, n.PodCIDRs, n.Addrs)
+}
+
+// CreateNodeNamed tells the API server of a node that need not exist.
+func (p *Plane) CreateNodeNamed(ctx context.Context, name string, podCIDRs []netip.Prefix, addrs []netip.Addr) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
+	for _, c := range podCIDRs {
 		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, c.String())
 	}
-	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
-	for _, a := range n.Addrs {
+	if len(podCIDRs) > 0 {
+		node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
+	}
+	for _, a := range addrs {
 		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
 	}
 	if err := p.core.Post().Resource("nodes").Body(node).Do(ctx).Error(); err != nil {
-		return fmt.Errorf("creating Node %s: %w", n.Name, err)
+		return fmt.Errorf("creating Node %s: %w", name, err)
 	}
 	return nil
 }
@@ -188,6 +199,9 @@ func slice(s Service, family, port, first int) *discoveryv1.EndpointSlice {
 	o := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
 		Namespace: Namespace, Labels: map[string]string{discoveryv1.LabelServiceName: s.Name},
 	}}
+	if !s.Changed.IsZero() {
+		o.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: s.Changed.Format(time.RFC3339Nano)}
+	}
 	for i, p := range s.Ports[port:min(port+slicePorts, len(s.Ports))] {
 		o.Ports = append(o.Ports, discoveryv1.EndpointPort{Name: new(portName(port + i)), Protocol: new(p.Protocol), Port: new(p.Target)})
 	}

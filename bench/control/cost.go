@@ -1,0 +1,87 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"github.com/vishvananda/netlink"
+)
+
+// Cost is what the API server has taken so far.
+type Cost struct {
+	CPU            time.Duration
+	Sent, Received uint64  // bytes on the links to those who are connected, all headers included
+	Resident, Peak float64 // bytes of memory
+}
+
+// Cost reads what the API server has taken since it was started. Sent and Received
+// go on over a restart.
+func (p *Plane) Cost() (Cost, error) {
+	var c Cost
+	for i := range p.links {
+		var link netlink.Link
+		err := p.host().Do(func() (err error) {
+			link, err = netlink.LinkByName(linkName(i + 1))
+			return err
+		})
+		if err != nil {
+			return c, fmt.Errorf("counting what the API server sent: %w", err)
+		}
+		c.Sent += link.Attrs().Statistics.TxBytes
+		c.Received += link.Attrs().Statistics.RxBytes
+	}
+	used, err := Used(p.apiServer().Cmd.Process.Pid)
+	c.CPU, c.Resident, c.Peak = used.CPU, used.Resident, used.Peak
+	return c, err
+}
+
+// Process is what a process has taken so far.
+type Process struct {
+	CPU            time.Duration
+	Resident, Peak float64 // bytes of memory
+}
+
+// Used reads what a process has taken.
+func Used(pid int) (Process, error) {
+	proc, err := procfs.NewProc(pid)
+	if err != nil {
+		return Process{}, fmt.Errorf("reading what process %d takes: %w", pid, err)
+	}
+	stat, statErr := proc.Stat()
+	status, statusErr := proc.NewStatus()
+	if err := errors.Join(statErr, statusErr); err != nil {
+		return Process{}, fmt.Errorf("reading what process %d takes: %w", pid, err)
+	}
+	return Process{
+		CPU:      time.Duration(stat.CPUTime() * float64(time.Second)),
+		Resident: float64(status.VmRSS), Peak: float64(status.VmHWM),
+	}, nil
+}
+
+// ForgetPeak makes the API server's peak of memory start at what it has now.
+func (p *Plane) ForgetPeak() error {
+	const resetPeak = "5"
+	name := fmt.Sprintf("/proc/%d/clear_refs", p.apiServer().Cmd.Process.Pid)
+	if err := os.WriteFile(name, []byte(resetPeak), 0); err != nil {
+		return fmt.Errorf("resetting the API server's peak of memory: %w", err)
+	}
+	return nil
+}
+
+// Restart kills the API server, and starts it again. It returns when the API
+// server is ready.
+func (p *Plane) Restart(ctx context.Context) error {
+	p.apiServer().Stop(0)
+	p.programs = p.programs[:len(p.programs)-1]
+	if err := p.serve(); err != nil {
+		return fmt.Errorf("starting the API server again: %w", err)
+	}
+	return p.ready(ctx)
+}
+
+// apiServer is the program that was started last.
+func (p *Plane) apiServer() program { return p.programs[len(p.programs)-1] }
