@@ -115,6 +115,14 @@ bench-docs: ## write docs/benchmarks.md, its HTML and plots, and the README's fi
 	@rm -f docs/benchmarks/*.png docs/benchmarks/*.svg
 	$(GO) run ./cmd/switchyard-bench report docs/benchmarks/result.json --file docs/benchmarks.md --plots docs/benchmarks --readme README.md
 
+# ARGS are flags, as --agents 50,100.
+.PHONY: bench-cluster
+bench-cluster: ## measure what many agents and hollow kube-proxies cost one API server: 20 minutes (ARGS="--agents 50,100 --for 10s", OUT=bench-results)
+	@deploy/packages $(PACKAGES_BENCH)
+	@bench/kubernetes .cache/e2e/bin kube-apiserver kubemark
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
+	@bin/switchyard-bench cluster --out $(OUT) $(ARGS)
+
 # IPVS needs a kernel that has it. What is emulated tells nothing of absolute times.
 .PHONY: bench-vm
 bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only (KERNEL=6.12, ARGS="--parts traffic")

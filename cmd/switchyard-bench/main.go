@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/switchyard-io/switchyard/bench"
+	"github.com/switchyard-io/switchyard/bench/cluster"
 	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/report"
 	"github.com/switchyard-io/switchyard/bench/result"
@@ -27,7 +29,9 @@ import (
 var version = "dev"
 
 func main() {
-	netlab.Main(load.Roles())
+	roles := load.Roles()
+	maps.Copy(roles, cluster.Roles())
+	netlab.Main(roles)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop) // a second one ends the process at once
 	if err := command().ExecuteContext(ctx); err != nil {
@@ -59,17 +63,13 @@ func command() *cobra.Command {
 	flags.StringSliceVar(&o.Parts, "parts", nil, "what to measure: "+strings.Join(result.Parts(), ", ")+"; default: all")
 	flags.StringVar(&o.Agent, "agent", filepath.Join(filepath.Dir(self), "switchyard"), "path of switchyard")
 	flags.StringVar(&o.Kubernetes, "kubernetes", ".cache/e2e/bin", "directory of kube-apiserver and kube-proxy")
-	cmd.AddCommand(compareCommand(), reportCommand())
+	cmd.AddCommand(compareCommand(), reportCommand(), clusterCommand())
 	return cmd
 }
 
 // measure runs, prints the table and writes the results.
 func measure(ctx context.Context, w io.Writer, o bench.Options, out string) error {
-	begin := time.Now()
-	o.Version, o.Log = version, slog.New(slog.DiscardHandler)
-	o.Progress = func(format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%7.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
-	}
+	o.Version, o.Log, o.Progress = version, slog.New(slog.DiscardHandler), progress(w)
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return fmt.Errorf("making the directory of results: %w", err)
 	}
@@ -88,6 +88,14 @@ func measure(ctx context.Context, w io.Writer, o bench.Options, out string) erro
 	}
 	_, _ = fmt.Fprintf(w, "\n%s: report.md, report.html, plots, and result.json for `switchyard bench compare`\n", out)
 	return nil
+}
+
+// progress returns what prints how far a run is, and how long it has taken.
+func progress(w io.Writer) func(format string, args ...any) {
+	begin := time.Now()
+	return func(format string, args ...any) {
+		_, _ = fmt.Fprintf(w, "%7.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+	}
 }
 
 func compareCommand() *cobra.Command {
