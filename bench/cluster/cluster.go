@@ -201,11 +201,6 @@ func (r *run) start(kind string, n int) (fleet, error) {
 // measure measures what so many proxies of a kind cost: their start, changes, and
 // the API server's restart.
 func (r *run) measure(ctx context.Context, kind string, n int) error {
-	// A new process has no memory of the proxies before.
-	if err := r.plane.Restart(ctx); err != nil {
-		return err
-	}
-	time.Sleep(settle)
 	f, err := r.startAll(ctx, kind, n)
 	if f != nil {
 		defer f.stop()

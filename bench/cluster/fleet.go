@@ -22,13 +22,26 @@ const (
 	Switchyard = "switchyard"
 	// SwitchyardLists asks for lists, as clients did before lists were streamed.
 	SwitchyardLists = "switchyard+lists"
+	// SwitchyardHTTP1 has a connection for each watch instead of a stream.
+	SwitchyardHTTP1 = "switchyard+http1"
 	// KubeProxy is kubemark's hollow proxy: kube-proxy with a fake backend, without
 	// the watch of its Node.
 	KubeProxy = "kube-proxy"
 )
 
 // Kinds are all kinds.
-func Kinds() []string { return []string{Switchyard, SwitchyardLists, KubeProxy} }
+func Kinds() []string { return []string{Switchyard, SwitchyardLists, SwitchyardHTTP1, KubeProxy} }
+
+// environment is what client-go reads in the process of agents of a kind.
+func environment(kind string) []string {
+	switch kind {
+	case SwitchyardLists:
+		return []string{"KUBE_FEATURE_WatchListClient=false"}
+	case SwitchyardHTTP1:
+		return []string{"DISABLE_HTTP2=true"}
+	}
+	return nil
+}
 
 // fleet is many proxies of one kind.
 type fleet interface {
@@ -47,11 +60,7 @@ type agentFleet struct{ *netlab.Process }
 
 // startAgents starts agents on a host.
 func startAgents(h *netlab.Host, kind, kubeconfig string, n int) (fleet, error) {
-	var env []string
-	if kind == SwitchyardLists {
-		env = []string{"KUBE_FEATURE_WatchListClient=false"}
-	}
-	p, err := h.StartRole(roleName, env)
+	p, err := h.StartRole(roleName, environment(kind))
 	if err != nil {
 		return nil, err
 	}

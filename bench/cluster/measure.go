@@ -63,7 +63,6 @@ func (r *run) window(ctx context.Context, kind string, n int, rate float64, f fl
 		CPU:        (after.CPU - before.CPU).Seconds() / took,
 		Sent:       float64(after.Sent-before.Sent) / took,
 		Received:   float64(after.Received-before.Received) / took,
-		Resident:   after.Resident,
 		ProxiesCPU: (after.proxies.CPU - before.proxies.CPU).Seconds() / took, ProxiesResident: after.proxies.Resident,
 	}
 	times, err := f.take()
@@ -76,6 +75,7 @@ func (r *run) window(ctx context.Context, kind string, n int, rate float64, f fl
 			Missing: made*n - int(times.TotalCount()),
 		}
 	}
+	r.Progress("  %.3f cores, %.3f MB/s", w.CPU, w.Sent/mega)
 	r.report.Windows = append(r.report.Windows, w)
 	return nil
 }
@@ -143,7 +143,8 @@ func (r *run) storm(ctx context.Context, s Storm, begin func() (fleet, time.Time
 	}
 	s.CPU = (after.CPU - before.CPU).Seconds()
 	s.Sent, s.Received = float64(after.Sent-before.Sent), float64(after.Received-before.Received)
-	s.Peak, s.Resident, s.ProxiesPeak = after.Peak, after.Resident, after.proxies.Peak
+	s.Peak, s.ProxiesPeak = after.Peak, after.proxies.Peak
+	r.Progress("  %.2f s of CPU, %.2f MB", s.CPU, s.Sent/mega)
 	r.report.Storms = append(r.report.Storms, s)
 	return f, nil
 }

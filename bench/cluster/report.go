@@ -37,7 +37,6 @@ type Window struct {
 	Asked, Changes              float64 // a second: asked for, and made
 	CPU                         float64 // of the API server, in cores
 	Sent, Received              float64 // by the API server, bytes a second
-	Resident                    float64 // memory of the API server, bytes
 	ProxiesCPU, ProxiesResident float64 // of all of them
 	Lag                         *Lag    // nil: not known
 }
@@ -58,7 +57,7 @@ type Storm struct {
 	Synced         float64 // s from then on, or from the start, until all have synced; 0: not known
 	CPU            float64 // s, of the API server
 	Sent, Received float64 // bytes
-	Peak, Resident float64 // memory of the API server, bytes
+	Peak           float64 // memory of the API server since its own start, bytes
 	ProxiesPeak    float64
 }
 
@@ -67,9 +66,7 @@ type Storm struct {
 type Models struct {
 	Kind                    string
 	CPU, Sent, Received     *Model // a second
-	Resident                *Model
 	StartCPU, StartSent     *Model
-	StartPeak               *Model
 	RestartCPU, RestartSent *Model
 	RestartPeak             *Model
 }
@@ -87,14 +84,13 @@ func (r *Report) fit() {
 		m.CPU = window("CPU", "cores", func(w Window) float64 { return w.CPU })
 		m.Sent = window("sent", "B/s", func(w Window) float64 { return w.Sent })
 		m.Received = window("received", "B/s", func(w Window) float64 { return w.Received })
-		m.Resident = window("memory", "B", func(w Window) float64 { return w.Resident })
 		storm := func(what, unit, storm string, of func(Storm) float64) *Model {
 			return fitted(storm+": "+what, unit, r.Storms, func(s Storm) (Load, float64, bool) {
 				return Load{Agents: float64(s.Agents)}, of(s), s.What == storm && (s.Kind == kind || s.Agents == 0)
 			})
 		}
 		cpu, sent, peak := func(s Storm) float64 { return s.CPU }, func(s Storm) float64 { return s.Sent }, func(s Storm) float64 { return s.Peak }
-		m.StartCPU, m.StartSent, m.StartPeak = storm("CPU", "s", Start, cpu), storm("sent", "B", Start, sent), storm("peak of memory", "B", Start, peak)
+		m.StartCPU, m.StartSent = storm("CPU", "s", Start, cpu), storm("sent", "B", Start, sent)
 		m.RestartCPU, m.RestartSent, m.RestartPeak = storm("CPU", "s", Restart, cpu), storm("sent", "B", Restart, sent), storm("peak of memory", "B", Restart, peak)
 		r.Models = append(r.Models, m)
 	}
@@ -102,7 +98,7 @@ func (r *Report) fit() {
 
 // all returns the Models that there are.
 func (m *Models) all() []*Model {
-	all := []*Model{m.CPU, m.Sent, m.Received, m.Resident, m.StartCPU, m.StartSent, m.StartPeak, m.RestartCPU, m.RestartSent, m.RestartPeak}
+	all := []*Model{m.CPU, m.Sent, m.Received, m.StartCPU, m.StartSent, m.RestartCPU, m.RestartSent, m.RestartPeak}
 	return slices.DeleteFunc(all, func(m *Model) bool { return m == nil })
 }
 

@@ -25,13 +25,13 @@ func Table(w io.Writer, r *Report) error {
 		line("%s", columns)
 	}
 	section(fmt.Sprintf("While endpoints change: one API server, %s Services × %d endpoints", result.Thousands(r.Services), r.Endpoints),
-		"proxies\tchanges/s\tCPU, cores\tsent, MB/s\treceived, MB/s\tmemory, MB\tlag p50, ms\tp99\tmost\tmissing\tproxies' CPU, cores")
+		"proxies\tchanges/s\tCPU, cores\tsent, MB/s\treceived, MB/s\tlag p50, ms\tp99\tmost\tmissing\tproxies' CPU, cores")
 	for _, p := range r.Windows {
 		lag := "\t\t\t"
 		if p.Lag != nil {
 			lag = fmt.Sprintf("%.1f\t%.1f\t%.1f\t%d", p.Lag.P50, p.Lag.P99, p.Lag.Most, p.Lag.Missing)
 		}
-		line("%s\t%.1f\t%.3f\t%.3f\t%.3f\t%.0f\t%s\t%.2f", name(p.Kind, p.Agents), p.Changes, p.CPU, p.Sent/mega, p.Received/mega, p.Resident/mega, lag, p.ProxiesCPU)
+		line("%s\t%.1f\t%.3f\t%.3f\t%.3f\t%s\t%.2f", name(p.Kind, p.Agents), p.Changes, p.CPU, p.Sent/mega, p.Received/mega, lag, p.ProxiesCPU)
 	}
 	section("When all ask for everything at once", "proxies\tby\tAPI server down, s\tall synced, s\tCPU, s\tsent, MB\treceived, MB\tpeak memory, MB\tproxies' memory, MB")
 	for _, s := range r.Storms {
@@ -48,14 +48,10 @@ func Table(w io.Writer, r *Report) error {
 	for _, m := range r.Models {
 		predict(line, m, r.Cores)
 	}
-	section("and of all asking at once", "proxies\tby\tnodes\tCPU, s\t±\tsent, GB\t±\ts on a 10 Gbit/s card\tpeak memory, GB\t±")
+	section("and of all asking at once", "proxies\tby\tnodes\tCPU, s\t±\tsent, GB\t±\ts on a 10 Gbit/s card\tpeak memory, GB")
 	for _, m := range r.Models {
-		for _, s := range []struct {
-			by              string
-			cpu, sent, peak *Model
-		}{{Start, m.StartCPU, m.StartSent, m.StartPeak}, {Restart, m.RestartCPU, m.RestartSent, m.RestartPeak}} {
-			predictStorm(line, m.Kind, s.by, s.cpu, s.sent, s.peak)
-		}
+		predictStorm(line, m.Kind, Start, m.StartCPU, m.StartSent, nil)
+		predictStorm(line, m.Kind, Restart, m.RestartCPU, m.RestartSent, m.RestartPeak)
 	}
 	return t.Flush()
 }
@@ -79,15 +75,20 @@ func predict(line func(string, ...any), m Models, cores float64) {
 }
 
 // predictStorm prints what it costs that all proxies of large clusters ask at once.
+// A peak that is nil is not known.
 func predictStorm(line func(string, ...any), kind, by string, cpu, sent, peak *Model) {
-	if cpu == nil || sent == nil || peak == nil {
+	if cpu == nil || sent == nil {
 		return
 	}
+	const giga = 1e9
 	for _, nodes := range sizes() {
 		l := Load{Agents: nodes}
-		const giga = 1e9
-		line("%s\t%s\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f", kind, by, nodes, cpu.At(l), cpu.Margin(l),
-			sent.At(l)/giga, sent.Margin(l)/giga, sent.At(l)/card, peak.At(l)/giga, peak.Margin(l)/giga)
+		memory := ""
+		if peak != nil {
+			memory = fmt.Sprintf("%.1f ± %.1f", peak.At(l)/giga, peak.Margin(l)/giga)
+		}
+		line("%s\t%s\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t%s", kind, by, nodes, cpu.At(l), cpu.Margin(l),
+			sent.At(l)/giga, sent.Margin(l)/giga, sent.At(l)/card, memory)
 	}
 }
 

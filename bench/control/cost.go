@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 )
+
+// restarts is how often a restart of the API server is tried.
+const restarts = 3
 
 // Cost is what the API server has taken so far.
 type Cost struct {
@@ -62,25 +64,21 @@ func Used(pid int) (Process, error) {
 	}, nil
 }
 
-// ForgetPeak makes the API server's peak of memory start at what it has now.
-func (p *Plane) ForgetPeak() error {
-	const resetPeak = "5"
-	name := fmt.Sprintf("/proc/%d/clear_refs", p.apiServer().Cmd.Process.Pid)
-	if err := os.WriteFile(name, []byte(resetPeak), 0); err != nil {
-		return fmt.Errorf("resetting the API server's peak of memory: %w", err)
-	}
-	return nil
-}
-
 // Restart kills the API server, and starts it again. It returns when the API
-// server is ready.
-func (p *Plane) Restart(ctx context.Context) error {
-	p.apiServer().Stop(0)
-	p.programs = p.programs[:len(p.programs)-1]
-	if err := p.serve(); err != nil {
-		return fmt.Errorf("starting the API server again: %w", err)
+// server is ready. One that has too little of the processor to start in time ends
+// by itself, and is started again as a kubelet would.
+func (p *Plane) Restart(ctx context.Context) (err error) {
+	for range restarts {
+		p.apiServer().Stop(0)
+		p.programs = p.programs[:len(p.programs)-1]
+		if err := p.serve(); err != nil {
+			return fmt.Errorf("starting the API server again: %w", err)
+		}
+		if err = p.ready(ctx); err == nil || ctx.Err() != nil {
+			return err
+		}
 	}
-	return p.ready(ctx)
+	return err
 }
 
 // apiServer is the program that was started last.
