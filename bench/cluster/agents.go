@@ -49,6 +49,7 @@ type agent struct {
 type StartArgs struct {
 	Kubeconfig string
 	Agents     int
+	Compress   bool // watches
 }
 
 // Start starts agents. They end with the process.
@@ -58,7 +59,7 @@ func (a *agents) Start(args StartArgs, _ *struct{}) error {
 		return err
 	}
 	for i := range args.Agents {
-		if err := a.start(nodeName(i), args.Kubeconfig, at); err != nil {
+		if err := a.start(nodeName(i), at, args); err != nil {
 			return err
 		}
 	}
@@ -78,11 +79,13 @@ func serverOf(kubeconfig string) (string, error) {
 	return at.Host, nil
 }
 
-func (a *agents) start(node, kubeconfig, at string) error {
+func (a *agents) start(node, at string, args StartArgs) error {
 	log := slog.New(slog.DiscardHandler)
 	// To name the server makes a dialer for each Source. Without one, client-go
 	// would have all agents share a connection.
-	source, err := kube.New(kube.Options{Kubeconfig: kubeconfig, Servers: []string{at}, NodeName: node, Log: log})
+	source, err := kube.New(kube.Options{
+		Kubeconfig: args.Kubeconfig, Servers: []string{at}, NodeName: node, Log: log, CompressWatches: args.Compress,
+	})
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ import (
 // Kinds of proxies.
 const (
 	Switchyard = "switchyard"
+	// SwitchyardGzip lets the API server compress watches, as client-go does.
+	SwitchyardGzip = "switchyard+gzip"
 	// SwitchyardLists asks for lists, as clients did before lists were streamed.
 	SwitchyardLists = "switchyard+lists"
 	// SwitchyardHTTP1 has a connection for each watch instead of a stream.
@@ -30,7 +32,9 @@ const (
 )
 
 // Kinds are all kinds.
-func Kinds() []string { return []string{Switchyard, SwitchyardLists, SwitchyardHTTP1, KubeProxy} }
+func Kinds() []string {
+	return []string{Switchyard, SwitchyardGzip, SwitchyardLists, SwitchyardHTTP1, KubeProxy}
+}
 
 // environment is what client-go reads in the process of agents of a kind.
 func environment(kind string) []string {
@@ -64,7 +68,7 @@ func startAgents(h *netlab.Host, kind, kubeconfig string, n int) (fleet, error) 
 	if err != nil {
 		return nil, err
 	}
-	return agentFleet{p}, p.Call("Agents.Start", StartArgs{kubeconfig, n}, &struct{}{})
+	return agentFleet{p}, p.Call("Agents.Start", StartArgs{kubeconfig, n, kind == SwitchyardGzip}, &struct{}{})
 }
 
 func (f agentFleet) synced(since time.Time) (n int, err error) {

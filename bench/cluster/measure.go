@@ -75,7 +75,7 @@ func (r *run) window(ctx context.Context, kind string, n int, rate float64, f fl
 			Missing: made*n - int(times.TotalCount()),
 		}
 	}
-	r.Progress("  %.3f cores, %.3f MB/s", w.CPU, w.Sent/mega)
+	r.Progress("  %.1f changes/s made, %.3f cores, %.3f MB/s", w.Changes, w.CPU, w.Sent/mega)
 	r.report.Windows = append(r.report.Windows, w)
 	return nil
 }

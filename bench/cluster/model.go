@@ -110,8 +110,9 @@ func (m *Model) judge(at []Load, cost []float64) {
 		mean += c / float64(len(cost))
 	}
 	for i, l := range at {
-		squares += math.Pow(cost[i]-m.At(l), 2)
-		spread += math.Pow(cost[i]-mean, 2)
+		off := cost[i] - m.At(l)
+		squares += off * off
+		spread += (cost[i] - mean) * (cost[i] - mean)
 	}
 	m.Residual = math.Sqrt(squares / float64(len(at)-len(m.used)))
 	if spread > 0 {

@@ -28,7 +28,7 @@ func TestTable(t *testing.T) {
 		rows[strings.Join(strings.Fields(line), " ")] = true
 	}
 	for _, want := range []string{
-		"200 × switchyard 20.0 0.140 4.000 0.000 0.00",                  // as measured
+		"200 × switchyard 20.0 0.140 4.000 0.000 0.00",                   // as measured
 		"switchyard 15000 100 15.10 0.00 1500.0 0.0 120 % 15,900 12,500", // 1 KB for each change and agent
 		"switchyard restart 15000 152 0 15.0 0.0 12.0 15.3 ± 0.0",
 		"kube-proxy restart 5000 52 0 5.0 0.0 4.0 5.3 ± 0.0",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -40,6 +41,7 @@ cost, and where the limit is.`,
 	flags.IntVar(&o.Services, "services", 1000, "how many Services there are, with 10 endpoints each")
 	flags.Float64SliceVar(&o.Changes, "changes-per-second", []float64{0, 5, 20}, "how many changes of endpoints a second to make, one after another")
 	flags.DurationVar(&o.For, "for", 20*time.Second, "how long to measure each number of changes")
+	flags.BoolVar(&o.Restarts, "restarts", true, "also measure a restart of the API server")
 	flags.Float64Var(&o.Cores, "cores", 16, "cores of the API server whose limit is told")
 	flags.StringVar(&o.Kubernetes, "kubernetes", ".cache/e2e/bin", "directory of kube-apiserver and kubemark")
 	flags.StringVar(&out, "out", "bench-results", "directory for cluster.json")
@@ -53,11 +55,8 @@ func measureCluster(ctx context.Context, w io.Writer, o cluster.Options, out str
 		return fmt.Errorf("making the directory of results: %w", err)
 	}
 	r, err := cluster.Run(ctx, o)
-	if err != nil {
+	if r == nil {
 		return err
 	}
-	if err := cluster.Table(w, r); err != nil {
-		return err
-	}
-	return r.Write(filepath.Join(out, "cluster.json"))
+	return errors.Join(err, cluster.Table(w, r), r.Write(filepath.Join(out, "cluster.json")))
 }

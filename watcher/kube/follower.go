@@ -23,12 +23,13 @@ import (
 // follower hands one kind of objects on as facts, F of each O. It is the store
 // of a reflector and stores nothing: what the reflector tells is applied.
 type follower[O, F any] struct {
-	luck    *luck
-	log     *slog.Logger
-	convert func(*O) (*F, []error)
-	apply   func(facts.Delta[F])
-	problem func(*O, error) // nil: nobody is told of what makes no sense, beside the log
-	lines   loglimit.Limit
+	luck     *luck
+	log      *slog.Logger
+	compress bool // let watches be compressed
+	convert  func(*O) (*F, []error)
+	apply    func(facts.Delta[F])
+	problem  func(*O, error) // nil: nobody is told of what makes no sense, beside the log
+	lines    loglimit.Limit
 }
 
 // converted is what becomes of an object before all of a list is together, so
@@ -60,7 +61,11 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
-			w, err := request(o).Watch(ctx)
+			r := request(o)
+			if !f.compress {
+				r.SetHeader("Accept-Encoding", "identity")
+			}
+			w, err := r.Watch(ctx)
 			// An API server that does not stream lists calls the request invalid. It
 			// is asked for a list next.
 			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
