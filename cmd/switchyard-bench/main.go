@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -18,8 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/switchyard-io/switchyard/bench"
-	"github.com/switchyard-io/switchyard/bench/cluster"
-	"github.com/switchyard-io/switchyard/bench/load"
 	"github.com/switchyard-io/switchyard/bench/report"
 	"github.com/switchyard-io/switchyard/bench/result"
 	"github.com/switchyard-io/switchyard/lab/netlab"
@@ -29,9 +26,7 @@ import (
 var version = "dev"
 
 func main() {
-	roles := load.Roles()
-	maps.Copy(roles, cluster.Roles())
-	netlab.Main(roles)
+	netlab.Main(roles())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop) // a second one ends the process at once
 	if err := command().ExecuteContext(ctx); err != nil {
@@ -63,7 +58,7 @@ func command() *cobra.Command {
 	flags.StringSliceVar(&o.Parts, "parts", nil, "what to measure: "+strings.Join(result.Parts(), ", ")+"; default: all")
 	flags.StringVar(&o.Agent, "agent", filepath.Join(filepath.Dir(self), "switchyard"), "path of switchyard")
 	flags.StringVar(&o.Kubernetes, "kubernetes", ".cache/e2e/bin", "directory of kube-apiserver and kube-proxy")
-	cmd.AddCommand(compareCommand(), reportCommand(), clusterCommand())
+	cmd.AddCommand(compareCommand(), reportCommand(), clusterCommand(), costsCommand())
 	return cmd
 }
 
