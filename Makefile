@@ -123,6 +123,12 @@ bench-cluster: ## measure what many agents and hollow kube-proxies cost one API 
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
 	@bin/switchyard-bench cluster --out $(OUT) $(ARGS)
 
+# As root: it makes a lab, and strace counts system calls.
+.PHONY: costs
+costs: deps-test ## count instructions, rules, messages, allocations and bytes; fail where one grew by 10 % since the baseline (WRITE=1: write the baseline again)
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
+	@bin/switchyard-bench costs $(if $(WRITE),--write bench/costs/baseline.json)
+
 # IPVS needs a kernel that has it. What is emulated tells nothing of absolute times.
 .PHONY: bench-vm
 bench-vm: build ## measure IPVS beside kube-proxy's mode of that name, emulated: ratios only (KERNEL=6.12, ARGS="--parts traffic")
