@@ -182,8 +182,8 @@ func (p *Programs) checkHook(h Hook) error {
 		return fmt.Errorf("asking for the link of %s: %w", h.Name, err)
 	}
 	cgroup := info.Cgroup()
-	id, ok := ProgramID(p.Collection.Programs[h.Name])
-	if cgroup == nil || cgroup.CgroupId != p.cgroupID || ok && info.Program != id {
+	id := p.ids[h.Name]
+	if cgroup == nil || cgroup.CgroupId != p.cgroupID || id != 0 && info.Program != id {
 		return fmt.Errorf("%s is not attached to cgroup %s any more", h.Name, p.CgroupRoot)
 	}
 	return nil
@@ -193,7 +193,7 @@ func (p *Programs) checkHook(h Hook) error {
 type Expectation struct {
 	links    string // directory of their pins
 	cgroupID uint64
-	programs map[string]uint32 // ids by hook; 0: the kernel does not tell
+	programs map[string]ebpf.ProgramID // by hook; 0: the kernel does not tell
 }
 
 // Expect returns what the hooks must run from now on. Nil means nothing yet.
@@ -201,12 +201,7 @@ func (p *Programs) Expect() *Expectation {
 	if !p.Attached {
 		return nil
 	}
-	e := &Expectation{links: p.Dirs.Links, cgroupID: p.cgroupID, programs: map[string]uint32{}}
-	for _, h := range Hooks() {
-		id, _ := ProgramID(p.Collection.Programs[h.Name])
-		e.programs[h.Name] = uint32(id)
-	}
-	return e
+	return &Expectation{links: p.Dirs.Links, cgroupID: p.cgroupID, programs: p.ids}
 }
 
 // errDetached says that a hook does not run our program.
@@ -224,7 +219,7 @@ func (e *Expectation) Check() error {
 			return err
 		}
 		cgroup := info.Cgroup()
-		if cgroup == nil || cgroup.CgroupId != e.cgroupID || program != 0 && uint32(info.Program) != program {
+		if cgroup == nil || cgroup.CgroupId != e.cgroupID || program != 0 && info.Program != program {
 			return errDetached
 		}
 	}

@@ -43,8 +43,9 @@ type Programs struct {
 	opts     Options
 	log      *slog.Logger
 	cgroupID uint64
-	toPin    []string             // maps that are not pinned, where nothing is in their place
-	toAdopt  map[string]*ebpf.Map // older maps that ours are to be pinned in place of
+	ids      map[string]ebpf.ProgramID // of the programs, by hook; 0: the kernel does not tell
+	toPin    []string                  // maps that are not pinned, where nothing is in their place
+	toAdopt  map[string]*ebpf.Map      // older maps that ours are to be pinned in place of
 	older    *older
 }
 
@@ -92,7 +93,17 @@ func Open(o Options, log *slog.Logger) (_ *Programs, err error) {
 	if p.Collection, err = p.load(spec); err != nil {
 		return nil, fmt.Errorf("loading the socket programs: %w", err)
 	}
+	p.ids = programIDs(p.Collection)
 	return p, nil
+}
+
+// programIDs asks the kernel once: each Sync needs to know.
+func programIDs(c *ebpf.Collection) map[string]ebpf.ProgramID {
+	ids := map[string]ebpf.ProgramID{}
+	for _, h := range Hooks() {
+		ids[h.Name], _ = ProgramID(c.Programs[h.Name])
+	}
+	return ids
 }
 
 // Judged marks an error that says what this machine cannot do.
