@@ -63,8 +63,9 @@ func TestAgents(t *testing.T) {
 		t.Errorf("the start of %d agents that are told of 20 Services: %+v", agents, s)
 	}
 	w := r.report.Windows[0]
-	if w.Lag == nil || w.Lag.Missing != 0 || w.Lag.P50 <= 0 {
-		t.Errorf("lag %+v; want each change to have reached each agent", w.Lag)
+	// On a busy machine the last change may still be on its way.
+	if w.Lag == nil || w.Lag.Missing > agents || w.Lag.P50 <= 0 {
+		t.Errorf("lag %+v; want each change but the last to have reached each agent", w.Lag)
 	}
 	if w.Sent < agents*w.Changes*slice || w.Changes == 0 {
 		t.Errorf("%d agents were sent %.0f B/s at %.1f changes a second", agents, w.Sent, w.Changes)
