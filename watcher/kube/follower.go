@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -25,7 +26,8 @@ import (
 type follower[O, F any] struct {
 	luck     *luck
 	log      *slog.Logger
-	compress bool // let watches be compressed
+	compress bool            // let watches be compressed
+	decoder  runtime.Decoder // of the API's types
 	convert  func(*O) (*F, []error)
 	apply    func(facts.Delta[F])
 	problem  func(*O, error) // nil: nobody is told of what makes no sense, beside the log
@@ -35,6 +37,12 @@ type follower[O, F any] struct {
 // converted is what becomes of an object before all of a list is together, so
 // that a list of objects is never in memory as such; facts nil: of no interest.
 type converted[F any] struct{ facts *F }
+
+// GetObjectKind implements runtime.Object.
+func (c *converted[F]) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject implements runtime.Object. Nobody changes facts.
+func (c *converted[F]) DeepCopyObject() runtime.Object { return c }
 
 func (f *follower[O, F]) reflector(client rest.Interface, resource string, example *O, sel selection) *cache.Reflector {
 	longest := lastRetry
@@ -55,9 +63,9 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 	}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := request(o).Do(ctx).Get()
+			objects, err := lister{f.decoder, f.item()}.list(ctx, request(o))
 			f.luck.note(ctx, err)
-			return list, err
+			return objects, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
@@ -79,6 +87,25 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 				return e, true
 			}), nil
 		},
+	}
+}
+
+// item returns what converts objects in protobuf, one after the other.
+func (f *follower[O, F]) item() func([]byte) (runtime.Object, error) {
+	var room O
+	object, ok := any(&room).(interface {
+		Reset()
+		Unmarshal([]byte) error
+	})
+	return func(text []byte) (runtime.Object, error) {
+		if !ok {
+			return nil, fmt.Errorf("%s: %T is not known in protobuf", f.luck.what, &room)
+		}
+		object.Reset()
+		if err := object.Unmarshal(text); err != nil {
+			return nil, err
+		}
+		return f.transform(&room)
 	}
 }
 

@@ -85,6 +85,7 @@ type Source struct {
 	log  *slog.Logger
 	core, discovery,
 	networking, events rest.Interface
+	decoder   runtime.Decoder // of the API's types
 	malformed func(facts.Name, string, error)
 	contacts  map[string]*luck // by resource
 	compress  bool             // let watches be compressed
@@ -175,7 +176,9 @@ func New(o Options) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a client of the API: %w", err)
 	}
-	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
+	factory := serializer.NewCodecFactory(scheme)
+	s.decoder = factory.UniversalDeserializer()
+	codecs := factory.WithoutConversion()
 	for _, g := range []struct {
 		client  *rest.Interface
 		version schema.GroupVersion
@@ -204,7 +207,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	follow := func(r *cache.Reflector) { all.Go(func() { r.RunWithContext(ctx) }) }
 
 	services := follower[corev1.Service, facts.Service]{
-		luck: s.contacts["services"], log: s.log, compress: s.compress, convert: facts.FromService,
+		luck: s.contacts["services"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromService,
 		apply: func(d facts.Delta[facts.Service]) { apply(facts.Change{Services: d}) },
 	}
 	if s.malformed != nil {
@@ -217,7 +220,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		fields: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String(),
 	}))
 	endpointSlices := follower[discoveryv1.EndpointSlice, facts.Slice]{
-		luck: s.contacts["endpointslices"], log: s.log, compress: s.compress,
+		luck: s.contacts["endpointslices"], log: s.log, decoder: s.decoder, compress: s.compress,
 		convert: func(e *discoveryv1.EndpointSlice) (*facts.Slice, []error) { return facts.FromSlice(e, s.node) },
 		apply:   func(d facts.Delta[facts.Slice]) { apply(facts.Change{Slices: d}) },
 	}
@@ -225,14 +228,14 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		labels: "!" + facts.HeadlessLabel,
 	}))
 	node := follower[corev1.Node, facts.Node]{
-		luck: s.contacts["nodes"], log: s.log, compress: s.compress, convert: facts.FromNode,
+		luck: s.contacts["nodes"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromNode,
 		apply: func(d facts.Delta[facts.Node]) { apply(facts.Change{Nodes: d}) },
 	}
 	follow(node.reflector(s.core, "nodes", &corev1.Node{}, selection{
 		fields: fields.OneTermEqualSelector(metav1.ObjectNameField, s.node).String(),
 	}))
 	cidrs := follower[networkingv1.ServiceCIDR, facts.ServiceCIDR]{
-		luck: s.contacts["servicecidrs"], log: s.log, compress: s.compress, convert: facts.FromServiceCIDR,
+		luck: s.contacts["servicecidrs"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromServiceCIDR,
 		apply: func(d facts.Delta[facts.ServiceCIDR]) { apply(facts.Change{ServiceCIDRs: d}) },
 	}
 	follow(cidrs.reflector(s.networking, "servicecidrs", &networkingv1.ServiceCIDR{}, selection{}))

@@ -24,7 +24,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 
 	"github.com/switchyard-io/switchyard/dataplane"
 	"github.com/switchyard-io/switchyard/watcher"
@@ -49,6 +53,8 @@ type apiServer struct {
 	refuse  map[string]int                      // path to HTTP status
 	queries map[string][]url.Values
 	old     bool // knows no streamed lists
+	// protobuf has it answer lists in protobuf.
+	protobuf bool
 }
 
 type event struct {
@@ -129,6 +135,9 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, status)
 	case streamed && s.old:
 		fail(w, http.StatusUnprocessableEntity)
+	case q.Get("watch") == "" && s.protobuf:
+		w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
+		sendProtobuf(w, r.URL.Path, version, items)
 	case q.Get("watch") == "":
 		list := map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(version)}, "items": items}
 		list["apiVersion"], list["kind"] = types(r.URL.Path)
@@ -173,6 +182,22 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, from int) {
 			return
 		}
 	}
+}
+
+// sendProtobuf sends a list in protobuf.
+func sendProtobuf(w http.ResponseWriter, path string, version int, items []metav1.Object) {
+	list := map[string]runtime.Object{servicesPath: &corev1.ServiceList{}, nodesPath: &corev1.NodeList{},
+		slicesPath: &discoveryv1.EndpointSliceList{}, cidrsPath: &networkingv1.ServiceCIDRList{}}[path]
+	var objects []runtime.Object
+	for _, o := range items {
+		objects = append(objects, o.(runtime.Object))
+	}
+	_ = apimeta.SetList(list, objects)
+	list.(metav1.ListInterface).SetResourceVersion(strconv.Itoa(version))
+	apiVersion, kind := types(path)
+	list.GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(apiVersion, kind+"List"))
+	none := runtime.NewScheme()
+	_ = protobuf.NewSerializer(none, none).Encode(list, w)
 }
 
 func send(w http.ResponseWriter, kind string, object any) {
@@ -435,10 +460,10 @@ func TestSelectors(t *testing.T) { // KUBE-PROXY §0
 }
 
 func TestFollowsAnAPIServer(t *testing.T) {
-	for _, old := range []bool{false, true} {
-		t.Run(fmt.Sprintf("without streamed lists=%v", old), func(t *testing.T) {
+	for _, c := range []struct{ old, protobuf bool }{{false, false}, {true, false}, {true, true}} {
+		t.Run(fmt.Sprintf("without streamed lists=%v, protobuf=%v", c.old, c.protobuf), func(t *testing.T) {
 			api := newAPIServer()
-			api.old = old
+			api.old, api.protobuf = c.old, c.protobuf
 			api.shop()
 			a := start(t, serve(t, api).URL)
 			within(t, "two endpoints", func() bool { return a.endpoints() == 2 })
