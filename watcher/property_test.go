@@ -96,7 +96,7 @@ func drawSlice(t *rapid.T) *facts.Slice {
 			Local:       rapid.Bool().Draw(t, "local"),
 		}
 		if rapid.Bool().Draw(t, "hinted") {
-			e.Zones = []string{rapid.SampledFrom([]string{"z1", "z2"}).Draw(t, "zone")}
+			e.Place = facts.MakePlace("", "", rapid.SampledFrom([]string{"z1", "z2"}).Draw(t, "zone"))
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}

@@ -168,9 +168,9 @@ func TestAChangeTouchesWhatItIsAbout(t *testing.T) {
 	hinted := func(n int) *facts.Slice {
 		s := set("b-1", "b", 3, 4)
 		for i := range s.Endpoints {
-			s.Endpoints[i].Zones = []string{"z1"}
+			s.Endpoints[i].Place = facts.MakePlace("", "", "z1")
 		}
-		s.Endpoints[n].Zones = []string{"z2"}
+		s.Endpoints[n].Place = facts.MakePlace("", "", "z2")
 		return s
 	}
 	with := func(change func(*facts.Service)) facts.Change {

@@ -72,7 +72,31 @@ func FromService(s *corev1.Service) (*Service, []error) {
 	if len(f.ClusterIPs) == 0 || len(f.Ports) == 0 {
 		return nil, p
 	}
+	texts := []*string{&f.Name.Namespace, &f.Name.Name, &f.UID, &f.Scheduler}
+	for i := range f.Ports {
+		texts = append(texts, &f.Ports[i].Name)
+	}
+	pack(texts...)
 	return f, p
+}
+
+// pack makes texts parts of one: of tens of thousands of objects, some texts each
+// would be more blocks of memory than all the rest, among blocks of what else the
+// object held.
+func pack(texts ...*string) {
+	n := 0
+	for _, t := range texts {
+		n += len(*t)
+	}
+	var b strings.Builder
+	b.Grow(n)
+	for _, t := range texts {
+		b.WriteString(*t)
+	}
+	rest := b.String()
+	for _, t := range texts {
+		*t, rest = rest[:len(*t)], rest[len(*t):]
+	}
 }
 
 // externalLocal is externalTrafficPolicy: Local where it counts: not on a
@@ -121,13 +145,17 @@ func FromSlice(s *discoveryv1.EndpointSlice, node string) (*Slice, []error) {
 			continue
 		}
 		f.Endpoints = append(f.Endpoints, endpoint(e, addr, node))
-		shareZones(f.Endpoints)
 	}
 	// The order means nothing, and policy has less to sort then.
 	slices.SortStableFunc(f.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
 	if v := s.Annotations[corev1.EndpointsLastChangeTriggerTime]; v != "" {
 		f.Trigger, _ = time.Parse(time.RFC3339Nano, v) // a bad one is as good as none
 	}
+	texts := []*string{&f.Name.Namespace, &f.Name.Name, &f.Service}
+	for i := range f.Ports {
+		texts = append(texts, &f.Ports[i].Name)
+	}
+	pack(texts...)
 	return f, p
 }
 
@@ -139,16 +167,15 @@ func endpoint(e *discoveryv1.Endpoint, addr netip.Addr, node string) Endpoint {
 		Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
 		Local:       e.NodeName != nil && *e.NodeName == node && node != "",
 	}
-	if e.NodeName != nil || e.Zone != nil {
-		f.Place = MakePlace(deref(e.NodeName), deref(e.Zone))
-	}
+	var zones []string
 	if e.Hints != nil {
 		for _, z := range e.Hints.ForZones {
-			f.Zones = append(f.Zones, z.Name)
+			zones = append(zones, z.Name)
 		}
 		f.NodeHinted = len(e.Hints.ForNodes) > 0
 		f.ForThisNode = slices.ContainsFunc(e.Hints.ForNodes, func(n discoveryv1.ForNode) bool { return n.Name == node })
 	}
+	f.Place = MakePlace(deref(e.NodeName), deref(e.Zone), zones...)
 	return f
 }
 
@@ -157,19 +184,6 @@ func deref(s *string) string {
 		return ""
 	}
 	return *s
-}
-
-// shareZones lets the last of the endpoints have an equal list of zones of one
-// before it: of hints there are few kinds in a slice.
-func shareZones(es []Endpoint) {
-	const far = 8
-	last := &es[len(es)-1]
-	for i := len(es) - 2; i >= 0 && i >= len(es)-1-far && len(last.Zones) > 0; i-- {
-		if slices.Equal(es[i].Zones, last.Zones) {
-			last.Zones = es[i].Zones
-			return
-		}
-	}
 }
 
 // FromNode takes the facts of a Node.

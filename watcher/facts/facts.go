@@ -91,11 +91,10 @@ type SlicePort struct {
 }
 
 // Endpoint is one endpoint of a Slice (KUBE-PROXY §1.2). What it says of nodes
-// is said of this node only, but for Place, which is for people.
+// is said of this node only, but for its Place.
 type Endpoint struct {
 	Addr        netip.Addr
 	Place       Place
-	Zones       []string // hints: the zones that should use it
 	Ready       bool
 	Serving     bool
 	Terminating bool
@@ -104,20 +103,51 @@ type Endpoint struct {
 	ForThisNode bool // and this one is among them
 }
 
-// Place is where an endpoint is. There are few of them for many endpoints, so
-// that each is kept once.
+// Place is where an endpoint is, and for which zones. There are few of them for
+// many endpoints, so that each is kept once.
 type Place struct{ handle unique.Handle[place] }
 
-type place struct{ node, zone string }
+// place has hints as one text, because what is kept once has to be comparable.
+type place struct{ node, zone, hints string }
 
-// MakePlace makes the Place of a node and a zone; "" is unknown.
-func MakePlace(node, zone string) Place { return Place{unique.Make(place{node, zone})} }
+// hint comes before each zone in place.hints.
+const hint = "\x00"
+
+// MakePlace makes the Place of a node and a zone; "" is unknown. hints are the
+// zones that should use it.
+func MakePlace(node, zone string, hints ...string) Place {
+	p := place{node: node, zone: zone}
+	if len(hints) > 0 {
+		p.hints = hint + strings.Join(hints, hint)
+	}
+	if p == (place{}) {
+		return Place{}
+	}
+	return Place{unique.Make(p)}
+}
 
 // Node is the name of the Node, or "".
 func (p Place) Node() string { return p.get().node }
 
 // Zone is the zone, or "".
 func (p Place) Zone() string { return p.get().zone }
+
+// Hinted reports whether hints name zones.
+func (p Place) Hinted() bool { return p.get().hints != "" }
+
+// HintedTo reports whether hints name this zone.
+func (p Place) HintedTo(zone string) bool {
+	hints, some := strings.CutPrefix(p.get().hints, hint)
+	if !some {
+		return false
+	}
+	for h := range strings.SplitSeq(hints, hint) {
+		if h == zone {
+			return true
+		}
+	}
+	return false
+}
 
 func (p Place) get() place {
 	if p == (Place{}) {
@@ -126,17 +156,11 @@ func (p Place) get() place {
 	return p.handle.Value()
 }
 
-func (e Endpoint) equal(f Endpoint) bool {
-	return e.Addr == f.Addr && e.Place == f.Place && e.Ready == f.Ready && e.Serving == f.Serving && e.Terminating == f.Terminating &&
-		e.Local == f.Local && e.NodeHinted == f.NodeHinted && e.ForThisNode == f.ForThisNode &&
-		slices.Equal(e.Zones, f.Zones)
-}
-
 // Equal reports whether two Slices lead to the same forwarding: all but Trigger
 // is the same.
 func (s *Slice) Equal(t *Slice) bool {
 	return s.Name == t.Name && s.Service == t.Service && s.Family == t.Family &&
-		slices.Equal(s.Ports, t.Ports) && slices.EqualFunc(s.Endpoints, t.Endpoints, Endpoint.equal)
+		slices.Equal(s.Ports, t.Ports) && slices.Equal(s.Endpoints, t.Endpoints)
 }
 
 // Node is this node's own Node object. Immutable.

@@ -257,14 +257,14 @@ func reachable(known []endpoint) bool {
 // none for this zone, means that all serve.
 func topology(known []endpoint, zone string) func(endpoint) Reason {
 	allNodes, thisNode, allZones, thisZone := true, false, true, false
-	inZone := func(e endpoint) bool { return zone != "" && slices.Contains(e.Zones, zone) }
+	inZone := func(e endpoint) bool { return zone != "" && e.Place.HintedTo(zone) }
 	for _, e := range known {
 		if !e.Ready {
 			continue
 		}
 		allNodes = allNodes && e.NodeHinted
 		thisNode = thisNode || e.ForThisNode
-		allZones = allZones && len(e.Zones) > 0
+		allZones = allZones && e.Place.Hinted()
 		thisZone = thisZone || inZone(e)
 	}
 	unless := func(in bool, why Reason) Reason {
