@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -124,11 +125,18 @@ type ServicePort struct {
 	HealthCheck *HealthCheck
 	// Serving are all endpoints that may keep the flows which they have, sorted,
 	// whatever the policies say (KUBE-PROXY §1.15). conntrack ends flows to others.
-	Serving []netip.AddrPort
+	// As a rule they are those of a Pool, and share its memory.
+	Serving []Endpoint
 	// Ending are all endpoints whose pods are terminating, sorted. One that is in it
 	// no more is gone for good; one that was never in it may have left the Service
 	// and live on.
 	Ending []netip.AddrPort
+}
+
+// Serves reports whether an endpoint may keep the flows that it has.
+func (p *ServicePort) Serves(endpoint netip.AddrPort) bool {
+	_, found := slices.BinarySearchFunc(p.Serving, endpoint, func(e Endpoint, a netip.AddrPort) int { return e.Addr.Compare(a) })
+	return found
 }
 
 // Schedulers are the names that ServicePort.Scheduler can have: those of the

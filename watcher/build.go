@@ -116,10 +116,11 @@ func (w *Watcher) serviceCIDRs() []netip.Prefix {
 
 // rebuild builds the dirty services: which ServicePorts are new, and which are gone.
 func (w *Watcher) rebuild() (put []*dataplane.ServicePort, remove []dataplane.PortID) {
+	var room policy.Room
 	for _, s := range w.dirty.take() {
 		var built []*dataplane.ServicePort
 		if s.facts != nil {
-			built = policy.Ports(s.facts, w.claims.held(s), s.slices, w.env)
+			built = policy.Ports(s.facts, w.claims.held(s), s.slices, w.env, &room)
 		}
 		built = policy.Keep(s.ports, built)
 		old := s.ports

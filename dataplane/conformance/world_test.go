@@ -191,12 +191,10 @@ func (s service) servicePort(r *run, n *netlab.Node, protocol dataplane.Protocol
 	}
 	slices.SortFunc(p.Frontends, func(a, b dataplane.Frontend) int { return int(a.Kind) - int(b.Kind) })
 	for _, pool := range pools {
-		for _, e := range pool.Endpoints {
-			p.Serving = append(p.Serving, e.Addr)
-		}
+		p.Serving = append(p.Serving, pool.Endpoints...)
 	}
-	slices.SortFunc(p.Serving, netip.AddrPort.Compare)
-	p.Serving = slices.Compact(p.Serving)
+	slices.SortFunc(p.Serving, func(a, b dataplane.Endpoint) int { return a.Addr.Compare(b.Addr) })
+	p.Serving = slices.CompactFunc(p.Serving, func(a, b dataplane.Endpoint) bool { return a.Addr == b.Addr })
 	return p
 }
 

@@ -50,9 +50,9 @@ func udp(f dataplane.Family, name, spec string) *dataplane.ServicePort {
 		p.Frontends = append(p.Frontends, dataplane.Frontend{Kind: kindOf(s), Addr: addr(f, s), Pool: pool})
 	}
 	for _, s := range strings.Fields(serving) {
-		p.Serving = append(p.Serving, addr(f, s))
+		p.Serving = append(p.Serving, dataplane.Endpoint{Addr: addr(f, s)})
 	}
-	slices.SortFunc(p.Serving, netip.AddrPort.Compare)
+	slices.SortFunc(p.Serving, func(a, b dataplane.Endpoint) int { return a.Addr.Compare(b.Addr) })
 	return p
 }
 

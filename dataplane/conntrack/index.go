@@ -103,16 +103,11 @@ func leavesStale(old, cur *dataplane.ServicePort) bool {
 		return len(cur.Serving) > 0 // flows from the time without endpoints have no NAT
 	}
 	for _, e := range old.Serving {
-		if !serves(cur, e) {
+		if !cur.Serves(e.Addr) {
 			return true
 		}
 	}
 	return false
-}
-
-func serves(p *dataplane.ServicePort, endpoint netip.AddrPort) bool {
-	_, found := slices.BinarySearchFunc(p.Serving, endpoint, netip.AddrPort.Compare)
-	return found
 }
 
 // stale reports whether a flow leads from a frontend of ours to anything but a
@@ -120,10 +115,10 @@ func serves(p *dataplane.ServicePort, endpoint netip.AddrPort) bool {
 // or did not exist, when it began.
 func (x *index) stale(f flow) bool {
 	if p := x.addrs[f.dst]; p != nil {
-		return !serves(p, f.replySrc)
+		return !p.Serves(f.replySrc)
 	}
 	if p := x.nodePorts[f.dst.Port()]; p != nil && x.isLocal(f.dst.Addr()) {
-		return !serves(p, f.replySrc)
+		return !p.Serves(f.replySrc)
 	}
 	// Where a frontend is gone, a flow without NAT is no longer our business.
 	if len(x.gone) == 0 || f.replySrc == f.dst {

@@ -116,7 +116,9 @@ func (n *tinyNode) synced(serving ...netip.AddrPort) {
 	p := &dataplane.ServicePort{
 		ID:        dataplane.PortID{Namespace: "kube-system", Service: "dns", Protocol: dataplane.UDP, Family: n.family},
 		Frontends: []dataplane.Frontend{{Kind: dataplane.ClusterIP, Addr: n.frontend, Pool: &dataplane.Pool{}}},
-		Serving:   serving,
+	}
+	for _, addr := range serving {
+		p.Serving = append(p.Serving, dataplane.Endpoint{Addr: addr})
 	}
 	n.cleaner.Synced(&dataplane.Snapshot{Node: &dataplane.Node{}, Ports: dataplane.MakePorts(p)})
 	n.step()

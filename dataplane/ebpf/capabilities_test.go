@@ -92,7 +92,7 @@ func TestLesser(t *testing.T) {
 	b := openBackend(t, o)
 	serves := func(endpoint string) *dataplane.Snapshot {
 		p := portOf("web", dataplane.TCP, frontendAt(dataplane.ClusterIP, "10.96.0.8:53", poolOf(endpoint)))
-		p.Serving = []netip.AddrPort{netip.MustParseAddrPort(endpoint)}
+		p.Serving = []dataplane.Endpoint{{Addr: netip.MustParseAddrPort(endpoint)}}
 		return snapshot(p)
 	}
 	var prev *dataplane.Snapshot

@@ -50,9 +50,9 @@ func (e *ender) follow(prev, want *dataplane.Snapshot, unknown bool, refused []d
 				gone = append(gone, at(addr))
 			}
 		}
-		for _, addr := range cur.Serving {
-			if !slices.Contains(old.Serving, addr) {
-				back = append(back, at(addr))
+		for _, e := range cur.Serving {
+			if !old.Serves(e.Addr) {
+				back = append(back, at(e.Addr))
 			}
 		}
 	}
@@ -156,13 +156,17 @@ func (u *users) change(port *dataplane.ServicePort, by int) {
 }
 
 func addUser(count map[peer]int, port *dataplane.ServicePort, by int) {
-	for _, list := range [][]netip.AddrPort{port.Serving, port.Ending} {
-		for _, addr := range list {
-			at := peer{port.ID.Protocol, addr}
-			if count[at] += by; count[at] == 0 {
-				delete(count, at)
-			}
+	add := func(addr netip.AddrPort) {
+		at := peer{port.ID.Protocol, addr}
+		if count[at] += by; count[at] == 0 {
+			delete(count, at)
 		}
+	}
+	for _, e := range port.Serving {
+		add(e.Addr)
+	}
+	for _, addr := range port.Ending {
+		add(addr)
 	}
 }
 

@@ -24,7 +24,7 @@ func TestUsers(t *testing.T) {
 	serving := func(name string, endpoints ...string) *dataplane.ServicePort {
 		p := &dataplane.ServicePort{ID: dataplane.PortID{Namespace: "test", Service: name, Protocol: dataplane.TCP}}
 		for _, e := range endpoints {
-			p.Serving = append(p.Serving, netip.MustParseAddrPort(e))
+			p.Serving = append(p.Serving, dataplane.Endpoint{Addr: netip.MustParseAddrPort(e)})
 		}
 		return p
 	}

@@ -37,12 +37,21 @@ func (e endpoint) unready() Reason {
 	return NotReady
 }
 
+// Room is what Ports works in, to be used for one Service after the other: of
+// tens of thousands of them, what each leaves behind would be more memory than what
+// is made of it. The zero value is ready.
+type Room struct {
+	entries   []entry
+	endpoints []endpoint
+	numbers   []uint16
+}
+
 // gathered is every endpoint of a Service in a family, sorted by address. It is
 // the same for all ports of the Service.
 type gathered struct {
 	sets []*facts.Slice
 	all  []entry
-	room []endpoint // for of, which returns it
+	room *Room
 }
 
 // entry is one endpoint of the EndpointSlice sets[set].
@@ -65,14 +74,16 @@ func (e entry) compare(f entry) int {
 
 // gather merges the endpoints of sets, which are sorted by name. Each of them is
 // sorted by address as a rule, so that there is little to sort.
-func gather(sets []*facts.Slice, family dataplane.Family) *gathered {
+func (r *Room) gather(sets []*facts.Slice, family dataplane.Family) gathered {
 	n := 0
 	for _, s := range sets {
 		if s.Family == family {
 			n += len(s.Endpoints)
 		}
 	}
-	g := &gathered{sets: sets, all: make([]entry, 0, n)}
+	// Behind what was gathered of another family, which stays.
+	r.entries = slices.Grow(r.entries, n)
+	g := gathered{sets: sets, all: r.entries[len(r.entries):len(r.entries)], room: r}
 	var ends []int // of each set's entries
 	for i, s := range sets {
 		if s.Family != family {
@@ -87,6 +98,7 @@ func gather(sets []*facts.Slice, family dataplane.Family) *gathered {
 		}
 		ends = append(ends, len(g.all))
 	}
+	r.entries = r.entries[:len(r.entries)+n]
 	g.all = mergeRuns(g.all, ends)
 	return g
 }
@@ -125,8 +137,9 @@ func merge(out, a, b []entry) []entry {
 // of returns the endpoints of a port, sorted by address and port; they are valid
 // until the next call. The number of a named port is each EndpointSlice's own,
 // and of several entries of one address and number the first counts.
-func (g *gathered) of(port facts.ServicePort) []endpoint {
-	numbers := make([]uint16, len(g.sets)) // 0: the slice has no such port
+func (g gathered) of(port facts.ServicePort) []endpoint {
+	numbers := append(g.room.numbers[:0], make([]uint16, len(g.sets))...) // 0: the slice has no such port
+	g.room.numbers = numbers
 	for i, s := range g.sets {
 		for _, p := range s.Ports {
 			if p.Name == port.Name && p.Protocol == port.Protocol {
@@ -134,10 +147,8 @@ func (g *gathered) of(port facts.ServicePort) []endpoint {
 			}
 		}
 	}
-	if g.room == nil {
-		g.room = make([]endpoint, 0, len(g.all))
-	}
-	out := g.room[:0]
+	g.room.endpoints = slices.Grow(g.room.endpoints[:0], len(g.all))
+	out := g.room.endpoints
 	same := 0 // where those of the last address begin
 	for _, e := range g.all {
 		number := numbers[e.set]
@@ -166,18 +177,15 @@ func falseFirst(a, b bool) int {
 	return 1
 }
 
-// serving is every endpoint that may keep its flows (§1.15). kube-proxy asks
+// serving judges by whether an endpoint may keep its flows (§1.15). kube-proxy asks
 // for the condition serving alone and so ends flows to unready pods of a
 // Service with publishNotReadyAddresses, to which it sends new ones; ready
 // counts here too.
-func serving(known []endpoint) []netip.AddrPort {
-	out := make([]netip.AddrPort, 0, len(known))
-	for _, e := range known {
-		if e.Serving || e.Ready {
-			out = append(out, e.addr)
-		}
+func serving(e endpoint) Reason {
+	if e.Serving || e.Ready {
+		return Chosen
 	}
-	return out
+	return e.unready()
 }
 
 // ending is every endpoint whose pod is terminating.
@@ -191,24 +199,34 @@ func ending(known []endpoint) []netip.AddrPort {
 	return out
 }
 
-// choose is the Endpoints that a rule leaves in, in a slice of just their number.
-func choose(known []endpoint, rule func(endpoint) Reason) []dataplane.Endpoint {
-	n := 0
+// choose is the Endpoints that a rule leaves in: like, if it is just those, or else a
+// slice of just their number.
+func choose(known []endpoint, rule func(endpoint) Reason, like []dataplane.Endpoint) []dataplane.Endpoint {
+	n, same := 0, true
 	for _, e := range known {
-		if rule(e) == Chosen {
-			n++
+		if rule(e) != Chosen {
+			continue
 		}
+		same = same && n < len(like) && like[n] == chosen(e)
+		n++
 	}
-	if n == 0 {
+	switch {
+	case n == 0:
 		return nil
+	case same && n == len(like):
+		return like
 	}
 	out := make([]dataplane.Endpoint, 0, n)
 	for _, e := range known {
 		if rule(e) == Chosen {
-			out = append(out, dataplane.Endpoint{Addr: e.addr, Local: e.Local, Unplaced: e.Place.Node() == ""})
+			out = append(out, chosen(e))
 		}
 	}
 	return out
+}
+
+func chosen(e endpoint) dataplane.Endpoint {
+	return dataplane.Endpoint{Addr: e.addr, Local: e.Local, Unplaced: e.Place.Node() == ""}
 }
 
 // clusterSet is who answers under the traffic policy Cluster: the ready

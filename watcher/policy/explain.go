@@ -72,7 +72,7 @@ func (j Judged) In(local bool) Reason {
 // Explain judges all endpoints of a port of a Service in a family. It costs
 // what Ports does for that port.
 func Explain(svc *facts.Service, port facts.ServicePort, family dataplane.Family, sets []*facts.Slice, env Env) Explained {
-	known := gather(sets, family).of(port)
+	known := new(Room).gather(sets, family).of(port)
 	cluster, local := clusterSet(known, env.Zone), localSet(known)
 	x := Explained{ID: portID(svc, port, family), Service: svc, Port: port, Endpoints: make([]Judged, len(known))}
 	for i, e := range known {

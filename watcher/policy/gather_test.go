@@ -16,14 +16,16 @@ import (
 // another, are out of order and give a port name several numbers.
 func TestGatheredIsSortedOnceForAllPorts(t *testing.T) {
 	ports := []facts.ServicePort{{Name: "http", Protocol: dataplane.TCP}, {Name: "dns", Protocol: dataplane.UDP}, {Name: "dns", Protocol: dataplane.TCP}}
+	var room Room
 	for seed := range uint64(500) {
+		room.entries = room.entries[:0]
 		r := rand.New(rand.NewPCG(seed, 0))
 		sets := make([]*facts.Slice, r.IntN(7))
 		for i := range sets {
 			sets[i] = anySlice(r, ports)
 		}
 		for _, family := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-			g := gather(sets, family)
+			g := room.gather(sets, family)
 			for _, p := range ports {
 				if got, want := g.of(p), sortedAlone(sets, p, family); !slices.Equal(got, want) {
 					t.Fatalf("seed %d, %s %v:\n got %v\nwant %v", seed, family, p, got, want)

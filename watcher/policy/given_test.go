@@ -150,7 +150,7 @@ func build(t *testing.T, s *corev1.Service, env policy.Env, eps ...*discoveryv1.
 			sets = append(sets, set)
 		}
 	}
-	ports := policy.Ports(svc, policy.Frontends(svc, env.Families, env.ExternalIPs), sets, env)
+	ports := policy.Ports(svc, policy.Frontends(svc, env.Families, env.ExternalIPs), sets, env, &policy.Room{})
 	for _, p := range ports {
 		checkExplained(t, p, svc, sets, env)
 	}

@@ -34,41 +34,55 @@ func (e Env) Equal(f Env) bool {
 // Ports builds the ServicePorts of a Service, sorted by ID. frontends are those
 // of Frontends that the Service may have; a port in a family where it has none
 // is left out. sets are the Service's EndpointSlices sorted by name.
-func Ports(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env Env) []*dataplane.ServicePort {
+func Ports(svc *facts.Service, frontends []Frontend, sets []*facts.Slice, env Env, room *Room) []*dataplane.ServicePort {
 	var out []*dataplane.ServicePort
-	health := map[dataplane.Family]*dataplane.HealthCheck{} // shared by the ports
-	endpoints := map[dataplane.Family]*gathered{}           // likewise
+	room.entries = room.entries[:0]
+	var of sharedOf
 	for _, f := range env.Families {
-		health[f], endpoints[f] = healthCheck(svc, sets, f), gather(sets, f)
+		of.family(f).health, of.family(f).endpoints = healthCheck(svc, sets, f), room.gather(sets, f)
 	}
 	for len(frontends) > 0 {
 		n := 1
 		for n < len(frontends) && frontends[n].port == frontends[0].port && frontends[n].family == frontends[0].family {
 			n++
 		}
-		out = append(out, servicePort(svc, frontends[:n], endpoints[frontends[0].family], env, health[frontends[0].family]))
+		out = append(out, servicePort(svc, frontends[:n], of.family(frontends[0].family), env))
 		frontends = frontends[n:]
 	}
 	slices.SortFunc(out, func(a, b *dataplane.ServicePort) int { return a.ID.Compare(b.ID) })
 	return out
 }
 
+// shared is what the ports of a Service have in common in a family.
+type shared struct {
+	endpoints gathered
+	health    *dataplane.HealthCheck
+}
+
+// sharedOf is shared by family.
+type sharedOf struct{ four, six shared }
+
+func (s *sharedOf) family(f dataplane.Family) *shared {
+	if f == dataplane.IPv4 {
+		return &s.four
+	}
+	return &s.six
+}
+
 // servicePort builds one port in one family; all of frontends are of it.
-func servicePort(
-	svc *facts.Service, frontends []Frontend, endpoints *gathered, env Env, health *dataplane.HealthCheck,
-) *dataplane.ServicePort {
+func servicePort(svc *facts.Service, frontends []Frontend, of *shared, env Env) *dataplane.ServicePort {
 	port, family := svc.Ports[frontends[0].port], frontends[0].family
-	known := endpoints.of(port)
+	known := of.endpoints.of(port)
 	sp := &dataplane.ServicePort{
 		ID:          portID(svc, port, family),
 		Frontends:   make([]dataplane.Frontend, 0, len(frontends)),
 		Affinity:    svc.Affinity.Truncate(time.Second),
 		Scheduler:   svc.Scheduler,
-		HealthCheck: health,
-		Serving:     serving(known),
+		HealthCheck: of.health,
 		Ending:      ending(known),
 	}
 	p := pools(svc, known, env.Zone)
+	sp.Serving = choose(known, serving, p.cluster.Endpoints)
 	sources := sourceRanges(svc, family, env.NodeIPs)
 	for _, f := range frontends {
 		df := dataplane.Frontend{Kind: f.Kind, Addr: f.Addr}

@@ -473,8 +473,8 @@ func TestServing(t *testing.T) {
 	p := one(t, build(t, service(internalLocal), env(), slice("a",
 		l1+" local ready", l2+" local unready", r1+" terminating", r2+" published zone:z9", "10.244.2.3 stopped", "10.244.2.4 serving")), dataplane.IPv4)
 	var got []string
-	for _, a := range p.Serving {
-		got = append(got, a.Addr().String())
+	for _, e := range p.Serving {
+		got = append(got, e.Addr.Addr().String())
 	}
 	if want := []string{l1, r1, r2, "10.244.2.4"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, wanted %v", got, want)

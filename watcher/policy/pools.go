@@ -9,6 +9,7 @@ import (
 
 // poolSet is who answers at the frontends of one ServicePort.
 type poolSet struct {
+	cluster      *dataplane.Pool // whatever the policies are
 	internal     *dataplane.Pool // ClusterIP, whoever asks
 	external     *dataplane.Pool // the other kinds, clients from outside
 	inside       *dataplane.Pool // the other kinds, the node and its pods; nil: external
@@ -24,12 +25,12 @@ type poolSet struct {
 //	external Cluster   Cluster   -         all        reject
 //	external Local     Local     Cluster   node       as internal Local
 func pools(svc *facts.Service, known []endpoint, zone string) poolSet {
-	cluster := &dataplane.Pool{Endpoints: choose(known, clusterSet(known, zone)), IfEmpty: dataplane.Reject}
-	p := poolSet{internal: cluster, external: cluster, externalSNAT: dataplane.SNATAll}
+	cluster := &dataplane.Pool{Endpoints: choose(known, clusterSet(known, zone), nil), IfEmpty: dataplane.Reject}
+	p := poolSet{cluster: cluster, internal: cluster, external: cluster, externalSNAT: dataplane.SNATAll}
 	if !svc.InternalLocal && !svc.ExternalLocal {
 		return p
 	}
-	local := &dataplane.Pool{Endpoints: choose(known, localSet(known)), IfEmpty: dataplane.Reject}
+	local := &dataplane.Pool{Endpoints: choose(known, localSet(known), cluster.Endpoints), IfEmpty: dataplane.Reject}
 	if len(local.Endpoints) == 0 && reachable(known) {
 		local.IfEmpty = dataplane.Drop
 	}

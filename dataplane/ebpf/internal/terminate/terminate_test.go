@@ -191,7 +191,7 @@ func (l *lab) sync(t *testing.T, endpoint map[dataplane.Family]netip.AddrPort) {
 	for family, at := range vip {
 		ports = append(ports, &dataplane.ServicePort{
 			ID:      dataplane.PortID{Namespace: "test", Service: "web", Protocol: dataplane.TCP, Family: family},
-			Serving: []netip.AddrPort{endpoint[family]},
+			Serving: []dataplane.Endpoint{{Addr: endpoint[family]}},
 			Frontends: []dataplane.Frontend{{
 				Kind: dataplane.ClusterIP, Addr: at,
 				Pool: &dataplane.Pool{Endpoints: []dataplane.Endpoint{{Addr: endpoint[family], Local: true}}},
