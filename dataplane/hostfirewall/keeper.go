@@ -74,10 +74,7 @@ func (k *Keeper) Synced(s *dataplane.Snapshot) {
 		changed = k.count(old, -1) || changed
 	}
 	if changed {
-		select {
-		case k.poke <- struct{}{}:
-		default:
-		}
+		notice(k.poke)
 	}
 }
 
@@ -97,13 +94,27 @@ func (k *Keeper) count(p *dataplane.ServicePort, by int) bool {
 }
 
 // Run looks after the rules until ctx ends. They stay, as forwarding does.
+//
+// It begins with the first Snapshot that the kernel forwards. While anybody listens
+// to nftables, the kernel tells of each element that a backend writes, and there are
+// most of them before.
 func (k *Keeper) Run(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-k.poke:
+		notice(k.poke) // for the first look, which comes when all is listened to
+	}
 	notices := make(chan struct{}, 1)
 	var following sync.WaitGroup
 	defer following.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	following.Go(func() { k.followNFT(ctx, notices) })
+	if f, err := nft.Follow(); err != nil {
+		k.cfg.Log.Debug("cannot listen to nftables; the host's firewall is looked at now and then", "every", period, "error", err)
+	} else {
+		following.Go(func() { followNFT(ctx, f, notices) })
+	}
 	following.Go(func() { k.followLegacy(ctx, notices) })
 	tick := time.NewTicker(period)
 	defer tick.Stop()
@@ -117,7 +128,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-notices:
 			noticed = true
 		}
-		if !k.ready() || noticed && (!pause(ctx, settle) || k.whole()) {
+		if noticed && (!pause(ctx, settle) || k.whole()) {
 			continue
 		}
 		begin := time.Now()
@@ -140,12 +151,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // followNFT notices changes to nftables' tables of the name that iptables uses.
-func (k *Keeper) followNFT(ctx context.Context, notices chan<- struct{}) {
-	f, err := nft.Follow()
-	if err != nil {
-		k.cfg.Log.Debug("cannot listen to nftables; the host's firewall is looked at now and then", "every", period, "error", err)
-		return
-	}
+func followNFT(ctx context.Context, f *nft.Follower, notices chan<- struct{}) {
 	stop := context.AfterFunc(ctx, func() { _ = f.Close() })
 	defer stop()
 	for {
@@ -218,12 +224,6 @@ func (k *Keeper) whole() bool {
 		}
 	}
 	return true
-}
-
-func (k *Keeper) ready() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.known != nil
 }
 
 // State tells which rules drop what nobody accepts and are kept open for
