@@ -34,7 +34,7 @@ func TestRules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.WantPlan(planFor(port, 1))
+		d.WantPlan(d.plans.plan(port, 1))
 		if err := table.Write(&d.First, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ type diff struct {
 	*nft.Diff
 	family dataplane.Family
 	number func(*dataplane.ServicePort) uint32 // of a ServicePort with affinity
+	plans  planner
 }
 
 // newDiff returns a diff of a table of which nothing is held yet.
@@ -53,7 +54,7 @@ func (d *diff) wantAll(ports dataplane.Ports, each func() error) error {
 }
 
 func (d *diff) want(port *dataplane.ServicePort, each func() error) error {
-	d.WantPlan(planFor(port, d.number(port)))
+	d.WantPlan(d.plans.plan(port, d.number(port)))
 	if each == nil {
 		return nil
 	}
@@ -66,7 +67,7 @@ func (d *diff) change(ids *affinity.IDs, prev, want dataplane.Ports, each func()
 	var next []*dataplane.ServicePort
 	for old, cur := range dataplane.Diff(prev, want) {
 		if old != nil && old.ID.Family == d.family {
-			d.Had(planFor(old, d.number(old)))
+			d.Had(d.plans.plan(old, d.number(old)))
 			ids.Forget(old, cur)
 		}
 		if cur != nil && cur.ID.Family == d.family {

@@ -7,17 +7,18 @@ import (
 	"github.com/switchyard-io/switchyard/dataplane/internal/nft"
 )
 
-// planner makes one plan.
+// planner makes one plan after the other. The zero value is ready.
 type planner struct {
 	nft.Plan
 	port *dataplane.ServicePort
 	id   uint32
 }
 
-// planFor returns what the table shall hold of a ServicePort. id is its number if it
-// has affinity.
-func planFor(port *dataplane.ServicePort, id uint32) *nft.Plan {
-	p := &planner{Plan: nft.NewPlan(), port: port, id: id}
+// plan returns what the table shall hold of a ServicePort, until it is called again.
+// id is the ServicePort's number if it has affinity.
+func (p *planner) plan(port *dataplane.ServicePort, id uint32) *nft.Plan {
+	p.Reset()
+	p.port, p.id = port, id
 	for _, f := range port.Frontends {
 		p.frontend(f)
 	}

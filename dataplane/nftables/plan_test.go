@@ -88,7 +88,7 @@ func TestPlan(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := describe(planFor(tc.port, 7), 7)
+			got := describe(new(planner).plan(tc.port, 7), 7)
 			slices.Sort(tc.want)
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("got\n\t%s\nwanted\n\t%s", strings.Join(got, "\n\t"), strings.Join(tc.want, "\n\t"))

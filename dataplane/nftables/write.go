@@ -17,7 +17,7 @@ func (f *familyBackend) writePart(d *diff, state localnet.State) error {
 		return nil
 	}
 	err := f.writeFirst(&d.First, state)
-	d.First = nft.NewChange()
+	d.First.Reset()
 	return err
 }
 

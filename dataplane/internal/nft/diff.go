@@ -22,6 +22,20 @@ type Plan struct {
 // NewPlan returns a plan of nothing yet.
 func NewPlan() Plan { return Plan{Own: map[Element]string{}, Shared: map[Element]string{}} }
 
+// mostRoom is the most elements of which a Plan keeps the room: to empty a map costs
+// what it ever held.
+const mostRoom = 256
+
+// Reset makes it a plan of nothing, and keeps its room.
+func (p *Plan) Reset() {
+	if p.Own == nil || len(p.Own)+len(p.Shared) > mostRoom {
+		*p = NewPlan()
+		return
+	}
+	clear(p.Own)
+	clear(p.Shared)
+}
+
 // Diff finds what to write so that a table holds what is wanted. It is used for
 // a whole Snapshot, compared with what the kernel holds, and for a change, compared
 // with the plans of what the ServicePorts that changed were.

@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -35,6 +36,13 @@ type Change struct {
 // NewChange returns a change that does nothing yet.
 func NewChange() Change {
 	return Change{Chains: map[string][]Rule{}, Put: map[Element]string{}, Replaced: map[Element]bool{}}
+}
+
+// Reset makes it do nothing, and keeps its room for as much again.
+func (c *Change) Reset() {
+	clear(c.Put)
+	clear(c.Replaced)
+	*c = Change{Chains: map[string][]Rule{}, Put: c.Put, Replaced: c.Replaced}
 }
 
 // Empty reports whether there is nothing to write.
@@ -195,24 +203,19 @@ func (t *Table) Comments(chain []Rule, note string) ([]string, error) {
 
 // writeElements writes the elements set by set, in the order of the Spec.
 func (t *Table) writeElements(change *Change) error {
-	put, removed := map[string][]Element{}, map[string][]Element{}
-	for e := range change.Put {
-		put[e.Set] = append(put[e.Set], e)
-	}
-	for _, e := range change.Remove {
-		removed[e.Set] = append(removed[e.Set], e)
-	}
+	put, removed := bySet(maps.Keys(change.Put)), bySet(slices.Values(change.Remove))
 	pending := 0
+	var come []nftables.SetElement // one room for all: the library encodes them at once
 	for _, kind := range t.spec.Sets {
 		set := t.sets[kind.Name]
 		for chunk := range slices.Chunk(removed[kind.Name], elementsAMessage) {
-			if err := t.send(set, t.elements(chunk, nil), nil, &pending); err != nil {
+			if err := t.send(set, t.elements(nil, chunk, nil), nil, &pending); err != nil {
 				return err
 			}
 		}
 		for chunk := range slices.Chunk(put[kind.Name], elementsAMessage) {
-			replaced := slices.DeleteFunc(slices.Clone(chunk), func(e Element) bool { return !change.Replaced[e] })
-			if err := t.send(set, t.elements(replaced, nil), t.elements(chunk, change.Put), &pending); err != nil {
+			come = t.elements(come[:0], chunk, change.Put)
+			if err := t.send(set, t.elements(nil, change.replacedOf(chunk), nil), come, &pending); err != nil {
 				return err
 			}
 			if pending > elementsAWrite && !change.Remake {
@@ -226,9 +229,34 @@ func (t *Table) writeElements(change *Change) error {
 	return nil
 }
 
-// elements are some as the library takes them, with their data if there is any.
-func (t *Table) elements(some []Element, data map[Element]string) []nftables.SetElement {
-	out := make([]nftables.SetElement, 0, len(some))
+// bySet sorts elements by their sets. It counts them first: there may be hundreds of
+// thousands.
+func bySet(all iter.Seq[Element]) map[string][]Element {
+	counts := map[string]int{}
+	for e := range all {
+		counts[e.Set]++
+	}
+	out := make(map[string][]Element, len(counts))
+	for set, n := range counts {
+		out[set] = make([]Element, 0, n)
+	}
+	for e := range all {
+		out[e.Set] = append(out[e.Set], e)
+	}
+	return out
+}
+
+// replacedOf returns those of some elements that are there with other data.
+func (c *Change) replacedOf(some []Element) []Element {
+	if len(c.Replaced) == 0 {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(some), func(e Element) bool { return !c.Replaced[e] })
+}
+
+// elements adds some as the library takes them to out, with their data if there is any.
+func (t *Table) elements(out []nftables.SetElement, some []Element, data map[Element]string) []nftables.SetElement {
+	out = slices.Grow(out, len(some))
 	for _, e := range some {
 		out = append(out, t.element(e, data[e]))
 	}
