@@ -138,8 +138,9 @@ func merge(out, a, b []entry) []entry {
 // until the next call. The number of a named port is each EndpointSlice's own,
 // and of several entries of one address and number the first counts.
 func (g gathered) of(port facts.ServicePort) []endpoint {
-	numbers := append(g.room.numbers[:0], make([]uint16, len(g.sets))...) // 0: the slice has no such port
-	g.room.numbers = numbers
+	g.room.numbers = slices.Grow(g.room.numbers[:0], len(g.sets))
+	numbers := g.room.numbers[:len(g.sets)] // 0: the slice has no such port
+	clear(numbers)
 	for i, s := range g.sets {
 		for _, p := range s.Ports {
 			if p.Name == port.Name && p.Protocol == port.Protocol {
