@@ -112,8 +112,9 @@ bench: build ## measure the backends beside kube-proxy: 22 minutes, or 3 with QU
 # To publish a run, copy its result.json to docs/benchmarks first.
 .PHONY: bench-docs
 bench-docs: ## write docs/benchmarks.md, its HTML and plots, and the README's figures, from docs/benchmarks/result.json
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench
 	@rm -f docs/benchmarks/*.png docs/benchmarks/*.svg
-	$(GO) run ./cmd/switchyard-bench report docs/benchmarks/result.json --file docs/benchmarks.md --plots docs/benchmarks --readme README.md
+	bin/switchyard-bench report docs/benchmarks/result.json --file docs/benchmarks.md --plots docs/benchmarks --readme README.md
 
 # ARGS are flags, as --agents 50,100.
 .PHONY: bench-cluster

@@ -96,7 +96,8 @@ func read(t *testing.T, path ...string) string {
 }
 
 func TestPage(t *testing.T) {
-	page, html := written(t, sample(), t.TempDir())
+	dir := t.TempDir()
+	page, html := written(t, sample(), dir)
 	for name, want := range map[string]string{
 		"the change":                "- One endpoint changes among 10,000 Services: the first packet takes the new way after 5 ms (p99 9 ms) with Switchyard eBPF; kube-proxy nftables: 500 ms (p99 900 ms).",
 		"the request":               "- A TCP request from a pod through a ClusterIP takes 105 µs with Switchyard eBPF and 100 µs straight to the pod: +5.0 % [+5.0 +5.0].",
@@ -143,6 +144,25 @@ func TestPage(t *testing.T) {
 			t.Errorf("the HTML has %q; it must need no other file", foreign)
 		}
 	}
+	marks(t, filepath.Join(dir, "pictures"))
+}
+
+// marks sees intervals and what did not finish in the plots.
+func marks(t *testing.T, dir string) {
+	t.Helper()
+	for file, want := range map[string]string{
+		"change":       "not ready in 90 s",
+		"cold-start":   "kube-proxy-iptables did not finish in 90 s",
+		"request":      "noise: two equal columns",
+		"first-packet": "with 95 % intervals",
+	} {
+		if svg := read(t, dir, file+".svg"); !strings.Contains(svg, want) {
+			t.Errorf("%s.svg lacks %q", file, want)
+		}
+		if info, err := os.Stat(filepath.Join(dir, file+".png")); err != nil || info.Size() == 0 {
+			t.Errorf("%s.png: %v", file, err)
+		}
+	}
 }
 
 // TestAnything sees that a report tells whatever a run measured.
@@ -181,7 +201,7 @@ func TestExtras(t *testing.T) {
 			for _, s := range c.sections {
 				put(t, filepath.Join(dir, sectionsDir, "one.md"), s)
 			}
-			err := Write(sample(), Files{Page: filepath.Join(dir, "report.md"), Pictures: dir, Beside: dir})
+			p, err := pageOf(sample(), Files{Page: filepath.Join(dir, "report.md"), Pictures: dir, Beside: dir})
 			if c.fail != "" {
 				if err == nil || !strings.Contains(err.Error(), c.fail) {
 					t.Fatalf("error %v; want %q", err, c.fail)
@@ -191,7 +211,11 @@ func TestExtras(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			page := read(t, dir, "report.md")
+			var b bytes.Buffer
+			if err := p.write(&b); err != nil {
+				t.Fatal(err)
+			}
+			page := b.String()
 			if !strings.Contains(page, c.want) || c.not != "" && strings.Contains(page, c.not) {
 				t.Errorf("want %q, and not %q, in:\n%s", c.want, c.not, page)
 			}
@@ -215,7 +239,7 @@ func TestREADME(t *testing.T) {
 	f := Files{Page: filepath.Join(dir, "docs", "benchmarks.md"), Pictures: filepath.Join(dir, "docs", "p"), Beside: dir, README: readme}
 	put(t, readme, "# It\n\n"+begin+"what was there\n"+end+"\nthe rest\n")
 	for range 2 { // the second finds what the first wrote
-		if err := Write(sample(), f); err != nil {
+		if err := writeREADME(sample(), f); err != nil {
 			t.Fatal(err)
 		}
 		text := read(t, readme)
@@ -232,7 +256,7 @@ func TestREADME(t *testing.T) {
 		}
 	}
 	put(t, readme, "# It\n")
-	if err := Write(sample(), f); err == nil || !strings.Contains(err.Error(), "has no block between") {
+	if err := writeREADME(sample(), f); err == nil || !strings.Contains(err.Error(), "has no block between") {
 		t.Errorf("a README without a block: %v", err)
 	}
 }
@@ -265,26 +289,6 @@ func TestPictures(t *testing.T) {
 func only(r *result.Report, want func(*result.Series) bool) *result.Report {
 	r.Series = slices.DeleteFunc(r.Series, func(s *result.Series) bool { return !want(s) })
 	return r
-}
-
-// TestMarks sees intervals and what did not finish in the plots.
-func TestMarks(t *testing.T) {
-	dir := t.TempDir()
-	written(t, sample(), dir)
-	for file, want := range map[string]string{
-		"change":       "not ready in 90 s",
-		"cold-start":   "kube-proxy-iptables did not finish in 90 s",
-		"request":      "noise: two equal columns",
-		"first-packet": "with 95 % intervals",
-	} {
-		svg := read(t, dir, "pictures", file+".svg")
-		if !strings.Contains(svg, want) {
-			t.Errorf("%s.svg lacks %q", file, want)
-		}
-		if info, err := os.Stat(filepath.Join(dir, "pictures", file+".png")); err != nil || info.Size() == 0 {
-			t.Errorf("%s.png: %v", file, err)
-		}
-	}
 }
 
 func TestColour(t *testing.T) {

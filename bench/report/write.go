@@ -21,22 +21,11 @@ type Files struct {
 // Write writes a report: as Markdown, as HTML, its plots as PNG and SVG, and a block
 // of a README.
 func Write(r *result.Report, f Files) error {
-	x, err := readExtras(f.Beside)
+	p, err := pageOf(r, f)
 	if err != nil {
-		return err
-	}
-	if err := x.check(figures(r)); err != nil {
 		return err
 	}
 	dir := filepath.Dir(f.Page)
-	from, err := filepath.Rel(dir, f.Pictures)
-	if err != nil {
-		return fmt.Errorf("finding the plots from %s: %w", f.Page, err)
-	}
-	p, err := newPage(r, x, filepath.ToSlash(from))
-	if err != nil {
-		return err
-	}
 	if err := p.save(f.Pictures); err != nil {
 		return err
 	}
@@ -56,6 +45,22 @@ func Write(r *result.Report, f Files) error {
 		return nil
 	}
 	return writeREADME(r, f)
+}
+
+// pageOf makes the page of a run, with what lies beside the run's result.
+func pageOf(r *result.Report, f Files) (*page, error) {
+	x, err := readExtras(f.Beside)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.check(figures(r)); err != nil {
+		return nil, err
+	}
+	from, err := filepath.Rel(filepath.Dir(f.Page), f.Pictures)
+	if err != nil {
+		return nil, fmt.Errorf("finding the plots from %s: %w", f.Page, err)
+	}
+	return newPage(r, x, filepath.ToSlash(from))
 }
 
 // save draws the pictures.
