@@ -289,6 +289,7 @@ func (a *Agent) wire(backend dataplane.Backend) {
 	a.metrics.ShowGates(gates)
 	a.metrics.CountBackend(a.log, backend)
 	a.countContacts()
+	a.countStart()
 	a.metrics.CountLeftovers(a.leftovers.get)
 	if a.firewall != nil {
 		a.metrics.ShowFirewall(a.firewall.State)

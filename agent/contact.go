@@ -49,3 +49,28 @@ func (a *Agent) countContacts() {
 		return last
 	})
 }
+
+// listed is a source of objects that knows how its first lists went.
+type listed interface {
+	Listings() []kube.Listing
+}
+
+// countStart makes the metric of the stages of the start, if there is an API
+// server. The list that ended last is the one that the others waited for.
+func (a *Agent) countStart() {
+	source, ok := a.source.(listed)
+	if !ok {
+		return
+	}
+	a.metrics.CountStart(a.started, func() (end time.Time, waited time.Duration) {
+		for _, l := range source.Listings() {
+			if l.Ended.IsZero() {
+				return time.Time{}, 0
+			}
+			if l.Ended.After(end) {
+				end, waited = l.Ended, l.Waited
+			}
+		}
+		return end, waited
+	})
+}

@@ -28,6 +28,7 @@ type Metrics struct {
 	families []dataplane.Family
 	inForce  atomic.Pointer[dataplane.Snapshot]
 	latency  *latency
+	start    start
 
 	syncDuration, fullDuration, partialDuration *prometheus.HistogramVec
 	lastSync, lastQueued                        *prometheus.GaugeVec
@@ -46,7 +47,7 @@ type Metrics struct {
 // backend.
 func NewMetrics(version, backend string, families []dataplane.Family) *Metrics {
 	reg := prometheus.NewRegistry()
-	m := &Metrics{registry: reg, families: families, latency: newLatency(families)}
+	m := &Metrics{registry: reg, families: families, latency: newLatency(families), start: start{opened: time.Now()}}
 	perFamily := []string{"ip_family"}
 	seconds := prometheus.ExponentialBuckets(0.001, 2, 15)
 	histogram := func(name, help string) *prometheus.HistogramVec {
@@ -109,6 +110,7 @@ func (m *Metrics) Queued() {
 // Programming notes when the changes happened that a Snapshot brings.
 func (m *Metrics) Programming(revision uint64, triggers []time.Time) {
 	m.latency.wanted(revision, triggers)
+	m.start.note(&m.start.built)
 }
 
 // buildInfo has the name and the labels of Kubernetes' components; the version
@@ -291,6 +293,9 @@ func (m *Metrics) Synced(backend string, r dataplane.SyncReport) {
 		return
 	}
 	m.inForce.Store(r.InForce)
+	if len(r.Failing) == 0 {
+		m.start.note(&m.start.programmed)
+	}
 	m.countRefused(r.Refused)
 	for _, f := range m.families {
 		if i := slices.IndexFunc(r.Failing, func(s dataplane.FamilyStatus) bool { return s.Family == f }); i >= 0 {

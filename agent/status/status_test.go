@@ -130,6 +130,8 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 	m.CountAPIRequests()
 	m.CountDrift(func() dataplane.Drift { return dataplane.Drift{Checks: 9, Found: 4, Repairs: 2} })
 	m.CountLeftovers(func() map[string][]string { return map[string][]string{"kube-proxy": {"4 chains"}} })
+	listed := time.Now().Add(2 * time.Second)
+	m.CountStart(time.Now().Add(-time.Second), func() (time.Time, time.Duration) { return listed, 500 * time.Millisecond })
 	m.ShowPassedOver([]string{"ebpf"})
 	m.ShowFirewall(func() ([]string, error) { return nil, errors.New("fault") })
 	m.CountContacts(func() map[string]time.Time {
@@ -167,6 +169,11 @@ func TestMetricsHaveKubeProxysNames(t *testing.T) {
 		`kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 3`,
 		`switchyard_sync_errors_total{backend="iptables",ip_family="IPv4"} 1`,
 		`switchyard_sync_duration_seconds_count{audit="true",backend="iptables"} 1`,
+		`switchyard_start_seconds{stage="open"} `,
+		`switchyard_start_seconds{stage="list"} 0.5`,
+		`switchyard_start_seconds{stage="decode"} 1.`,
+		`switchyard_start_seconds{stage="build"} `,
+		`switchyard_start_seconds{stage="program"} `,
 		`switchyard_drift_checks_total 9`,
 		`switchyard_drift_found_total 4`,
 		`switchyard_drift_repairs_total 2`,
@@ -312,6 +319,7 @@ func metricsMade(t *testing.T) []string {
 	m.ShowPassedOver([]string{"ebpf"})
 	m.ShowFirewall(func() ([]string, error) { return nil, errors.New("fault") })
 	m.CountContacts(func() map[string]time.Time { return map[string]time.Time{"Services": time.UnixMilli(1)} })
+	m.CountStart(time.Now(), func() (time.Time, time.Duration) { return time.Time{}, 0 })
 	m.ShowGates([]Gate{{"A", "", true}})
 	m.ConntrackCleaned(dataplane.IPv4, 1, time.Millisecond)
 	m.Queued()

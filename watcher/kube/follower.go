@@ -25,6 +25,7 @@ import (
 // of a reflector and stores nothing: what the reflector tells is applied.
 type follower[O, F any] struct {
 	luck     *luck
+	listing  *listing // nil: it is not measured
 	log      *slog.Logger
 	compress bool            // let watches be compressed
 	decoder  runtime.Decoder // of the API's types
@@ -149,6 +150,7 @@ func (f *follower[O, F]) Replace(list []any, _ string) error {
 			put = append(put, got.facts)
 		}
 	}
+	f.listing.end()
 	f.apply(facts.Delta[F]{All: true, Put: put})
 	return nil
 }

@@ -89,6 +89,7 @@ type Source struct {
 	malformed func(facts.Name, string, error)
 	contacts  map[string]*luck // by resource
 	compress  bool             // let watches be compressed
+	listings  listings         // likewise
 }
 
 // Contact is how the requests for one resource fare.
@@ -152,7 +153,9 @@ func New(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{node: strings.ToLower(strings.TrimSpace(o.NodeName)), log: o.Log, malformed: o.Malformed, compress: o.CompressWatches, contacts: map[string]*luck{
+	s := &Source{node: strings.ToLower(strings.TrimSpace(o.NodeName)), log: o.Log, malformed: o.Malformed, compress: o.CompressWatches, listings: listings{
+		"services": {}, "endpointslices": {},
+	}, contacts: map[string]*luck{
 		"services":       {what: "Services", log: o.Log},
 		"endpointslices": {what: "EndpointSlices", log: o.Log},
 		"nodes":          {what: "the Node", log: o.Log},
@@ -171,6 +174,7 @@ func New(o Options) (*Source, error) {
 		}
 	}
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &listingTransport{next, s.listings} })
 	// One for all groups: they share its connections.
 	client, err := rest.HTTPClientFor(c)
 	if err != nil {
@@ -207,7 +211,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	follow := func(r *cache.Reflector) { all.Go(func() { r.RunWithContext(ctx) }) }
 
 	services := follower[corev1.Service, facts.Service]{
-		luck: s.contacts["services"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromService,
+		luck: s.contacts["services"], listing: s.listings["services"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromService,
 		apply: func(d facts.Delta[facts.Service]) { apply(facts.Change{Services: d}) },
 	}
 	if s.malformed != nil {
@@ -220,7 +224,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		fields: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String(),
 	}))
 	endpointSlices := follower[discoveryv1.EndpointSlice, facts.Slice]{
-		luck: s.contacts["endpointslices"], log: s.log, decoder: s.decoder, compress: s.compress,
+		luck: s.contacts["endpointslices"], listing: s.listings["endpointslices"], log: s.log, decoder: s.decoder, compress: s.compress,
 		convert: func(e *discoveryv1.EndpointSlice) (*facts.Slice, []error) { return facts.FromSlice(e, s.node) },
 		apply:   func(d facts.Delta[facts.Slice]) { apply(facts.Change{Slices: d}) },
 	}

@@ -342,13 +342,13 @@ func (s *server) Close() {
 	s.Server.Close()
 }
 
-func serve(t *testing.T, s *apiServer) *server {
+func serve(t *testing.T, s http.Handler) *server {
 	t.Helper()
 	return serveOn(t, nil, s)
 }
 
 // serveOn serves at a listener; nil: at one of its own.
-func serveOn(t *testing.T, l net.Listener, s *apiServer) *server {
+func serveOn(t *testing.T, l net.Listener, s http.Handler) *server {
 	t.Helper()
 	ctx, end := context.WithCancel(context.Background())
 	h := &server{httptest.NewUnstartedServer(s), end}
@@ -539,6 +539,40 @@ func TestContact(t *testing.T) {
 	h.Close()
 	for _, resource := range []string{"services", "endpointslices", "nodes", "servicecidrs"} {
 		within(t, "an error for "+resource, func() bool { c := by(resource); return c.Err != nil && !c.Failing.IsZero() && !c.Last.IsZero() })
+	}
+}
+
+// TestListings: the first list is measured, streamed or not, and no watch after it.
+func TestListings(t *testing.T) {
+	const slow = 50 * time.Millisecond
+	for name, old := range map[string]bool{"streamed": false, "listed": true} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPIServer()
+			api.old = old
+			api.shop()
+			h := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(slow)
+				api.ServeHTTP(w, r)
+			}))
+			a := start(t, h.URL)
+			within(t, "two endpoints", func() bool { return a.endpoints() == 2 })
+			first := a.source.Listings()
+			if len(first) != 2 {
+				t.Fatalf("%+v; want Services and EndpointSlices", first)
+			}
+			for _, l := range first {
+				if l.Ended.IsZero() || l.Waited < slow {
+					t.Errorf("%+v; want %v of waiting at least", l, slow)
+				}
+			}
+			api.slice("web", "10.244.1.2")
+			within(t, "one endpoint", func() bool { return a.endpoints() == 1 })
+			for i, l := range a.source.Listings() {
+				if !slices.Contains(first, l) {
+					t.Errorf("a change made of a listing %+v, number %d", l, i)
+				}
+			}
+		})
 	}
 }
 
