@@ -214,14 +214,23 @@ func (r *run) first(ctx context.Context) error {
 	return c.Run(ctx, sides, r.report)
 }
 
-// work runs the proxies one at a time.
+// work has the proxies' own work done in turns.
 func (r *run) work(ctx context.Context) error {
 	w := scale.Work{
-		Rounds: rounds, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: netlab.Patient(90 * time.Second),
-		Alone: 20, Pause: 1100 * time.Millisecond, Row: 200, RowPause: result.RowPause, RowLimit: 30 * time.Second, Churn: time.Minute, Progress: r.Progress,
+		Rounds: 8, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: netlab.Patient(45 * time.Second), Budget: 5 * time.Second,
+		Moves: 10, RowPause: result.RowPause, Pause: 1100 * time.Millisecond, Settle: time.Second, Churn: 15 * time.Second, Progress: r.Progress,
 	}
 	if r.Quick {
-		w.Sizes, w.Main, w.Alone, w.Row, w.RowLimit, w.Churn, w.Few = w.Sizes[:1], 1000, 3, 20, 2*time.Second, 2*time.Second, true
+		w.Rounds, w.Sizes, w.Main, w.Budget, w.Churn, w.Settle, w.Few = 2, w.Sizes[:1], 1000, time.Second, time.Second, 300*time.Millisecond, true
+	}
+	w.Kinds, w.Twice = scale.Growing(r.kinds), scale.Growing(r.columns())
+	for _, k := range w.Kinds {
+		if k.Program == proxy.Switchyard && len(k.Flags) == 0 && len(w.Audited) == 0 && !r.Quick {
+			w.Audited = scale.Audited(k)
+		}
+	}
+	for _, k := range w.Audited {
+		r.report.Proxies = append(r.report.Proxies, k.Name)
 	}
 	plane, err := r.plane(ctx, "work")
 	if err != nil {
@@ -229,7 +238,7 @@ func (r *run) work(ctx context.Context) error {
 	}
 	r.closes = append(r.closes, plane.Close)
 	known := false
-	return w.Run(ctx, plane, r.kinds, func(ctx context.Context, k proxy.Kind, flags ...string) (*proxy.Proxy, error) {
+	return w.Run(ctx, plane, func(ctx context.Context, k proxy.Kind, flags ...string) (*proxy.Proxy, error) {
 		cfg := r.config(plane)
 		cfg.Flags = flags
 		p, err := proxy.New(ctx, k, cfg)

@@ -126,9 +126,26 @@ func (p *Plane) CreateService(ctx context.Context, s Service) (*Placed, error) {
 // SetEndpoints replaces the endpoints of a Service that has just a few.
 func (p *Plane) SetEndpoints(ctx context.Context, s Service) error {
 	for _, slice := range endpointSlices(s) {
-		if err := p.discovery.Put().Namespace(Namespace).Resource("endpointslices").Name(slice.Name).Body(slice).Do(ctx).Error(); err != nil {
-			return fmt.Errorf("changing EndpointSlice %s: %w", slice.Name, err)
+		if err := p.set(ctx, slice); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// SetSlice replaces the endpoints of one EndpointSlice of an IPv4 Service, which
+// has no more ports than one holds: of SliceEndpoints endpoints, the n-th ones.
+func (p *Plane) SetSlice(ctx context.Context, s Service, n int) error {
+	o := slice(s, 0, 0, n*SliceEndpoints)
+	o.Name, o.AddressType = sliceName(s, n), discoveryv1.AddressTypeIPv4
+	return p.set(ctx, o)
+}
+
+func sliceName(s Service, n int) string { return fmt.Sprintf("%s-%d", s.Name, n) }
+
+func (p *Plane) set(ctx context.Context, slice *discoveryv1.EndpointSlice) error {
+	if err := p.discovery.Put().Namespace(Namespace).Resource("endpointslices").Name(slice.Name).Body(slice).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("changing EndpointSlice %s: %w", slice.Name, err)
 	}
 	return nil
 }
@@ -169,9 +186,10 @@ func object(s Service) *corev1.Service {
 
 func portName(i int) string { return fmt.Sprintf("p%d", i) }
 
-// Limits of one EndpointSlice, as the controller and the API have them.
+// SliceEndpoints is how many endpoints one EndpointSlice has at most, as the
+// controller has it; slicePorts is the API's limit.
 const (
-	sliceEndpoints = 100
+	SliceEndpoints = 100
 	slicePorts     = 100
 )
 
@@ -184,9 +202,9 @@ func endpointSlices(s Service) []*discoveryv1.EndpointSlice {
 	var out []*discoveryv1.EndpointSlice
 	for family, kind := range types {
 		for port := 0; port < len(s.Ports); port += slicePorts {
-			for first := 0; first == 0 || first < len(s.Endpoints); first += sliceEndpoints {
+			for first := 0; first == 0 || first < len(s.Endpoints); first += SliceEndpoints {
 				o := slice(s, family, port, first)
-				o.Name, o.AddressType = fmt.Sprintf("%s-%d", s.Name, len(out)), kind
+				o.Name, o.AddressType = sliceName(s, len(out)), kind
 				out = append(out, o)
 			}
 		}
@@ -205,7 +223,7 @@ func slice(s Service, family, port, first int) *discoveryv1.EndpointSlice {
 	for i, p := range s.Ports[port:min(port+slicePorts, len(s.Ports))] {
 		o.Ports = append(o.Ports, discoveryv1.EndpointPort{Name: new(portName(port + i)), Protocol: new(p.Protocol), Port: new(p.Target)})
 	}
-	for _, e := range s.Endpoints[first:min(first+sliceEndpoints, len(s.Endpoints))] {
+	for _, e := range s.Endpoints[first:min(first+SliceEndpoints, len(s.Endpoints))] {
 		o.Endpoints = append(o.Endpoints, discoveryv1.Endpoint{
 			Addresses: []string{e.Addrs[family].String()}, NodeName: new(e.Node),
 			Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)},

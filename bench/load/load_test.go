@@ -111,3 +111,25 @@ func TestProbe(t *testing.T) {
 		t.Error("another server's answer counted")
 	}
 }
+
+// TestTurnover: a server of blocks answers with the block, and a turnover ends when
+// just new ones answer.
+func TestTurnover(t *testing.T) {
+	if err := new(service).ServeBlocks(struct{}{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	at := func(a string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(a), EchoPort) }
+	for _, c := range []struct {
+		name     string
+		turnover Turnover
+		fails    bool
+	}{
+		{"the new one answers", Turnover{Target: at("127.78.5.1"), New: 5, Old: []byte{4}, Timeout: time.Minute}, false},
+		{"the old one answers", Turnover{Target: at("127.78.5.1"), New: 6, Old: []byte{5}, Timeout: 20 * time.Millisecond}, true},
+	} {
+		got, err := turnover(c.turnover)
+		if c.fails != (err != nil) || !c.fails && (got.New == 0 || got.Old != 0) || c.fails && got.Old == 0 {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package load
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,4 +70,42 @@ func probeOnce(to netip.AddrPort) (id byte, ok bool) {
 		return 0, false
 	}
 	return buf[0], true
+}
+
+// Turnover asks over new UDP sockets while endpoints of a Service replace others.
+type Turnover struct {
+	Target  netip.AddrPort
+	New     byte   // the id of servers that have to answer
+	Old     []byte // the ids of those that no longer may
+	Timeout time.Duration
+}
+
+// TurnedOver is when what was awaited came, on the clock that Now reads.
+type TurnedOver struct {
+	New time.Duration // the first answer by a new server
+	Old time.Duration // the last one by an old server; 0: there was none
+}
+
+// turnover asks until a new server has answered, and none of the old ones did so
+// many times in a row: where one in ten endpoints is old, chance does not do that.
+func turnover(t Turnover) (at TurnedOver, err error) {
+	const enough = 300
+	end := Now() + t.Timeout
+	for quiet := 0; at.New == 0 || quiet < enough; rest() {
+		id, ok := probeOnce(t.Target)
+		now := Now()
+		switch {
+		case now > end:
+			return at, fmt.Errorf("%s did not lead to the new endpoints alone within %s", t.Target, t.Timeout)
+		case !ok:
+			continue
+		case slices.Contains(t.Old, id):
+			at.Old, quiet = now, 0
+			continue
+		case id == t.New && at.New == 0:
+			at.New = now
+		}
+		quiet++
+	}
+	return at, nil
 }

@@ -48,6 +48,9 @@ func (s *service) Serve(args ServeArgs, _ *struct{}) error {
 	return nil
 }
 
+// ServeBlocks answers UDP at all addresses that the host has.
+func (s *service) ServeBlocks(struct{}, *struct{}) error { return s.server.echoBlocks() }
+
 // Pin moves the process to one CPU.
 func (s *service) Pin(cpu int, _ *struct{}) error { return pin(cpu) }
 
@@ -85,6 +88,12 @@ func (s *service) Probe(p Probe, at *time.Duration) (err error) {
 	return err
 }
 
+// Turnover watches endpoints replace others.
+func (s *service) Turnover(t Turnover, at *TurnedOver) (err error) {
+	*at, err = turnover(t)
+	return err
+}
+
 // Host is a host of a lab with a process that makes traffic and answers it.
 type Host struct {
 	*netlab.Host
@@ -103,6 +112,15 @@ func Start(h *netlab.Host) (*Host, error) {
 // Serve starts the servers on the host.
 func (h *Host) Serve(id byte) error {
 	if err := h.process.Call("Load.Serve", ServeArgs{ID: id, Addrs: h.Addrs}, &struct{}{}); err != nil {
+		return fmt.Errorf("serving on %s: %w", h.Name, err)
+	}
+	return nil
+}
+
+// ServeBlocks answers UDP at all other addresses that the host has, with the third
+// byte of the address.
+func (h *Host) ServeBlocks() error {
+	if err := h.process.Call("Load.ServeBlocks", struct{}{}, &struct{}{}); err != nil {
 		return fmt.Errorf("serving on %s: %w", h.Name, err)
 	}
 	return nil
@@ -158,6 +176,15 @@ func (h *Host) Probe(p Probe) (time.Duration, error) {
 	var at time.Duration
 	if err := h.process.Call("Load.Probe", p, &at); err != nil {
 		return 0, fmt.Errorf("from %s: %w", h.Name, err)
+	}
+	return at, nil
+}
+
+// Turnover asks from the host until new endpoints have replaced old ones.
+func (h *Host) Turnover(t Turnover) (TurnedOver, error) {
+	var at TurnedOver
+	if err := h.process.Call("Load.Turnover", t, &at); err != nil {
+		return at, fmt.Errorf("from %s: %w", h.Name, err)
 	}
 	return at, nil
 }

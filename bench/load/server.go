@@ -121,6 +121,44 @@ func (s *server) echoUDP(at netip.AddrPort) error {
 	return nil
 }
 
+// echoBlocks answers datagrams at all addresses that no other socket has, each by
+// itself. The first byte of an answer is the third one of the address.
+func (s *server) echoBlocks() error {
+	fd, err := bound(unix.SOCK_DGRAM, netip.AddrPortFrom(netip.IPv4Unspecified(), EchoPort))
+	if err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
+		return errors.Join(fmt.Errorf("setting IP_PKTINFO: %w", err), unix.Close(fd))
+	}
+	go func() {
+		buf, control := make([]byte, 1<<16), make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
+		for {
+			n, m, _, from, err := unix.Recvmsg(fd, buf, control, 0)
+			if errors.Is(err, unix.EBADF) {
+				return
+			}
+			at, ok := asked(control[:m])
+			if err != nil || n == 0 || !ok {
+				continue
+			}
+			buf[0] = at[2]
+			_, _ = unix.SendmsgN(fd, buf[:n], unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: at}), from, 0) // the client counts what is lost
+		}
+	}()
+	return nil
+}
+
+// asked is the address that a datagram was sent to.
+func asked(control []byte) (at [4]byte, ok bool) {
+	all, err := unix.ParseSocketControlMessage(control)
+	if err != nil || len(all) != 1 || len(all[0].Data) < unix.SizeofInet4Pktinfo {
+		return at, false
+	}
+	const addr = 8 // struct in_pktinfo: the interface, the local address, the one in the header
+	return [4]byte(all[0].Data[addr:unix.SizeofInet4Pktinfo]), true
+}
+
 func bound(kind int, at netip.AddrPort) (int, error) {
 	family, sa := sockaddr(at)
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)

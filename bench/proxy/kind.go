@@ -4,6 +4,7 @@ package proxy
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/switchyard-io/switchyard/bench/result"
@@ -54,6 +55,13 @@ func (k Kind) Again() Kind {
 	return k
 }
 
+// With is the kind with one more flag.
+func (k Kind) With(flag string) Kind {
+	k.Name += "+" + flag
+	k.Flags = append(slices.Clone(k.Flags), "--"+flag)
+	return k
+}
+
 // base is the name without what tells a second column of the same.
 func (k Kind) base() string { return strings.TrimSuffix(k.Name, result.Again) }
 
@@ -91,10 +99,10 @@ func parse(name string) (Kind, error) {
 		if k.Name != words[0] || k.Program == "" && name != words[0] || other && k.Program != Switchyard {
 			continue
 		}
-		k.Name, k.Binary = name, binary
 		for _, w := range words[1:] {
-			k.Flags = append(k.Flags, "--"+w)
+			k = k.With(w)
 		}
+		k.Name, k.Binary = name, binary
 		return k, nil
 	}
 	return Kind{}, fmt.Errorf("--proxies: there is no %q; there are %s", name, strings.Join(known, ", "))

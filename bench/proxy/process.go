@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 )
 
@@ -70,4 +71,21 @@ func (p *Proxy) Ready(ctx context.Context, within time.Duration) error {
 			return fmt.Errorf("%s: %w: %s", p.Name, ErrSlow, within)
 		}
 	}
+}
+
+// Pause stops the proxy's process where it is, so that another one's turn is not
+// disturbed. What it watches waits in its connections' buffers.
+func (p *Proxy) Pause() error { return p.signal(syscall.SIGSTOP) }
+
+// Resume lets it go on.
+func (p *Proxy) Resume() error { return p.signal(syscall.SIGCONT) }
+
+func (p *Proxy) signal(s syscall.Signal) error {
+	if p.process == nil {
+		return nil
+	}
+	if err := p.process.Cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("sending %s to %s: %w", s, p.Name, err)
+	}
+	return nil
 }

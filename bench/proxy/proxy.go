@@ -97,44 +97,6 @@ func (p *Proxy) prepare() (err error) {
 	return nil
 }
 
-// many holds the addresses of further endpoints, which are all in one pod.
-const many = "10.40.100.0/22"
-
-// Many are the addresses of further endpoints of the other node.
-func Many(n int) []control.Endpoint {
-	a := netip.MustParsePrefix(many).Addr()
-	var all []control.Endpoint
-	for range n {
-		a = a.Next()
-		all = append(all, control.Endpoint{Addrs: []netip.Addr{a}, Node: "node-b"})
-	}
-	return all
-}
-
-// ServeMany makes further endpoints answer on UDP.
-func (p *Proxy) ServeMany(ctx context.Context, endpoints []control.Endpoint) error {
-	pod := p.Lab.Host("b1")
-	var addrs []netip.Addr
-	for _, e := range endpoints {
-		addrs = append(addrs, e.Addrs[0])
-	}
-	node := p.Lab.Nodes[1]
-	for _, r := range []struct {
-		on   *netlab.Host
-		args string
-	}{
-		{pod, "local " + many + " dev lo"},
-		{node.Host, many + " via " + pod.Addr(4).String() + " dev " + netlab.PodInterfacePrefix + "1 onlink"},
-		{p.Lab.Router(), many + " via " + node.Addr(4).String()},
-	} {
-		if _, err := r.on.Run(ctx, "ip", append([]string{"route", "add"}, strings.Fields(r.args)...)...); err != nil {
-			return err
-		}
-	}
-	_, err := pod.Serve(netlab.UDP, load.EchoPort, addrs...)
-	return err
-}
-
 // widenPorts lets a client open many connections in a short time.
 func widenPorts() error {
 	for name, value := range map[string]string{"ip_local_port_range": "10000 65000", "tcp_tw_reuse": "1"} {
@@ -190,6 +152,7 @@ func (p *Proxy) args() []string {
 // Stop ends the proxy's process; forwarding stays as it is.
 func (p *Proxy) Stop() {
 	if p.process != nil {
+		_ = p.Resume() // or it would not hear that it is to end
 		p.process.Stop(netlab.Patient(stopTime))
 		p.process = nil
 	}

@@ -31,6 +31,37 @@ const (
 	Resident  = "resident"
 )
 
+// Cases and metrics of a proxy's own work.
+const (
+	Restart      = "restart, until a Service that came meanwhile answers"
+	ServiceAdded = "one Service added, until it answers"
+	Rolling      = "a rolling update of 1,000 pods, 100 at a time, 100ms apart"
+	NoneOld      = "from the last change to the last new flow to an old pod"
+	NewAnswers   = "from the last change to the first answer by the last pods"
+	Each         = "each time"
+	P50          = "p50"
+	P99          = "p99"
+	Changes      = "changes"
+	Lag          = "lag of a change, " // and which of all
+	ProxyCPU     = "CPU of the proxy"
+	Syncs        = "syncs"
+	Audits       = "comparisons of the kernel with what is wanted"
+	AuditCost    = "p50, such comparisons as often as there may be against none"
+)
+
+// ColdStage is the metric of a stage of Switchyard's cold start; see its metric
+// switchyard_start_seconds.
+func ColdStage(stage string) string { return "of that: " + stage }
+
+// MemoryOf is the metric of one part of Switchyard's memory.
+func MemoryOf(part string) string { return "of that: " + part }
+
+// ChurnRate is how many changes a second stand for much going on.
+const ChurnRate = 100
+
+// Churn is the case of them.
+func Churn() string { return fmt.Sprintf("%d changes a second", ChurnRate) }
+
 // Few is the number of Services that others are compared to.
 const Few = 10
 
