@@ -370,10 +370,13 @@ static __always_inline bool send_socket(struct bpf_sock_addr *ctx, struct place 
 
 	if (ctx->sk->state == BPF_TCP_ESTABLISHED)
 		return false;
-	starts = make_request(ctx, p, &r);
 	u = bpf_sk_storage_get(&udp_sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!u)
 		return false;
+	/* It has no flow and gets none: what it sends to whomever costs no more look-ups. */
+	if ((u->flags & (UDP_DIRECT | UDP_TRANSLATED)) == UDP_DIRECT)
+		return false;
+	starts = make_request(ctx, p, &r);
 	/* A flow that is under way goes on, as it does through the kernel's NAT. */
 	if (!flow_goes_on(&r, cookie, p, &endpoint) &&
 	    (!starts || settings_flags() & TCP_ONLY || !start_flow(ctx, &r, u, cookie, p, &endpoint))) {
