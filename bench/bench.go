@@ -175,9 +175,9 @@ func (r *run) close() (err error) {
 }
 
 func (r *run) traffic(ctx context.Context) error {
-	cfg := traffic.Config{Rounds: 150, Fewer: 40, Slice: 25 * time.Millisecond, Progress: r.Progress}
+	cfg := traffic.Config{Rounds: 800, Fewer: 150, Slice: 5 * time.Millisecond, Progress: r.Progress}
 	if r.Quick {
-		cfg.Rounds, cfg.Fewer, cfg.Slice = 20, 0, 20*time.Millisecond
+		cfg.Rounds, cfg.Fewer = 80, 0
 	}
 	plane, all, err := r.side(ctx, "traffic", r.columns())
 	if err != nil {
@@ -194,10 +194,10 @@ func (r *run) traffic(ctx context.Context) error {
 
 // first has sides with more and more Services, all up at a time.
 func (r *run) first(ctx context.Context) error {
-	c := scale.First{Rounds: 60, Slice: 20 * time.Millisecond, Within: netlab.Patient(100 * time.Second), Progress: r.Progress}
+	c := scale.First{Rounds: 300, Slice: 5 * time.Millisecond, Within: netlab.Patient(100 * time.Second), Progress: r.Progress}
 	sizes := []int{result.Few, 10_000, 30_000}
 	if r.Quick {
-		c.Rounds, sizes = 15, []int{result.Few, 1000}
+		c.Rounds, sizes = 60, []int{result.Few, 1000}
 	}
 	var sides []scale.Side
 	for _, size := range sizes {

@@ -80,6 +80,9 @@ func (s *server) echo(fd int) {
 
 func (s *server) swallow(fd int) {
 	const size = 256 << 10
+	if fixBuffers(fd) != nil {
+		return // the client sees the connection end
+	}
 	buf := make([]byte, size)
 	for {
 		if readAll(fd, buf[:bulkHeader]) != nil {

@@ -60,6 +60,9 @@ func openSession(j Job) (*session, error) {
 	if s.fd, err = hold(kind); err != nil {
 		return nil, fmt.Errorf("%s: %w", j.Kind, err)
 	}
+	if err := fixBuffers(s.fd); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", j.Kind, err), unix.Close(s.fd))
+	}
 	buf := make([]byte, max(messageSize, int(j.Kind.Operations())+bulkHeader))
 	s.operation = func() (time.Duration, error) {
 		begin := time.Now()

@@ -166,6 +166,11 @@ func (b *bench) row(ctx context.Context, way path, m metric) (err error) {
 		}
 		columns = append(columns, paired.Column{Name: p.Name, Slice: l.measure})
 	}
+	resume, err := b.pause()
+	defer func() { err = errors.Join(err, resume()) }()
+	if err != nil {
+		return err
+	}
 	return paired.Rounds(ctx, b.rounds(way), columns, func(c int, s paired.Sample) {
 		series := m.series(way, b.proxies[c].Name)
 		b.report.Add(series, s[figure])
@@ -175,6 +180,20 @@ func (b *bench) row(ctx context.Context, way path, m metric) (err error) {
 		}
 		b.report.Add(series, s[cpu])
 	})
+}
+
+// pause stops the programs of all proxies until resume is called: what they have
+// programmed forwards, and what else they do would be noise.
+func (b *bench) pause() (resume func() error, err error) {
+	for _, p := range b.proxies {
+		err = errors.Join(err, p.Pause())
+	}
+	return func() (err error) {
+		for _, p := range b.proxies {
+			err = errors.Join(err, p.Resume())
+		}
+		return err
+	}, err
 }
 
 // keepCurve keeps the distribution of the times of requests.
