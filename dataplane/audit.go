@@ -54,7 +54,7 @@ func (s *Syncer) lookDue() time.Time {
 
 // startAudit looks at the kernel, alongside Syncs if the Backend can.
 func (s *Syncer) startAudit(ctx context.Context) {
-	s.audit = audit{urgent: s.disturbed}
+	s.audit = audit{urgent: s.disturbed || s.audit.unsure}
 	s.disturbed = false
 	s.look(ctx)
 }
@@ -111,9 +111,9 @@ func (s *Syncer) looked(ctx context.Context, l look) {
 		}
 		last := s.lookOnce(ctx, s.inForce, s.hold(s.faults.families()), false)
 		a.cost += last.Took
-		l, a.differs = last, last.Differences
+		l, a.differs, between = last, last.Differences, false
 	}
-	a.unsure = len(l.Differences) > len(a.differs)
+	a.unsure = between || len(l.Differences) > len(a.differs)
 	l.Differences = a.differs
 	s.judge(l)
 }

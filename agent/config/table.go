@@ -43,7 +43,7 @@ func (c *Config) ownSettings(backends []string) []setting {
 				"default: auto for backend ebpf, off for the others"},
 		{flag: "min-sync-interval", path: "minSyncInterval", to: &s.MinSyncInterval.Duration, must: notNegative,
 			help: "least time between two Syncs of the kernel; what changes meanwhile is one Sync; " +
-				"0: four times what the last one took, at most 20ms"},
+				"0: four times what the last one took, at most 20ms; with iptables two to four times, at most 1s"},
 		{flag: "verify-interval", path: "verifyInterval", to: &s.VerifyInterval.Duration, unset: time.Minute, must: positive,
 			help: "how often the kernel is compared with what is wanted, and repaired where it differs"},
 		{flag: "apiserver", path: "apiServers", to: &s.APIServers, must: hostPort,

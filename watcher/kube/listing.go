@@ -20,8 +20,9 @@ type Listing struct {
 type listing struct {
 	ended atomic.Bool // so that reads of the watch that follows cost nothing
 
-	mu    sync.Mutex
-	first Listing
+	mu     sync.Mutex
+	first  Listing
+	failed time.Time // when the last request failed, after which client-go pauses
 }
 
 // listings measures those of several resources; a nil one is not measured.
@@ -47,6 +48,25 @@ func (l *listing) waited(since time.Time) {
 	}
 }
 
+// begin returns when the wait for an answer began: where the request before this
+// one failed, with that.
+func (l *listing) begin() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	failed := l.failed
+	l.failed = time.Time{}
+	if failed.IsZero() {
+		return time.Now()
+	}
+	return failed
+}
+
+func (l *listing) fail() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failed = time.Now()
+}
+
 // end notes that the list is complete.
 func (l *listing) end() {
 	if l == nil || l.ended.Swap(true) {
@@ -69,9 +89,12 @@ func (t *listingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if l == nil || l.ended.Load() {
 		return t.RoundTripper.RoundTrip(r)
 	}
-	begin := time.Now()
+	begin := l.begin()
 	resp, err := t.RoundTripper.RoundTrip(r)
 	l.waited(begin)
+	if err != nil || resp.StatusCode >= http.StatusBadRequest {
+		l.fail()
+	}
 	if err == nil {
 		resp.Body = &listingBody{resp.Body, l}
 	}
