@@ -175,7 +175,7 @@ func (r *run) close() (err error) {
 }
 
 func (r *run) traffic(ctx context.Context) error {
-	cfg := traffic.Config{Rounds: 800, Fewer: 150, Slice: 5 * time.Millisecond, Progress: r.Progress}
+	cfg := traffic.Config{Rounds: 800, Fewer: 100, Slice: 5 * time.Millisecond, Progress: r.Progress}
 	if r.Quick {
 		cfg.Rounds, cfg.Fewer = 80, 0
 	}
@@ -194,7 +194,7 @@ func (r *run) traffic(ctx context.Context) error {
 
 // first has sides with more and more Services, all up at a time.
 func (r *run) first(ctx context.Context) error {
-	c := scale.First{Rounds: 300, Slice: 5 * time.Millisecond, Within: netlab.Patient(100 * time.Second), Progress: r.Progress}
+	c := scale.First{Rounds: 300, Slice: 5 * time.Millisecond, Within: netlab.Patient(50 * time.Second), Progress: r.Progress}
 	sizes := []int{result.Few, 10_000, 30_000}
 	if r.Quick {
 		c.Rounds, sizes = 60, []int{result.Few, 1000}
@@ -217,7 +217,7 @@ func (r *run) first(ctx context.Context) error {
 // work has the proxies' own work done in turns.
 func (r *run) work(ctx context.Context) error {
 	w := scale.Work{
-		Rounds: 8, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: netlab.Patient(45 * time.Second), Budget: 5 * time.Second,
+		Rounds: 8, Sizes: []int{1000, 10_000, 50_000}, Main: 10_000, Within: netlab.Patient(90 * time.Second), Budget: 5 * time.Second,
 		Moves: 10, RowPause: result.RowPause, Pause: 1100 * time.Millisecond, Settle: time.Second, Churn: 15 * time.Second, Progress: r.Progress,
 	}
 	if r.Quick {

@@ -18,32 +18,33 @@ type operation func() (time.Duration, error)
 // session is a Job in progress.
 type session struct {
 	job       Job
-	fd        int // a socket that is held; -1: none
+	socket    func() (int, error) // makes the socket that is held; nil: none is
+	fd        int                 // it; -1: there is none
 	operation operation
 	times     *hdrhistogram.Histogram // of all operations of all slices
 	next      int                     // target
 }
 
-// openSession makes the sockets that a session holds.
+// openSession makes the socket that a session holds, if it holds one.
 func openSession(j Job) (*session, error) {
 	s := &session{job: j, fd: -1, times: NewHistogram()}
 	if len(j.Targets) == 0 {
 		return nil, fmt.Errorf("%s: no target", j.Kind)
 	}
-	hold := func(kind int) (int, error) { return connect(kind, j.Targets[0], netlab.Patient(patience)) }
-	kind := unix.SOCK_STREAM
-	var held func(buf []byte) error
+	connected := func(kind int) func() (int, error) {
+		return func() (int, error) { return connect(kind, j.Targets[0], netlab.Patient(patience)) }
+	}
+	family, to := sockaddr(j.Targets[0])
 	switch j.Kind {
 	case Requests:
-		held = s.ask
-	case Throughput:
-		held = s.bulk
+		s.socket, s.operation = connected(unix.SOCK_STREAM), timed(messageSize, s.ask)
 	case UDPRequests:
-		kind, held = unix.SOCK_DGRAM, s.ask
+		s.socket, s.operation = connected(unix.SOCK_DGRAM), timed(messageSize, s.ask)
+	case Throughput:
+		s.socket, s.operation = connected(unix.SOCK_STREAM), timed(bulkHeader+bulkSize, s.bulk)
 	case UDPBatches:
-		family, to := sockaddr(j.Targets[0])
-		hold = func(kind int) (int, error) { return open(family, kind, netlab.Patient(patience)) }
-		kind, held = unix.SOCK_DGRAM, func(buf []byte) error { return s.batch(to, buf) }
+		s.socket = func() (int, error) { return open(family, unix.SOCK_DGRAM, netlab.Patient(patience)) }
+		s.operation = timed(messageSize, func(buf []byte) error { return s.batch(to, buf) })
 	case Connections:
 		s.operation = s.fresh(unix.SOCK_STREAM)
 	case UDPFlows:
@@ -53,35 +54,55 @@ func openSession(j Job) (*session, error) {
 	default:
 		return nil, fmt.Errorf("there are no sessions %q", j.Kind)
 	}
-	if held == nil {
-		return s, nil
-	}
-	var err error
-	if s.fd, err = hold(kind); err != nil {
-		return nil, fmt.Errorf("%s: %w", j.Kind, err)
-	}
-	if err := fixBuffers(s.fd); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", j.Kind, err), unix.Close(s.fd))
-	}
-	buf := make([]byte, max(messageSize, int(j.Kind.Operations())+bulkHeader))
-	s.operation = func() (time.Duration, error) {
+	return s, s.hold()
+}
+
+// timed is an operation with a buffer.
+func timed(size int, do func(buf []byte) error) operation {
+	buf := make([]byte, size)
+	return func() (time.Duration, error) {
 		begin := time.Now()
-		err := held(buf)
+		err := do(buf)
 		return time.Since(begin), err
 	}
-	return s, nil
+}
+
+// hold makes the socket that is held, in place of the one before.
+func (s *session) hold() error {
+	if s.socket == nil {
+		return nil
+	}
+	if err := s.close(); err != nil {
+		return fmt.Errorf("%s: %w", s.job.Kind, err)
+	}
+	fd, err := s.socket()
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.job.Kind, err)
+	}
+	s.fd = fd
+	if err := fixBuffers(s.fd); err != nil {
+		return fmt.Errorf("%s: %w", s.job.Kind, err)
+	}
+	return nil
 }
 
 func (s *session) close() error {
 	if s.fd < 0 {
 		return nil
 	}
-	return reset(s.fd)
+	fd := s.fd
+	s.fd = -1
+	return reset(fd)
 }
 
 // slice works for a while.
 func (s *session) slice(d time.Duration) (Slice, error) {
 	var sum Slice
+	if s.job.Kind == Throughput {
+		if err := s.renew(); err != nil {
+			return sum, err
+		}
+	}
 	for end := time.Now().Add(d); time.Now().Before(end); sum.Done++ {
 		took, err := s.operation()
 		if err != nil {
@@ -91,6 +112,21 @@ func (s *session) slice(d time.Duration) (Slice, error) {
 		_ = s.times.RecordValue(min(int64(took), int64(time.Minute))) // within its bounds
 	}
 	return sum, nil
+}
+
+// renew gives a slice a stream of its own, past its slow start. How fast a stream is
+// depends on how it began: two that lasted differed by 16 % for as long as they did.
+func (s *session) renew() error {
+	const slowStart = 2
+	if err := s.hold(); err != nil {
+		return err
+	}
+	for range slowStart {
+		if _, err := s.operation(); err != nil {
+			return fmt.Errorf("%s, to %s: %w", s.job.Kind, s.job.Targets[0], err)
+		}
+	}
+	return nil
 }
 
 // ask sends one message over the held socket and reads its answer.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -125,9 +126,29 @@ func quantile(samples []float64, q float64) float64 {
 	return s[low] + (s[high]-s[low])*(at-float64(low))
 }
 
+// figures of a sample that are worth keeping: more would be noise, and twice the file.
+const figures = 4
+
+// MarshalJSON implements json.Marshaler. It rounds samples.
+func (s *Series) MarshalJSON() ([]byte, error) {
+	type plain Series
+	rounded := plain(*s)
+	rounded.Samples = make([]float64, len(s.Samples))
+	for i, v := range s.Samples {
+		var err error
+		if rounded.Samples[i], err = strconv.ParseFloat(strconv.FormatFloat(v, 'g', figures, bitSize), bitSize); err != nil {
+			return nil, fmt.Errorf("rounding %v: %w", v, err)
+		}
+	}
+	return json.Marshal(rounded)
+}
+
+// bitSize of a float64.
+const bitSize = 64
+
 // Write writes the report as JSON.
 func (r *Report) Write(file string) error {
-	b, err := json.MarshalIndent(r, "", " ")
+	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", file, err)
 	}

@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
+	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/switchyard-io/switchyard/dataplane"
@@ -164,20 +168,50 @@ func (p *Programs) spec() (*ebpf.CollectionSpec, error) {
 	return s, nil
 }
 
-// load makes the programs of a specification, on the maps of p.
+// load makes the programs of a specification, on the maps of p. IPv6 is loaded beside
+// the rest: the kernel takes a fifth of a second to verify the hooks of a family.
 func (p *Programs) load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	replace := map[string]*ebpf.Map{}
-	for name := range spec.Maps {
-		if m := p.Maps[name]; m != nil {
-			replace[name] = m
-		}
+	all := &ebpf.Collection{Programs: map[string]*ebpf.Program{}}
+	var mu sync.Mutex
+	var halves errgroup.Group
+	for _, ipv6 := range []bool{false, true} {
+		half := spec.Copy()
+		maps.DeleteFunc(half.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return strings.HasSuffix(name, "6") != ipv6 })
+		halves.Go(func() error {
+			c, err := ebpf.NewCollectionWithOptions(half, ebpf.CollectionOptions{MapReplacements: p.replacements(half)})
+			if err != nil {
+				return err
+			}
+			defer c.Close() // what programs hold lives on
+			mu.Lock()
+			defer mu.Unlock()
+			for name := range half.Programs {
+				all.Programs[name] = c.DetachProgram(name)
+			}
+			return nil
+		})
 	}
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	err := halves.Wait()
+	if err == nil {
+		return all, nil
+	}
+	all.Close()
 	var refused *ebpf.VerifierError
 	if errors.As(err, &refused) {
 		return nil, fmt.Errorf("this kernel's verifier refuses a program: %w: %w", err, dataplane.ErrUnsupported)
 	}
-	return c, err
+	return nil, err
+}
+
+// replacements returns the maps of a specification that are made already.
+func (p *Programs) replacements(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	there := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := p.Maps[name]; m != nil {
+			there[name] = m
+		}
+	}
+	return there
 }
 
 // Attach makes the kernel run the programs, once the maps are filled. check makes it
