@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -20,7 +21,7 @@ const (
 	same state = iota // within what is tolerated
 	worse
 	fresh // the baseline does not have it
-	free  // ungated, and in no baseline
+	free  // ungated, or of another kernel than the baseline's
 	gone  // this run does not have it
 )
 
@@ -44,7 +45,7 @@ func compare(baseline, now *Set) []row {
 		delete(old, c.name())
 		r := row{Cost: c, Old: was.Value}
 		switch {
-		case c.Ungated:
+		case c.Ungated, c.ofKernel() && release(baseline.Linux) != release(now.Linux):
 			r.State = free
 		case !known || was.Unit != c.Unit:
 			r.State = fresh
@@ -59,6 +60,19 @@ func compare(baseline, now *Set) []row {
 		}
 	}
 	return rows
+}
+
+// bpfProgram begins the Of of a BPF program's costs.
+const bpfProgram = "bpf "
+
+// ofKernel tells whether a Cost is what a kernel makes of a BPF program: another one
+// verifies and compiles it in another way.
+func (c Cost) ofKernel() bool { return strings.HasPrefix(c.Of, bpfProgram) }
+
+// release returns a kernel's version without what mends it: 6.12 of 6.12.57.
+func release(version string) string {
+	numbers := strings.Split(version, ".")
+	return strings.Join(numbers[:min(2, len(numbers))], ".")
 }
 
 // Report prints the costs beside their baseline. It returns an error with one

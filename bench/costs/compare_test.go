@@ -2,6 +2,7 @@ package costs
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -60,6 +61,27 @@ func TestReport(t *testing.T) {
 				t.Errorf("the error is %v, want %q", err, tc.fails)
 			}
 		})
+	}
+}
+
+// TestOtherKernel: what a kernel makes of a program is compared with the same kernel's.
+func TestOtherKernel(t *testing.T) {
+	set := func(linux, of string, value float64) *Set {
+		return &Set{Linux: linux, Costs: []Cost{{Of: of, What: "x", Unit: "bytes", Value: value}}}
+	}
+	for _, tc := range []struct {
+		linux, of string
+		fails     bool
+	}{
+		{"6.18.44", "bpf sock_connect4", true},
+		{"6.18.50", "bpf sock_connect4", true},
+		{"7.1.3", "bpf sock_connect4", false},
+		{"7.1.3", "nftables", true},
+	} {
+		err := Report(io.Discard, set("6.18.44", tc.of, 10), set(tc.linux, tc.of, 20), "base.json")
+		if (err != nil) != tc.fails {
+			t.Errorf("%s on Linux %s: %v", tc.of, tc.linux, err)
+		}
 	}
 }
 

@@ -106,7 +106,7 @@ func (c *counted) programs() error {
 		return err
 	}
 	for _, p := range all {
-		c.bench.add("bpf "+p.Name, 0,
+		c.bench.add(bpfProgram+p.Name, 0,
 			Cost{What: "instructions that the verifier walks", Unit: "instructions", Value: float64(p.Verified)},
 			Cost{What: "instructions", Unit: "bytes", Value: float64(p.Translated)},
 			Cost{What: "machine code", Unit: "bytes", Value: float64(p.Jited)})
