@@ -103,7 +103,7 @@ demo-vm: build ## the demo with IPVS, in a virtual machine (KERNEL=5.10|6.1|6.12
 	@bin/vm -kernel=$(KERNEL) -with bin/switchyard -with bin/demo -exec 'demo --agent /usr/bin/switchyard --backend ipvs'
 
 .PHONY: bench
-bench: build ## measure the backends beside kube-proxy: 22 minutes, or 3 with QUICK=1 (OUT=bench-results); the first run builds kube-proxy
+bench: build ## measure the backends beside kube-proxy: 30 minutes, or 4 with QUICK=1 (OUT=bench-results); the first run builds kube-proxy
 	@deploy/packages $(PACKAGES_BENCH)
 	@bench/kubernetes .cache/e2e/bin
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/switchyard-bench ./cmd/switchyard-bench

@@ -51,7 +51,7 @@ func command() *cobra.Command {
 	self, _ := os.Executable() // "": the flag's default is of no use then
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.BoolVar(&o.Quick, "quick", false, "the most telling part, in 3 minutes")
+	flags.BoolVar(&o.Quick, "quick", false, "the most telling part, in 4 minutes")
 	flags.StringVar(&out, "out", "bench-results", "directory for the results")
 	flags.StringSliceVar(&o.Proxies, "proxies", nil, "what to compare, with flags of its own if they follow after a \"+\": "+
 		"switchyard-ebpf+socket-lb=off; default: all that works on this machine")
