@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -111,7 +112,7 @@ func (l lister) protobuf(in *bufio.Reader) (runtime.Object, error) {
 		return nil, fmt.Errorf("reading a list: %w", err)
 	}
 	out, kind, whole := &list{}, runtime.TypeMeta{}, false
-	err := m.each(unbounded, func(number uint64, size int64) error {
+	err := m.each(unbounded, func(number protowire.Number, size int64) error {
 		switch number {
 		case unknownType:
 			return m.into(&kind, size)
@@ -135,7 +136,7 @@ func (l lister) protobuf(in *bufio.Reader) (runtime.Object, error) {
 
 // items reads the list itself.
 func (l lister) items(m *messages, size int64, out *list) error {
-	return m.each(size, func(number uint64, size int64) error {
+	return m.each(size, func(number protowire.Number, size int64) error {
 		switch number {
 		case listMeta:
 			return m.into(&out.ListMeta, size)
@@ -169,14 +170,9 @@ const (
 	mostOfField = 64 << 20
 )
 
-// The wire types of protobuf that are in use.
-const (
-	wireVarint, wire64, wireBytes, wire32 = 0, 1, 2, 5
-)
-
 // each reads a message of so many bytes and tells field of each field that has
 // bytes. field reads all of those.
-func (m *messages) each(size int64, field func(number uint64, size int64) error) error {
+func (m *messages) each(size int64, field func(number protowire.Number, size int64) error) error {
 	end := int64(unbounded)
 	if size != unbounded {
 		end = m.read + size
@@ -189,14 +185,15 @@ func (m *messages) each(size int64, field func(number uint64, size int64) error)
 		if err != nil {
 			return unexpected(err)
 		}
-		n, hasBytes, err := m.sizeOf(tag & 7)
+		number, wire := protowire.DecodeTag(tag)
+		n, hasBytes, err := m.sizeOf(wire)
 		switch {
 		case err != nil:
 			return unexpected(err)
 		case n < 0 || n > end-m.read:
-			return fmt.Errorf("field %d is longer than what it is in", tag>>3)
+			return fmt.Errorf("field %d is longer than what it is in", number)
 		case hasBytes:
-			err = field(tag>>3, n)
+			err = field(number, n)
 		default:
 			err = m.skip(n)
 		}
@@ -207,18 +204,18 @@ func (m *messages) each(size int64, field func(number uint64, size int64) error)
 	return nil
 }
 
-// sizeOf returns how many bytes of a field follow, by its wire type, and whether it is a field that
-// has bytes.
-func (m *messages) sizeOf(wire uint64) (n int64, hasBytes bool, err error) {
+// sizeOf returns how many bytes of a field follow, by its wire type, and whether the
+// field is made of bytes.
+func (m *messages) sizeOf(wire protowire.Type) (n int64, hasBytes bool, err error) {
 	switch wire {
-	case wireVarint:
+	case protowire.VarintType:
 		_, err = m.varint()
 		return 0, false, err
-	case wire64:
+	case protowire.Fixed64Type:
 		return 8, false, nil
-	case wire32:
+	case protowire.Fixed32Type:
 		return 4, false, nil
-	case wireBytes:
+	case protowire.BytesType:
 		size, err := m.varint()
 		return int64(size), true, err
 	}

@@ -12,7 +12,6 @@ import (
 // Listing says how the first list of a resource went.
 type Listing struct {
 	Ended  time.Time     // when all objects were facts; zero: not yet
-	Took   time.Duration // from the first request
 	Waited time.Duration // how long nothing came from the API server until then
 }
 
