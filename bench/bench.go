@@ -33,9 +33,6 @@ type Options struct {
 	Progress   func(format string, args ...any)
 }
 
-// rounds of any run: fewer tell nothing of the spread.
-const rounds = 5
-
 // run is one in progress.
 type run struct {
 	Options
@@ -55,7 +52,7 @@ func Run(ctx context.Context, o Options) (report *result.Report, err error) {
 		return nil, fmt.Errorf("making a directory for logs: %w", err)
 	}
 	r.report = &result.Report{
-		Version: o.Version, Started: time.Now(), Quick: o.Quick, Rounds: rounds, Without: r.report.Without,
+		Version: o.Version, Started: time.Now(), Quick: o.Quick, Without: r.report.Without,
 		Machine: result.ThisMachine(map[string][]string{
 			"switchyard": {o.Agent, "version"}, "kube-proxy": {filepath.Join(o.Kubernetes, proxy.KubeProxy), "--version"},
 			"kube-apiserver": {filepath.Join(o.Kubernetes, "kube-apiserver"), "--version"}, "etcd": {"etcd", "--version"},

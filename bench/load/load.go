@@ -67,6 +67,9 @@ type Slice struct {
 	Took time.Duration // their times, added up
 }
 
+// Each is how long one operation took, in microseconds.
+func (s Slice) Each() float64 { return s.Took.Seconds() * 1e6 / float64(s.Done) }
+
 // NewHistogram holds nanoseconds up to a minute, to three digits.
 func NewHistogram() *hdrhistogram.Histogram {
 	const digits = 3

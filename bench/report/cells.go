@@ -11,9 +11,6 @@ import (
 // percent makes a share readable.
 const percent = 100
 
-// few samples do not show a difference.
-const few = 6
-
 // noDifference is printed for what may be noise.
 const noDifference = "no difference seen"
 
@@ -66,7 +63,7 @@ func unfinished(s *result.Series) string {
 // compared writes how a series differs from its reference in the same rounds;
 // "" if too few rounds have both.
 func compared(r *result.Report, row result.Key, s, reference *result.Series) string {
-	if s == nil || reference == nil || s.Over || reference.Over || min(len(s.Samples), len(reference.Samples)) < few {
+	if s == nil || reference == nil || s.Over || reference.Over || min(len(s.Samples), len(reference.Samples)) < result.Fewest {
 		return ""
 	}
 	i := s.Against(reference)

@@ -145,7 +145,7 @@ func where(what string) string {
 // more is worse.
 func against(r *result.Report, row result.Key, p, other string) (result.Interval, bool) {
 	a, b := r.Of(row, p), r.Of(row, other)
-	if a == nil || b == nil || a.Over || b.Over || min(len(a.Samples), len(b.Samples)) < few {
+	if a == nil || b == nil || a.Over || b.Over || min(len(a.Samples), len(b.Samples)) < result.Fewest {
 		return result.Interval{}, false
 	}
 	i := a.Against(b)

@@ -117,7 +117,7 @@ func beside(r *result.Report, file, title string, m load.Kind) (*picture, error)
 	for _, what := range []string{result.PodToClusterIP, result.OutsideToNodePort} {
 		row := result.Key{Part: result.Traffic, Case: what, Metric: string(m)}
 		straight := r.Of(row, proxy.Straight)
-		if straight == nil || len(straight.Samples) < few {
+		if straight == nil || len(straight.Samples) < result.Fewest {
 			continue
 		}
 		d.add(r, what, row, func(s *result.Series) result.Interval { return s.Against(straight).Scale(percent) })

@@ -39,7 +39,7 @@ func Compare(older, newer *Report) []Change {
 // besideReference compares how the series differ from what was measured in the same
 // rounds, the first proxy of both reports.
 func (c *Change) besideReference(older, newer *Report, a, b *Series) bool {
-	if len(older.Proxies) == 0 || len(newer.Proxies) == 0 || older.Proxies[0] != newer.Proxies[0] || a.Part == ControlPlane || c.Rounds < fewest {
+	if len(older.Proxies) == 0 || len(newer.Proxies) == 0 || older.Proxies[0] != newer.Proxies[0] || a.Part == ControlPlane || c.Rounds < Fewest {
 		return false
 	}
 	row := c.Key

@@ -20,14 +20,14 @@ func interval(samples []float64) Interval {
 	}
 	s := benchmath.AssumeNothing.Summary(benchmath.NewSample(append([]float64(nil), samples...), &benchmath.DefaultThresholds), confidence)
 	i := Interval{s.Center, s.Lo, s.Hi}
-	if len(samples) < fewest {
+	if len(samples) < Fewest {
 		i.Low, i.High = minMax(samples)
 	}
 	return i
 }
 
-// fewest samples of which order statistics give a bound of 95 %.
-const fewest = 6
+// Fewest samples of which order statistics give a bound of 95 %.
+const Fewest = 6
 
 func minMax(samples []float64) (low, high float64) {
 	low, high = samples[0], samples[0]
@@ -82,7 +82,7 @@ const Again = " again"
 func (r *Report) Floor(row Key) (floor Interval, ok bool) {
 	for _, p := range r.Proxies {
 		twin, found := r.Of(row, p+Again), r.Of(row, p)
-		if twin != nil && found != nil && len(found.Samples) >= fewest {
+		if twin != nil && found != nil && len(found.Samples) >= Fewest {
 			return twin.Against(found), true
 		}
 	}

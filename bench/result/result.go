@@ -18,7 +18,6 @@ type Report struct {
 	Started time.Time
 	Took    time.Duration
 	Quick   bool
-	Rounds  int
 	Machine Machine
 	Proxies []string // in the order of the tables
 	Without []string // what is not in it, and why

@@ -141,7 +141,7 @@ func (l *lane) measure(d time.Duration) (paired.Sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	return paired.Sample{result.Mean: float64(s.Took.Nanoseconds()) / float64(s.Done) / 1e3}, nil
+	return paired.Sample{result.Mean: s.Each()}, nil
 }
 
 // Growing are the kinds that are worth measuring with many Services: what the

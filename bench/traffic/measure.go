@@ -47,12 +47,11 @@ func (m metric) series(way path, p string) result.Series {
 
 // figure is what a slice says.
 func (m metric) figure(s load.Slice) float64 {
-	done := float64(s.Done) * m.Operations()
 	if m.Kind == load.Throughput {
-		const bits = 8
-		return done * bits / float64(s.Took.Nanoseconds())
+		const bits, kilo = 8, 1e3 // a bit for each nanosecond is a Gbit/s
+		return m.Operations() * bits / (s.Each() * kilo)
 	}
-	return float64(s.Took.Nanoseconds()) / done / float64(time.Microsecond)
+	return s.Each() / m.Operations()
 }
 
 // lane is a session through one proxy.
