@@ -24,15 +24,13 @@ import (
 // follower hands one kind of objects on as facts, F of each O. It is the store
 // of a reflector and stores nothing: what the reflector tells is applied.
 type follower[O, F any] struct {
-	luck     *luck
-	listing  *listing // nil: it is not measured
-	log      *slog.Logger
-	compress bool            // let watches be compressed
-	decoder  runtime.Decoder // of the API's types
-	convert  func(*O) (*F, []error)
-	apply    func(facts.Delta[F])
-	problem  func(*O, error) // nil: nobody is told of what makes no sense, beside the log
-	lines    loglimit.Limit
+	source  *Source
+	luck    *luck
+	listing *listing // nil: it is not measured
+	convert func(*O) (*F, []error)
+	apply   func(facts.Delta[F])
+	problem func(*O, error) // nil: nobody is told of what makes no sense, beside the log
+	lines   loglimit.Limit
 }
 
 // converted is what becomes of an object before all of a list is together, so
@@ -64,14 +62,14 @@ func (f *follower[O, F]) listWatch(client rest.Interface, resource string, sel s
 	}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			objects, err := lister{f.decoder, f.item()}.list(ctx, request(o))
+			objects, err := lister{f.source.decoder, f.item()}.list(ctx, request(o))
 			f.luck.note(ctx, err)
 			return objects, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			r := request(o)
-			if !f.compress {
+			if !f.source.compress {
 				r.SetHeader("Accept-Encoding", "identity")
 			}
 			w, err := r.Watch(ctx)
@@ -191,7 +189,7 @@ func (f *follower[O, F]) warn(object string, problem error) {
 	if others > 0 {
 		args = append(args, "others", others)
 	}
-	f.log.Warn("a part of an object makes no sense and is left out", args...)
+	f.source.log.Warn("a part of an object makes no sense and is left out", args...)
 }
 
 func nameOf(obj any) string {

@@ -211,7 +211,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 	follow := func(r *cache.Reflector) { all.Go(func() { r.RunWithContext(ctx) }) }
 
 	services := follower[corev1.Service, facts.Service]{
-		luck: s.contacts["services"], listing: s.listings["services"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromService,
+		luck: s.contacts["services"], listing: s.listings["services"], source: s, convert: facts.FromService,
 		apply: func(d facts.Delta[facts.Service]) { apply(facts.Change{Services: d}) },
 	}
 	if s.malformed != nil {
@@ -224,7 +224,7 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		fields: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String(),
 	}))
 	endpointSlices := follower[discoveryv1.EndpointSlice, facts.Slice]{
-		luck: s.contacts["endpointslices"], listing: s.listings["endpointslices"], log: s.log, decoder: s.decoder, compress: s.compress,
+		luck: s.contacts["endpointslices"], listing: s.listings["endpointslices"], source: s,
 		convert: func(e *discoveryv1.EndpointSlice) (*facts.Slice, []error) { return facts.FromSlice(e, s.node) },
 		apply:   func(d facts.Delta[facts.Slice]) { apply(facts.Change{Slices: d}) },
 	}
@@ -232,14 +232,14 @@ func (s *Source) Run(ctx context.Context, apply func(facts.Change)) error {
 		labels: "!" + facts.HeadlessLabel,
 	}))
 	node := follower[corev1.Node, facts.Node]{
-		luck: s.contacts["nodes"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromNode,
+		luck: s.contacts["nodes"], source: s, convert: facts.FromNode,
 		apply: func(d facts.Delta[facts.Node]) { apply(facts.Change{Nodes: d}) },
 	}
 	follow(node.reflector(s.core, "nodes", &corev1.Node{}, selection{
 		fields: fields.OneTermEqualSelector(metav1.ObjectNameField, s.node).String(),
 	}))
 	cidrs := follower[networkingv1.ServiceCIDR, facts.ServiceCIDR]{
-		luck: s.contacts["servicecidrs"], log: s.log, decoder: s.decoder, compress: s.compress, convert: facts.FromServiceCIDR,
+		luck: s.contacts["servicecidrs"], source: s, convert: facts.FromServiceCIDR,
 		apply: func(d facts.Delta[facts.ServiceCIDR]) { apply(facts.Change{ServiceCIDRs: d}) },
 	}
 	follow(cidrs.reflector(s.networking, "servicecidrs", &networkingv1.ServiceCIDR{}, selection{}))
