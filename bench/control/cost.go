@@ -44,12 +44,21 @@ func (p *Plane) Cost() (Cost, error) {
 // Process is what a process has taken so far.
 type Process struct {
 	CPU            time.Duration
-	Resident, Peak float64 // bytes of memory
+	Children       time.Duration // CPU of those that it started and that have ended
+	Resident, Peak float64       // bytes of memory
 }
 
 // Used reads what a process has taken.
 func Used(pid int) (Process, error) {
-	proc, err := procfs.NewProc(pid)
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return Process{}, fmt.Errorf("reading what process %d takes: %w", pid, err)
+	}
+	return used(fs, pid)
+}
+
+func used(fs procfs.FS, pid int) (Process, error) {
+	proc, err := fs.Proc(pid)
 	if err != nil {
 		return Process{}, fmt.Errorf("reading what process %d takes: %w", pid, err)
 	}
@@ -58,8 +67,9 @@ func Used(pid int) (Process, error) {
 	if err := errors.Join(statErr, statusErr); err != nil {
 		return Process{}, fmt.Errorf("reading what process %d takes: %w", pid, err)
 	}
+	const tick = 10 * time.Millisecond
 	return Process{
-		CPU:      time.Duration(stat.CPUTime() * float64(time.Second)),
+		CPU: time.Duration(stat.UTime+stat.STime) * tick, Children: time.Duration(stat.CUTime+stat.CSTime) * tick,
 		Resident: float64(status.VmRSS), Peak: float64(status.VmHWM),
 	}, nil
 }

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestMetrics(t *testing.T) {
@@ -26,14 +25,6 @@ kubeproxy_y 2.5
 		if got := m.Sum(c.name, c.label); got != c.want {
 			t.Errorf("%s{%s}: %v; want %v", c.name, c.label, got, c.want)
 		}
-	}
-}
-
-func TestCPUTime(t *testing.T) {
-	// user, system, and both of children that have ended: fields 14 to 17
-	stat := "42 (a name) of its own) S 1 1 1 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 99"
-	if got := cpuTime(stat); got != time.Second {
-		t.Errorf("%s; want 1s", got)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/switchyard-io/switchyard/bench/control"
 )
 
 // Usage is what a proxy's process takes of the machine.
@@ -23,20 +25,12 @@ func (p *Proxy) Usage() (Usage, error) {
 	if p.process == nil {
 		return Usage{}, errors.New(p.Name + " does not run")
 	}
-	dir := fmt.Sprintf("/proc/%d", p.process.Cmd.Process.Pid)
-	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	pid := p.process.Cmd.Process.Pid
+	used, err := control.Used(pid)
 	if err != nil {
 		return Usage{}, fmt.Errorf("reading what %s takes: %w", p.Name, err)
 	}
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return Usage{}, fmt.Errorf("reading what %s takes: %w", p.Name, err)
-	}
-	const kib = 1024
-	return Usage{
-		RSS: kib * field(string(status), "VmRSS:"), Peak: kib * field(string(status), "VmHWM:"),
-		Maps: mapBytes(dir), CPU: cpuTime(string(stat)),
-	}, nil
+	return Usage{RSS: used.Resident, Peak: used.Peak, CPU: used.CPU + used.Children, Maps: mapBytes(fmt.Sprintf("/proc/%d", pid))}, nil
 }
 
 // field is the number in the line of a file of /proc that starts so.
@@ -50,22 +44,6 @@ func field(text, name string) float64 {
 		}
 	}
 	return 0
-}
-
-// cpuTime adds up fields 14 to 17 of /proc/PID/stat; the second one is in
-// brackets and may hold spaces.
-func cpuTime(stat string) time.Duration {
-	const (
-		first = 14 - 3
-		tick  = 10 * time.Millisecond
-	)
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	var sum time.Duration
-	for i := first; i < first+4 && i < len(fields); i++ {
-		n, _ := strconv.ParseInt(fields[i], 10, 64)
-		sum += time.Duration(n) * tick
-	}
-	return sum
 }
 
 // mapBytes adds up the memory of the BPF maps that a process holds.
